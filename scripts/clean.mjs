@@ -1,0 +1,4 @@
+// Removes folders that builds make: `node scripts/clean.mjs FOLDER...`.
+import { rmSync } from 'node:fs';
+
+for (const folder of process.argv.slice(2)) rmSync(folder, { recursive: true, force: true });
