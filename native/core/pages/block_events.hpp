@@ -1,15 +1,16 @@
-// BlockEventLog: what became findable by its hash and what ceased to be, in order, so that a prefix index outside can be kept
-// in step without looking at the pool.
+// BlockEventLog: what became findable by its hash and what ceased to be, in order, so that a prefix index
+// outside can be kept in step without looking at the pool.
 //
-// A bounded ring: the pools of a PageTable write, the owner drains between steps. Adding is a few stores; nothing allocates
-// after construction; 24 bytes an event.
+// A bounded ring: the pools of a PageTable write, the owner drains between steps. Adding is a few stores;
+// nothing allocates after construction; 24 bytes an event.
 //
-// Events are counted per physical copy, as vLLM's are: two blocks that hold the same hash give two kStored and, one by one,
-// two kRemoved. A reader that asks "is this hash here" counts them.
+// Events are counted per physical copy, as vLLM's are: two blocks that hold the same hash give two kStored
+// and, one by one, two kRemoved. A reader that asks "is this hash here" counts them.
 //
-// When the ring is full, new events are dropped and counted in lost(). A reader that finds lost() grown has missed changes: it
-// drains what is there, forgets what it knew and rebuilds from BlockPool::is_cached() and hash() of every block, which costs
-// one pass over the pool. A ring of as many events as there are blocks in all tiers, drained every step, rarely gets there.
+// When the ring is full, new events are dropped and counted in lost(). A reader that finds lost() grown has
+// missed changes: it drains what is there, forgets what it knew and rebuilds from BlockPool::is_cached() and
+// hash() of every block, which costs one pass over the pool. A ring of as many events as there are blocks in
+// all tiers, drained every step, rarely gets there.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,8 @@ namespace saga {
 
 using BlockId = std::uint32_t;  // index of a physical block in its tier's pool
 
-// kStored: the block now answers to the hash. kRemoved: it no longer does. kCleared: nothing in this tier is cached any more
-// (hash and block say nothing).
+// kStored: the block now answers to the hash. kRemoved: it no longer does. kCleared: nothing in this tier is
+// cached any more (hash and block say nothing).
 enum class BlockEventKind : std::uint8_t { kStored = 0, kRemoved = 1, kCleared = 2 };
 
 struct BlockEvent {

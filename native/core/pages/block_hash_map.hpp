@@ -1,10 +1,11 @@
-// BlockHashMap: block hash -> block id, at most one entry a hash, for a number of entries fixed at construction.
+// BlockHashMap: block hash -> block id, at most one entry a hash, for a number of entries fixed at
+// construction.
 //
-// Open addressing with linear probing; at least twice as many slots as entries (a power of two), so a lookup reads 1.5 slots on
-// average when it hits and 2.5 when it misses at the highest load of one half, usually in one cache line (16 bytes a slot).
-// Erasing shifts the entries behind the hole back, so there are no tombstones and no rebuild: cost does not drift with age.
-// Memory: 32 to 64 bytes an entry, allocated once. The place of an entry depends on history; nothing may be decided by it, so
-// there is no iteration.
+// Open addressing with linear probing; at least twice as many slots as entries (a power of two), so a lookup
+// reads 1.5 slots on average when it hits and 2.5 when it misses at the highest load of one half, usually in
+// one cache line (16 bytes a slot). Erasing shifts the entries behind the hole back, so there are no
+// tombstones and no rebuild: cost does not drift with age. Memory: 32 to 64 bytes an entry, allocated once.
+// The place of an entry depends on history; nothing may be decided by it, so there is no iteration.
 #pragma once
 
 #include <bit>
@@ -48,7 +49,8 @@ class BlockHashMap {
     std::size_t hole = probe(hash);
     SAGA_ASSERT(slots_[hole].block != kNone);
     for (std::size_t i = next(hole); slots_[i].block != kNone; i = next(i)) {
-      // An entry may move back to the hole unless its home lies behind the hole: then a lookup would start past it.
+      // An entry may move back to the hole unless its home lies behind the hole: then a lookup would start
+      // past it.
       const std::size_t from_home = (i - home(slots_[i].hash)) & mask_;
       const std::size_t from_hole = (i - hole) & mask_;
       if (from_home >= from_hole) {
@@ -68,7 +70,8 @@ class BlockHashMap {
   std::uint32_t size() const { return size_; }
   std::uint64_t memory_bytes() const { return slots_.size() * sizeof(Slot); }
 
-  // Every entry is reached from its home without crossing an empty slot (hence found), and the count is right.
+  // Every entry is reached from its home without crossing an empty slot (hence found), and the count is
+  // right.
   bool verify() const {
     std::uint32_t entries = 0;
     for (std::size_t i = 0; i < slots_.size(); ++i) {
@@ -88,7 +91,8 @@ class BlockHashMap {
   std::size_t home(BlockHash hash) const { return mix64(hash) & mask_; }
   std::size_t next(std::size_t slot) const { return (slot + 1) & mask_; }
 
-  // The slot that holds `hash`, or the empty one where it would go. Ends: at least half of the slots are empty.
+  // The slot that holds `hash`, or the empty one where it would go. Ends: at least half of the slots are
+  // empty.
   std::size_t probe(BlockHash hash) const {
     std::size_t slot = home(hash);
     while (slots_[slot].block != kNone && slots_[slot].hash != hash) slot = next(slot);

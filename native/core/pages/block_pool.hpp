@@ -1,14 +1,16 @@
-// BlockPool: the physical KV blocks of one worker in one tier. Which are free, who is taken next, which hash finds which block.
+// BlockPool: the physical KV blocks of one worker in one tier. Which are free, who is taken next, which hash
+// finds which block.
 //
 // Words and order are those of vLLM's block pool, so that predictions made from one hold for the other.
 //
 // States of a block
 //
 //                  not cached                    cached (answers to a hash)
-//   free           holds nothing of use          holds a prefix nobody uses; the next of its kind to be taken loses it
-//   in use         being filled                  full, shared by hash
+//   free           holds nothing of use          holds a prefix nobody uses; the next of its kind to be taken
+//   loses it in use         being filled                  full, shared by hash
 //
-//   free -> in use     allocate (from the head; a hash it had is evicted first: caching costs no room), touch (a prefix hit:
+//   free -> in use     allocate (from the head; a hash it had is evicted first: caching costs no room), touch
+//   (a prefix hit:
 //                      from anywhere in the list)
 //   in use -> free     free_blocks, when the last reference goes
 //   -> cached          cache_full_blocks: the block is in use and full
@@ -19,28 +21,33 @@
 //   - at first: 0, 1, 2, ... in order of id;
 //   - allocate pops from the head, one by one: the first id written is the old head;
 //   - touch unlinks from wherever the block is; the others keep their order;
-//   - free_blocks appends the blocks that lose their last reference to the tail, in the order given. A caller gives the blocks
-//     of a sequence last block first, so that of one sequence the end is evicted before the beginning: a prefix without its end
-//     is still a hit, an end without its prefix is not. The list is thus least recently used first, and among blocks freed
-//     together deepest first;
-//   - with uncached_first, a block freed without a hash goes to the head instead (several in one call: in the order given), for
-//     it holds nothing that a later request could hit (vLLM does this since mid-2026 and appended all blocks before);
-//   - evict_first moves free blocks to the head, in the order given: how a policy other than LRU names its victims;
+//   - free_blocks appends the blocks that lose their last reference to the tail, in the order given. A caller
+//   gives the blocks
+//     of a sequence last block first, so that of one sequence the end is evicted before the beginning: a
+//     prefix without its end is still a hit, an end without its prefix is not. The list is thus least
+//     recently used first, and among blocks freed together deepest first;
+//   - with uncached_first, a block freed without a hash goes to the head instead (several in one call: in the
+//   order given), for
+//     it holds nothing that a later request could hit (vLLM does this since mid-2026 and appended all blocks
+//     before);
+//   - evict_first moves free blocks to the head, in the order given: how a policy other than LRU names its
+//   victims;
 //   - evict, cache_full_blocks and reset_prefix_cache leave the list alone.
 //
-// One hash, several blocks. Two sequences that compute the same block at the same time each fill a copy, and both copies are
-// cached. get_cached_block returns the copy that was cached first among those that are still cached; the others stand behind it
-// in the order they were cached.
+// One hash, several blocks. Two sequences that compute the same block at the same time each fill a copy, and
+// both copies are cached. get_cached_block returns the copy that was cached first among those that are still
+// cached; the others stand behind it in the order they were cached.
 //
-// Costs. Every operation is O(1) a block and allocates no memory: the free list and the copies of a hash are linked through
-// arrays, so that a block leaves the middle of either without a search. evict_first, touch, free and allocate without an
-// eviction touch two or three 32-byte records; caching, evicting and looking up add one probe of the hash map. Memory: 32 bytes
-// a block, and the map's 32 to 64. verify, digest and reset_prefix_cache walk the pool.
+// Costs. Every operation is O(1) a block and allocates no memory: the free list and the copies of a hash are
+// linked through arrays, so that a block leaves the middle of either without a search. evict_first, touch,
+// free and allocate without an eviction touch two or three 32-byte records; caching, evicting and looking up
+// add one probe of the hash map. Memory: 32 bytes a block, and the map's 32 to 64. verify, digest and
+// reset_prefix_cache walk the pool.
 //
 // No block is reserved: a server that wants block 0 as padding allocates one block first and keeps it.
 //
-// Invariants (verify): the free list is a cycle through the sentinel that holds exactly the blocks with no reference; the copies
-// of each hash form a cycle whose first the map knows; counts agree.
+// Invariants (verify): the free list is a cycle through the sentinel that holds exactly the blocks with no
+// reference; the copies of each hash form a cycle whose first the map knows; counts agree.
 #pragma once
 
 #include <cstdint>
@@ -76,8 +83,8 @@ class BlockPool {
   // `events` may be null; otherwise it outlives the pool.
   explicit BlockPool(const BlockPoolOptions& options, BlockEventLog* events = nullptr);
 
-  // Takes blocks.size() blocks from the head of the free list, one reference each, and writes their ids. False, with nothing
-  // changed, when fewer are free.
+  // Takes blocks.size() blocks from the head of the free list, one reference each, and writes their ids.
+  // False, with nothing changed, when fewer are free.
   [[nodiscard]] bool allocate(std::span<BlockId> blocks);
 
   // One more reference to each; free blocks (cached ones, after a hit) leave the free list.
@@ -92,7 +99,8 @@ class BlockPool {
   // The block that answers to `hash`, or kNone. It may be free: touch it before anything is allocated.
   BlockId get_cached_block(BlockHash hash) const { return first_copy_.find(hash); }
 
-  // The block no longer answers to its hash (its references, and its place if it is free, stay). False if it did not.
+  // The block no longer answers to its hash (its references, and its place if it is free, stay). False if it
+  // did not.
   bool evict(BlockId block);
 
   // Moves free blocks to the head of the free list: the first of them is taken next.
@@ -113,7 +121,8 @@ class BlockPool {
 
   BlockPoolStats stats() const;
   bool verify() const;
-  // Of everything that later behaviour depends on: references, hashes, order of the free list and of the copies.
+  // Of everything that later behaviour depends on: references, hashes, order of the free list and of the
+  // copies.
   std::uint64_t digest() const;
 
  private:
@@ -141,8 +150,8 @@ class BlockPool {
   Tier tier_;
   bool uncached_first_;
   BlockEventLog* events_;
-  // The blocks, and behind them the sentinel of the free list: its next is the head and its previous the tail, so that no
-  // operation has an empty-list case.
+  // The blocks, and behind them the sentinel of the free list: its next is the head and its previous the
+  // tail, so that no operation has an empty-list case.
   std::vector<Block> blocks_;
   BlockHashMap first_copy_;
   std::uint32_t free_count_;

@@ -1,5 +1,5 @@
-// A 64-bit fingerprint of a state, word by word in a fixed order: two replicas that should be equal compare one number.
-// About a nanosecond a word. It tells accidents apart, not an adversary's constructions.
+// A 64-bit fingerprint of a state, word by word in a fixed order: two replicas that should be equal compare
+// one number. About a nanosecond a word. It tells accidents apart, not an adversary's constructions.
 #pragma once
 
 #include <cstdint>
