@@ -10,7 +10,16 @@
 // node-api-headers. Two jobs at a time, or SAGA_JOBS.
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, realpathSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  realpathSync,
+  renameSync,
+  writeFileSync,
+} from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -80,7 +89,9 @@ function cmake(args) {
   const out = 'build-cmake';
   runPackage('cmake-js', ['compile', '--out', out, '--parallel', jobs, ...args], environment());
   mkdirSync(dirname(addon), { recursive: true });
-  copyFileSync(join(root, out, 'Release/saga.node'), addon);
+  // Not written in place: a running process may have the old one mapped.
+  copyFileSync(join(root, out, 'Release/saga.node'), `${addon}.new`);
+  renameSync(`${addon}.new`, addon);
 }
 
 function prebuild(args) {
