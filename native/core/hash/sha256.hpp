@@ -1,0 +1,48 @@
+// SHA-256 (FIPS 180-4), for the block hashes of engines that use it.
+//
+// A block of 16 tokens with its parent digest is at most 126 padded bytes, hence two compressions, and each
+// block waits for the one before: what counts is the latency of a compression. On x86-64 processors with the
+// SHA extensions (found by cpuid at run time, the build needs no -m flag) a compression is a chain of 32
+// `sha256rnds2`; elsewhere it is plain C++.
+//
+// `sha256` is the one-shot form: it reads the message where it lies and copies only the last partial block.
+// `Sha256` is the incremental form for messages that come in pieces: update any number of times, finish once.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+namespace saga {
+
+using Sha256Digest = std::array<std::uint8_t, 32>;
+
+Sha256Digest sha256(const void* data, std::size_t size);
+
+// States: open (after construction) -> finished. Invariant while open: the first `size_ % 64` bytes of
+// `pending_` are the message bytes that state_ has not absorbed yet.
+class Sha256 {
+ public:
+  Sha256();
+
+  void update(const void* data, std::size_t size);
+  Sha256Digest finish();
+
+  bool verify() const;
+
+ private:
+  std::uint32_t state_[8];
+  std::uint8_t pending_[64] = {};
+  std::uint64_t size_ = 0;  // bytes given so far
+  bool finished_ = false;
+};
+
+// The compression function over `blocks` consecutive 64-byte blocks, by implementation. The digest functions
+// choose by themselves; these are here so that the implementations can be tested against each other.
+namespace sha256_detail {
+void compress_portable(std::uint32_t state[8], const std::uint8_t* data, std::size_t blocks);
+// With the processor's SHA instructions; returns false and does nothing where there are none.
+bool compress_accelerated(std::uint32_t state[8], const std::uint8_t* data, std::size_t blocks);
+}  // namespace sha256_detail
+
+}  // namespace saga
