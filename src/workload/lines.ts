@@ -46,7 +46,7 @@ export async function forEachLine(path: string, each: (line: string, number: num
     for await (const chunk of stream) take(decoder.write(chunk as Buffer));
     take(decoder.end());
   } catch (error) {
-    throw error instanceof SagaError ? error : unreadable(path, error);
+    throw error instanceof Error && 'syscall' in error ? unreadable(path, error) : error;
   } finally {
     stream.destroy();
   }

@@ -14,7 +14,7 @@
 import { readdir, readFile, stat, open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { SagaError } from '../errors.js';
-import { PromptKind, ToolClass, WorkloadBuilder, type WorkloadColumns } from './columns.js';
+import { PromptKind, StopReason, ToolClass, WorkloadBuilder, type WorkloadColumns } from './columns.js';
 import { forEachLine, unreadable } from './lines.js';
 import { RequestLog, type ArrangeOptions } from './request-log.js';
 import {
