@@ -3,6 +3,7 @@
 {
   "variables": {
     "flags": ["<!@(node -p \"require('./native/sources.json').flags.join(' ')\")"],
+    "saga_version": "<!(node -p \"require('./package.json').version\")",
     "static_runtime": "<!(node -p \"process.env.SAGA_STATIC_RUNTIME === '1' ? 1 : 0\")"
   },
   "targets": [{
@@ -15,9 +16,8 @@
       "native/include"
     ],
     "defines": [
-      "NAPI_VERSION=8",
-      "NAPI_DISABLE_CPP_EXCEPTIONS",
-      "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS"
+      "<!@(node -p \"require('./native/sources.json').addonDefines.join(' ')\")",
+      "SAGA_VERSION=\"<(saga_version)\""
     ],
     "cflags_cc!": ["-std=gnu++17", "-std=gnu++20", "-std=gnu++2a"],
     "cflags_cc": ["<@(flags)"],

@@ -15,8 +15,10 @@ const packageName = 'saga-scheduler';
 function packageRoot() {
   for (let folder = __dirname; ; folder = dirname(folder)) {
     const manifest = join(folder, 'package.json');
-    if (existsSync(manifest) && JSON.parse(readFileSync(manifest, 'utf8')).name === packageName) return folder;
-    if (folder === dirname(folder)) throw new Error(`${__filename} does not lie in the package ${packageName}`);
+    if (existsSync(manifest) && JSON.parse(readFileSync(manifest, 'utf8')).name === packageName)
+      return folder;
+    if (folder === dirname(folder))
+      throw new Error(`${__filename} does not lie in the package ${packageName}`);
   }
 }
 
@@ -51,7 +53,10 @@ function load() {
     addon.binaryPath = path;
     return addon;
   } catch (cause) {
-    throw missing(`the native binary ${path} does not load (${cause.message.split('\n')[0]}), and there is no other`, cause);
+    throw missing(
+      `the native binary ${path} does not load (${cause.message.split('\n')[0]}), and there is no other`,
+      cause,
+    );
   }
 }
 

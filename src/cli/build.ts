@@ -32,6 +32,7 @@ class BuildError extends Error {
 
 interface Sources {
   flags: string[];
+  addonDefines: string[];
   core: string[];
   capi: string[];
   node: string[];
@@ -46,13 +47,18 @@ function findCompiler(): Command {
   const given = process.env['CXX']?.trim();
   const candidates: Command[] = given ? [given.split(/\s+/) as Command] : [['c++'], ['g++'], ['clang++']];
   for (const [program, ...args] of candidates) {
-    if (spawnSync(program, [...args, '--version'], { stdio: 'ignore' }).status === 0) return [program, ...args];
+    if (spawnSync(program, [...args, '--version'], { stdio: 'ignore' }).status === 0)
+      return [program, ...args];
   }
   throw new BuildError(
     given
       ? `The C++ compiler named by CXX (${given}) cannot be run.`
       : 'No C++ compiler was found: install g++ 11 or clang 14 or newer, or name one in CXX.',
   );
+}
+
+function packageVersion(): string {
+  return (JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { version: string }).version;
 }
 
 function nodeHeaders(): string {
@@ -107,20 +113,26 @@ async function compile(options: BuildOptions): Promise<string> {
 
   const flags = [
     ...sources.flags,
-    ...['-O3', '-fPIC', '-pthread', '-DNDEBUG', '-DNAPI_VERSION=8', '-DNAPI_DISABLE_CPP_EXCEPTIONS'],
-    '-DNODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS',
-    '-DNODE_GYP_MODULE_NAME=saga',
+    ...['-O3', '-fPIC', '-pthread', '-DNDEBUG', `-DSAGA_VERSION="${packageVersion()}"`],
+    ...sources.addonDefines.map((define) => `-D${define}`),
     ...['-Inative/include', '-isystem', addonHeaders(), '-isystem', nodeHeaders()],
   ];
   try {
-    const pending = files.map((file, i) => ({ file, object: join(objects, `${String(i)}-${basename(file)}.o`) }));
+    const pending = files.map((file, i) => ({
+      file,
+      object: join(objects, `${String(i)}-${basename(file)}.o`),
+    }));
     const linked = pending.map(({ object }) => object);
     let finished = 0;
     const worker = async (): Promise<void> => {
       for (let next = pending.shift(); next; next = pending.shift()) {
         const { file, object } = next;
         const command: Command = [...compiler, ...flags, '-c', file, '-o', object];
-        await run(command, `The C++ compiler ${compiler.join(' ')} failed on ${file}.`, options.verbose ?? false);
+        await run(
+          command,
+          `The C++ compiler ${compiler.join(' ')} failed on ${file}.`,
+          options.verbose ?? false,
+        );
         finished += 1;
         process.stderr.write(`[${String(finished)}/${String(files.length)}] ${file}\n`);
       }
@@ -131,7 +143,11 @@ async function compile(options: BuildOptions): Promise<string> {
     const shared = process.platform === 'darwin' ? ['-bundle', '-undefined', 'dynamic_lookup'] : ['-shared'];
     const made = join(objects, 'saga.node');
     const link: Command = [...compiler, ...shared, '-pthread', ...linked, '-o', made];
-    await run(link, `The C++ compiler ${compiler.join(' ')} could not link the addon.`, options.verbose ?? false);
+    await run(
+      link,
+      `The C++ compiler ${compiler.join(' ')} could not link the addon.`,
+      options.verbose ?? false,
+    );
     renameSync(made, output);
   } finally {
     rmSync(objects, { recursive: true, force: true });

@@ -38,7 +38,8 @@ export interface DoctorReport {
 }
 
 const selfTestTimeoutMs = 30_000;
-const packageFile = (path: string): string => readFileSync(new URL(`../../../${path}`, import.meta.url), 'utf8');
+const packageFile = (path: string): string =>
+  readFileSync(new URL(`../../../${path}`, import.meta.url), 'utf8');
 
 function libc(): string | null {
   if (process.platform !== 'linux') return null;
@@ -64,7 +65,8 @@ function selfTest(): SelfTestReport {
     const seconds = String(selfTestTimeoutMs / 1000);
     return failed(code === 'ETIMEDOUT' ? `the self-test did not end within ${seconds} s` : message);
   }
-  if (child.signal) return failed(`the self-test was killed by ${child.signal}, so the native binary is not usable here`);
+  if (child.signal)
+    return failed(`the self-test was killed by ${child.signal}, so the native binary is not usable here`);
   try {
     return JSON.parse(child.stdout) as SelfTestReport;
   } catch {
