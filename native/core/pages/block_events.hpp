@@ -64,9 +64,7 @@ class BlockEventLog {
   std::uint32_t capacity() const { return static_cast<std::uint32_t>(ring_.size()); }
   std::uint64_t lost() const { return lost_; }
 
-  bool verify() const {
-    return size_ <= ring_.size() && (ring_.empty() ? first_ == 0 : first_ < ring_.size());
-  }
+  bool verify() const { return size_ <= ring_.size() && (ring_.empty() ? first_ == 0 : first_ < ring_.size()); }
 
  private:
   std::vector<BlockEvent> ring_;

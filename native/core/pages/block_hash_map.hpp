@@ -21,9 +21,7 @@ namespace saga {
 class BlockHashMap {
  public:
   explicit BlockHashMap(std::uint32_t max_entries)
-      : slots_(std::bit_ceil(std::size_t{2} * max_entries + 2)),
-        mask_(slots_.size() - 1),
-        max_entries_(max_entries) {}
+      : slots_(std::bit_ceil(std::size_t{2} * max_entries + 2)), mask_(slots_.size() - 1), max_entries_(max_entries) {}
 
   // The block stored under `hash`, or kNone.
   std::uint32_t find(BlockHash hash) const { return slots_[probe(hash)].block; }

@@ -194,8 +194,7 @@ bool BlockPool::verify() const {
     if (b.next_copy == kNone) continue;
     ++cached;
     if (b.next_copy >= block_count_ || b.previous_copy >= block_count_) return false;
-    if (blocks_[b.next_copy].previous_copy != block || blocks_[b.previous_copy].next_copy != block)
-      return false;
+    if (blocks_[b.next_copy].previous_copy != block || blocks_[b.previous_copy].next_copy != block) return false;
     if (blocks_[b.next_copy].hash != b.hash) return false;
     const BlockId first = first_copy_.find(b.hash);
     if (first >= block_count_ || blocks_[first].hash != b.hash || !is_cached(first)) return false;

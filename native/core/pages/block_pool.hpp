@@ -1,17 +1,16 @@
-// BlockPool: the physical KV blocks of one worker in one tier. Which are free, who is taken next, which hash
-// finds which block.
+// BlockPool: the physical KV blocks of one worker in one tier. Which are free, who is taken next, which hash finds
+// which block.
 //
 // Words and order are those of vLLM's block pool, so that predictions made from one hold for the other.
 //
 // States of a block
 //
-//                  not cached                    cached (answers to a hash)
-//   free           holds nothing of use          holds a prefix nobody uses; the next of its kind to be taken
-//   loses it in use         being filled                  full, shared by hash
+//             not cached                cached (answers to a hash)
+//   free      holds nothing of use      holds a prefix that nobody uses now; the hash is lost when the block is taken
+//   in use    being filled              full, shared by its hash
 //
-//   free -> in use     allocate (from the head; a hash it had is evicted first: caching costs no room), touch
-//   (a prefix hit:
-//                      from anywhere in the list)
+//   free -> in use     allocate: from the head of the free list; a hash it had is evicted then and not before, so
+//                      caching takes no room. touch: a prefix hit, from anywhere in the list
 //   in use -> free     free_blocks, when the last reference goes
 //   -> cached          cache_full_blocks: the block is in use and full
 //   -> not cached      allocate, evict, reset_prefix_cache
@@ -21,17 +20,14 @@
 //   - at first: 0, 1, 2, ... in order of id;
 //   - allocate pops from the head, one by one: the first id written is the old head;
 //   - touch unlinks from wherever the block is; the others keep their order;
-//   - free_blocks appends the blocks that lose their last reference to the tail, in the order given. A caller
-//   gives the blocks
-//     of a sequence last block first, so that of one sequence the end is evicted before the beginning: a
-//     prefix without its end is still a hit, an end without its prefix is not. The list is thus least
-//     recently used first, and among blocks freed together deepest first;
-//   - with uncached_first, a block freed without a hash goes to the head instead (several in one call: in the
-//   order given), for
-//     it holds nothing that a later request could hit (vLLM does this since mid-2026 and appended all blocks
-//     before);
-//   - evict_first moves free blocks to the head, in the order given: how a policy other than LRU names its
-//   victims;
+//   - free_blocks appends the blocks that lose their last reference to the tail, in the order given. A caller gives the
+//     blocks of a sequence last block first, so that of one sequence the end is evicted before the beginning: a prefix
+//     without its end is still a hit, an end without its prefix is not. The list is thus least recently used first, and
+//     among blocks freed together deepest first;
+//   - with uncached_first, a block freed without a hash goes to the head instead (several in one call: in the order
+//     given), for it holds nothing that a later request could hit (vLLM does this since mid-2026, before it appended
+//     all blocks);
+//   - evict_first moves free blocks to the head, in the order given: how a policy other than LRU names its victims;
 //   - evict, cache_full_blocks and reset_prefix_cache leave the list alone.
 //
 // One hash, several blocks. Two sequences that compute the same block at the same time each fill a copy, and

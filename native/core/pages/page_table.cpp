@@ -123,8 +123,7 @@ AllocateResult PageTable::allocate_slots(SequenceId id, std::uint32_t new_tokens
     table[sequence.block_count - 1] = pack({.tier = Tier::kGpu, .block = copy});
     release({.tier = Tier::kGpu, .block = last});
     result.copied = true;
-    result.copy = {.source = {.tier = Tier::kGpu, .block = last},
-                   .target = {.tier = Tier::kGpu, .block = copy}};
+    result.copy = {.source = {.tier = Tier::kGpu, .block = last}, .target = {.tier = Tier::kGpu, .block = copy}};
     ++totals_.copies_on_write_total;
   } else if (writes_last) {
     gpu.evict(last);
@@ -212,8 +211,7 @@ PageStatus PageTable::export_block_tables(std::span<const SequenceId> sequences,
   for (const SequenceId id : sequences) {
     const std::uint32_t count = at(id).block_count;
     const Entry* const table = row(id);
-    for (std::uint32_t i = 0; i < count; ++i)
-      out[i] = static_cast<std::int32_t>(table[i]);  // tier bits are 0
+    for (std::uint32_t i = 0; i < count; ++i) out[i] = static_cast<std::int32_t>(table[i]);  // tier bits are 0
     std::fill(out + count, out + width, padding);
     out += width;
   }
@@ -268,8 +266,7 @@ PlanResult PageTable::plan_sequence(SequenceId id, Tier target, bool down, std::
     const Entry entry = row(id)[i];
     const Tier tier = unpack(entry).tier;
     if (down ? tier >= target : tier == target) continue;
-    moves(plan)[plans_[plan].move_count++] = {
-        .position = i, .source = entry, .target = kNone, .copied = true};
+    moves(plan)[plans_[plan].move_count++] = {.position = i, .source = entry, .target = kNone, .copied = true};
   }
   const PlanResult result = reserve(plan, copies);
   if (result.status == PageStatus::kOk) sequence.plan = plan;
@@ -311,8 +308,7 @@ PlanResult PageTable::reserve(PlanId id, std::span<BlockCopy> copies) {
   for (Move& move : planned) {
     const BlockLocation source = unpack(move.source);
     const BlockPool& from = pool(source.tier);
-    const BlockId shared =
-        from.is_cached(source.block) ? target.get_cached_block(from.hash(source.block)) : kNone;
+    const BlockId shared = from.is_cached(source.block) ? target.get_cached_block(from.hash(source.block)) : kNone;
     move.copied = shared == kNone;
     if (!move.copied) move.target = pack({.tier = plan.target, .block = shared});
     if (move.copied) ++copy_count;
@@ -423,10 +419,9 @@ PageTableStats PageTable::stats() const {
   stats.open_sequences = static_cast<std::uint32_t>(sequences_.size() - free_sequences_.size());
   stats.pending_plans = static_cast<std::uint32_t>(plans_.size() - free_plans_.size());
   stats.events_lost_total = events_.lost();
-  stats.memory_bytes =
-      sequences_.size() * (sizeof(Sequence) + sizeof(SequenceId) + max_blocks_ * sizeof(Entry)) +
-      plans_.size() * (sizeof(Plan) + sizeof(PlanId) + max_blocks_ * sizeof(Move)) +
-      new_blocks_.size() * sizeof(BlockId) + events_.capacity() * sizeof(BlockEvent);
+  stats.memory_bytes = sequences_.size() * (sizeof(Sequence) + sizeof(SequenceId) + max_blocks_ * sizeof(Entry)) +
+                       plans_.size() * (sizeof(Plan) + sizeof(PlanId) + max_blocks_ * sizeof(Move)) +
+                       new_blocks_.size() * sizeof(BlockId) + events_.capacity() * sizeof(BlockEvent);
   for (std::uint32_t tier = 0; tier < kTierCount; ++tier) {
     stats.tiers[tier] = pools_[tier].stats();
     stats.memory_bytes += stats.tiers[tier].memory_bytes;
@@ -453,8 +448,7 @@ bool PageTable::verify() const {
     const Sequence& sequence = sequences_[id];
     if (!sequence.open) continue;
     ++open;
-    if (sequence.block_count > max_blocks_ || sequence.block_count != blocks_for(sequence.token_count))
-      return false;
+    if (sequence.block_count > max_blocks_ || sequence.block_count != blocks_for(sequence.token_count)) return false;
     if (sequence.cached_blocks > sequence.token_count / block_size_) return false;
     std::uint32_t below = 0;
     for (std::uint32_t i = 0; i < sequence.block_count; ++i) {
@@ -462,8 +456,7 @@ bool PageTable::verify() const {
       if (unpack(row(id)[i]).tier != Tier::kGpu) ++below;
     }
     if (below != sequence.blocks_below_gpu) return false;
-    if (sequence.plan != kNone && (!is_pending(sequence.plan) || plans_[sequence.plan].sequence != id))
-      return false;
+    if (sequence.plan != kNone && (!is_pending(sequence.plan) || plans_[sequence.plan].sequence != id)) return false;
   }
 
   std::uint32_t pending = 0;
@@ -471,8 +464,7 @@ bool PageTable::verify() const {
     const Plan& plan = plans_[id];
     if (!plan.pending) continue;
     ++pending;
-    if (plan.sequence != kNone && (!is_open(plan.sequence) || sequences_[plan.sequence].plan != id))
-      return false;
+    if (plan.sequence != kNone && (!is_open(plan.sequence) || sequences_[plan.sequence].plan != id)) return false;
     if (plan.move_count > max_blocks_) return false;
     for (std::uint32_t i = 0; i < plan.move_count; ++i) {
       const Move& move = moves(id)[i];
@@ -501,8 +493,8 @@ bool PageTable::verify() const {
     if (id >= plans_.size() || plans_[id].pending || plan_free[id]) return false;
     plan_free[id] = true;
   }
-  return open + free_sequences_.size() == sequences_.size() &&
-         pending + free_plans_.size() == plans_.size() && events_.verify();
+  return open + free_sequences_.size() == sequences_.size() && pending + free_plans_.size() == plans_.size() &&
+         events_.verify();
 }
 
 std::uint64_t PageTable::digest() const {

@@ -4,20 +4,15 @@
 //
 // A sequence
 //
-//   open             gives it an id and the longest cached prefix: those blocks are shared (touched), their
-//   tokens need no
-//                    computing. Only full blocks are shared, and never the block of the last token: a model
-//                    must compute at least one token to have something to sample from. So an exact repeat of
-//                    a 12-token prompt with block size 4 hits 8 tokens, and the third block, computed again,
-//                    becomes a second copy of the same hash.
-//   allocate_slots   gives room to further tokens: all the blocks that takes, or none.
-//   cache_full_blocks  after a block's last token was computed: from now on others find it by its hash.
-//   fork             a second sequence over the same blocks, at no memory. The first to write into a shared
-//   block that is not full
-//                    gets a copy of its own (copy-on-write): allocate_slots reports which block to copy
-//                    where.
-//   truncate, free   give blocks back, last one first (see BlockPool for what that does to the order of
-//   eviction).
+// - open gives it an id and the longest cached prefix: those blocks are shared (touched), their tokens need no
+//   computing. Only full blocks are shared, and never the block of the last token: a model must compute at
+//   least one token to have something to sample from. So an exact repeat of a 12-token prompt with block
+//   size 4 hits 8 tokens, and the third block, computed again, becomes a second copy of the same hash.
+// - allocate_slots gives room to further tokens: all the blocks that takes, or none.
+// - cache_full_blocks, after a block's last token was computed: from now on others find it by its hash.
+// - fork makes a second sequence over the same blocks, at no cost in blocks. The first to write into a shared
+//   block that is not full gets a copy of its own (copy-on-write): allocate_slots reports what to copy where.
+// - truncate and free give blocks back, last one first (see BlockPool: it decides what is evicted first).
 //
 // A block that is full is never written again. The only block that allocate_slots may write into is the last
 // one, when it is not full. If it is shared it is copied; if it is not shared but cached (which takes a
@@ -31,9 +26,11 @@
 // make room for them are gone, and what was free before the plan is most recently used). Between the two the
 // sequence may be read and exported, not changed (kBusy).
 //
-//   plan_swap_out    all blocks of a sequence that lie above the tier, shared ones too: the others keep the
-//   original. plan_swap_in     all blocks of a sequence that lie below the GPU. plan_copy        cached
-//   blocks named by hash, from one tier to another, whether or not a sequence uses them: demote, prefetch.
+// - plan_swap_out: all blocks of a sequence that lie above the target tier, shared ones too (the sequences they
+//   are shared with keep the original).
+// - plan_swap_in: all blocks of a sequence that lie below the GPU.
+// - plan_copy: cached blocks named by hash, from one tier to another, whether or not a sequence uses them:
+//   to demote what will not be needed soon, to prefetch what will.
 //
 // A block whose hash the target tier already holds is shared there instead of copied. What moved down is next
 // in line to be evicted above (its copy below makes it the cheapest to lose) and still hits until then; what
@@ -86,9 +83,8 @@ enum class PageStatus : std::uint8_t {
 };
 
 struct PageTableOptions {
-  std::uint32_t block_size = 16;  // tokens a block
-  std::array<std::uint32_t, kTierCount> block_count =
-      {};  // blocks of each tier; 0: the worker has no such tier
+  std::uint32_t block_size = 16;                           // tokens a block
+  std::array<std::uint32_t, kTierCount> block_count = {};  // blocks of each tier; 0: the worker has no such tier
   std::uint32_t max_sequences = 256;
   std::uint32_t max_blocks_per_sequence = 8192;  // also the most blocks of one plan
   std::uint32_t max_plans = 8;                   // pending at the same time
@@ -192,9 +188,7 @@ class PageTable {
 
   PageStatus free(SequenceId sequence);
 
-  bool is_open(SequenceId sequence) const {
-    return sequence < sequences_.size() && sequences_[sequence].open;
-  }
+  bool is_open(SequenceId sequence) const { return sequence < sequences_.size() && sequences_[sequence].open; }
   std::uint32_t token_count(SequenceId sequence) const { return at(sequence).token_count; }
   std::uint32_t block_count(SequenceId sequence) const { return at(sequence).block_count; }
   std::uint32_t cached_blocks(SequenceId sequence) const { return at(sequence).cached_blocks; }
@@ -206,13 +200,12 @@ class PageTable {
 
   // Row i, `width` wide, holds the blocks of sequences[i], then `padding`. width is at least the longest
   // block_count().
-  PageStatus export_block_tables(std::span<const SequenceId> sequences, std::uint32_t width,
-                                 std::int32_t padding, std::span<std::int32_t> block_tables) const;
+  PageStatus export_block_tables(std::span<const SequenceId> sequences, std::uint32_t width, std::int32_t padding,
+                                 std::span<std::int32_t> block_tables) const;
 
   // For each token of each range, in order: block * block_size + offset in the block. Written one after
   // another, without gaps.
-  PageStatus export_slot_mapping(std::span<const TokenRange> ranges,
-                                 std::span<std::int64_t> slot_mapping) const;
+  PageStatus export_slot_mapping(std::span<const TokenRange> ranges, std::span<std::int64_t> slot_mapping) const;
 
   // ---- Tiers. `copies` has room for block_count() (or hashes.size()) entries.
 
@@ -267,8 +260,8 @@ class PageTable {
   struct Sequence {
     bool open = false;
     std::uint32_t token_count = 0;
-    std::uint32_t block_count = 0;    // ceil(token_count / block_size)
-    std::uint32_t cached_blocks = 0;  // leading blocks whose hash was given (a block may have lost it since)
+    std::uint32_t block_count = 0;       // ceil(token_count / block_size)
+    std::uint32_t cached_blocks = 0;     // leading blocks whose hash was given (a block may have lost it since)
     std::uint32_t blocks_below_gpu = 0;  // 0: resident
     PlanId plan = kNone;
   };
@@ -302,7 +295,7 @@ class PageTable {
   }
   std::uint32_t cacheable_blocks(std::size_t hash_count, std::uint32_t token_count) const;
   BlockLocation find(BlockHash hash, Tier slowest) const;  // block kNone: nowhere
-  void release(BlockLocation location);                    // one reference, to the pool's tail
+  void release(BlockLocation location);                    // gives one reference back
   void release_from(SequenceId sequence, std::uint32_t first_block);
   PlanResult plan_sequence(SequenceId sequence, Tier target, bool down, std::span<BlockCopy> copies);
   PlanResult reserve(PlanId plan, std::span<BlockCopy> copies);
@@ -313,7 +306,7 @@ class PageTable {
   BlockEventLog events_;
   std::vector<BlockPool> pools_;  // by tier
   std::vector<Sequence> sequences_;
-  std::unique_ptr<Entry[]> entries_;  // max_blocks_ a sequence; behind block_count a row is not initialised
+  std::unique_ptr<Entry[]> entries_;        // max_blocks_ a sequence; behind block_count a row is not initialised
   std::vector<SequenceId> free_sequences_;  // a stack, as free_plans_
   std::vector<Plan> plans_;
   std::unique_ptr<Move[]> moves_;  // max_blocks_ a plan; likewise
