@@ -91,8 +91,7 @@ struct CallStart {
   CallId call = 0;
   ThreadId thread = kNone;     // kNone: not told, the policy infers it
   NodeId prompt_leaf = kNone;  // the prompt: what the call looks up
-  NodeId path_leaf =
-      kNone;  // where the call may grow to (cluster mode: final_leaf); prompt_leaf lies on its path
+  NodeId path_leaf = kNone;    // where the call may grow to (cluster mode: final_leaf); prompt_leaf lies on its path
 };
 
 // A call as known at its end.

@@ -105,9 +105,7 @@ class PageCache {
   std::uint64_t decisions() const { return decisions_; }  // times the policy was asked for a victim
 
   bool is_running(std::uint32_t slot) const { return running_[slot].active; }
-  std::uint32_t frontier(std::uint32_t slot) const {
-    return running_[slot].frontier;
-  }  // pages pinned by the call
+  std::uint32_t frontier(std::uint32_t slot) const { return running_[slot].frontier; }  // pages pinned by the call
 
   const PageTree& tree() const { return tree_; }
   const ResidentSet& residents() const { return residents_; }
@@ -122,14 +120,12 @@ class PageCache {
     bool active = false;
     CallId call = 0;
     std::uint32_t path_nodes = 0;  // nodes of its path, in paths_[slot * stride]
-    std::uint32_t entered = 0;  // how many of them are pinned: the frontier lies in or at the end of the last
-    std::uint32_t frontier = 0;  // pages pinned
+    std::uint32_t entered = 0;     // how many of them are pinned: the frontier lies in or at the end of the last
+    std::uint32_t frontier = 0;    // pages pinned
   };
 
-  NodeId path_node(std::uint32_t slot, std::uint32_t i) const {
-    return paths_[std::size_t{slot} * stride_ + i];
-  }
-  void pin(NodeId node);
+  NodeId path_node(std::uint32_t slot, std::uint32_t i) const { return paths_[std::size_t{slot} * stride_ + i]; }
+  void pin(NodeId node, bool fresh);
   void release(std::uint32_t slot);
   void add_pages(NodeId node, std::uint32_t pages);
   void remove_pages(NodeId node, std::uint32_t pages);

@@ -37,11 +37,10 @@ struct CacheReplayOptions {
   CacheModel model = CacheModel::kPinned;
   std::uint32_t capacity_pages = 1;
   std::uint32_t request_limit =
-      kNone;  // only the first so many requests of the schedule are replayed (and known to belady)
+      kNone;                   // only the first so many requests of the schedule are replayed (and known to belady)
   bool infer_threads = false;  // hide thread ids from the policy
-  std::atomic<std::uint64_t>* progress =
-      nullptr;                          // set to the number of requests done, every 256 and at the end
-  std::uint64_t (*now_ns)() = nullptr;  // if given, times every cut that evicts
+  std::atomic<std::uint64_t>* progress = nullptr;  // set to the number of requests done, every 256 and at the end
+  std::uint64_t (*now_ns)() = nullptr;             // if given, times every cut that evicts
 };
 
 struct CacheReplayResult {

@@ -1,0 +1,22 @@
+#include "eviction_policy.hpp"
+
+#include "belady_policy.hpp"
+#include "recency_policy.hpp"
+
+namespace saga {
+
+std::unique_ptr<EvictionPolicy> make_eviction_policy(PolicyKind kind, const ResidentSet& residents,
+                                                     const FutureRequests& future) {
+  switch (kind) {
+    case PolicyKind::kLru:
+      return std::make_unique<RecencyPolicy>(residents);
+    case PolicyKind::kLruPrefix:
+    case PolicyKind::kWaLru:
+    case PolicyKind::kTtl:
+    case PolicyKind::kBelady:
+      return std::make_unique<BeladyPolicy>(residents, future);
+  }
+  return nullptr;
+}
+
+}  // namespace saga

@@ -1,0 +1,154 @@
+#include "cache_replay.hpp"
+
+#include <algorithm>
+#include <vector>
+
+#include "../base/assert.hpp"
+#include "../evict/page_cache.hpp"
+
+namespace saga {
+namespace {
+
+constexpr std::uint32_t kProgressEvery = 256;
+
+// Weighted tokens of the pages [first, end) of a prompt, in 1/120,000: the sum over i of 120,000 T + 2 i T^2 + T (T - 1).
+std::uint64_t page_costs(std::uint64_t first, std::uint64_t end, std::uint64_t page_tokens) {
+  const std::uint64_t count = end - first;
+  const std::uint64_t twice_positions = count == 0 ? 0 : (first + end - 1) * count;
+  return count * page_tokens * (120000 + page_tokens - 1) + twice_positions * page_tokens * page_tokens;
+}
+
+class CacheReplay {
+ public:
+  CacheReplay(const Workload& workload, const PageTree& tree, const CacheSchedule& schedule,
+              const CacheReplayOptions& options)
+      : workload_(workload),
+        tree_(tree),
+        schedule_(schedule),
+        options_(options),
+        requests_(std::min(options.request_limit, static_cast<std::uint32_t>(schedule.call.size()))),
+        order_of_end_(requests_by_end()),
+        peak_(most_at_once()),
+        cache_(tree, options.capacity_pages, peak_, options.policy, FutureRequests{schedule.call.data(), requests_}) {
+    for (std::uint32_t slot = peak_; slot-- > 0;) free_slots_.push_back(slot);
+    slot_of_request_.assign(requests_, kNone);
+  }
+
+  CacheReplayResult run() {
+    for (std::uint32_t i = 0; i < requests_; ++i) {
+      const Time now = schedule_.start[i];
+      while (ends_before(ended_, i)) end(order_of_end_[ended_++]);
+      start(i, now);
+      if (options_.progress != nullptr && i % kProgressEvery == 0) options_.progress->store(i);
+    }
+    if (options_.progress != nullptr) options_.progress->store(requests_);
+    result_.requests = requests_;
+    result_.evicted_pages = cache_.evicted_total();
+    result_.decisions = cache_.decisions();
+    result_.requested_cost = static_cast<double>(requested_cost_) / 120000.0;
+    result_.missed_cost = static_cast<double>(missed_cost_) / 120000.0;
+    result_.peak_running = peak_;
+    return result_;
+  }
+
+ private:
+  bool pinned() const { return options_.model == CacheModel::kPinned; }
+
+  // Whether the next request to end does so before request `next` starts.
+  bool ends_before(std::uint32_t ended, std::uint32_t next) const {
+    return ended < requests_ && schedule_.end[order_of_end_[ended]] <= schedule_.start[next] &&
+           order_of_end_[ended] < next;
+  }
+
+  std::vector<std::uint32_t> requests_by_end() const {
+    std::vector<std::uint32_t> order(requests_);
+    for (std::uint32_t i = 0; i < requests_; ++i) order[i] = i;
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::uint32_t a, std::uint32_t b) { return schedule_.end[a] < schedule_.end[b]; });
+    return order;
+  }
+
+  // The most requests that run at once: slots are bounded from the start.
+  std::uint32_t most_at_once() const {
+    std::uint32_t most = 1;
+    std::uint32_t ended = 0;
+    for (std::uint32_t i = 0; pinned() && i < requests_; ++i) {
+      while (ends_before(ended, i)) ++ended;
+      most = std::max(most, i + 1 - ended);
+    }
+    return most;
+  }
+
+  void start(std::uint32_t request, Time now) {
+    const CallId call = schedule_.call[request];
+    CallStart info;
+    info.call = call;
+    info.thread = options_.infer_threads ? kNone : workload_.call_thread[call];
+    info.prompt_leaf = info.path_leaf = tree_.prompt_leaf(call);
+    const std::uint32_t slot = free_slots_.back();
+    const std::uint32_t pages = tree_.path_pages(info.prompt_leaf);
+    const std::uint32_t hits = cache_.start(slot, info, pages, now);
+    result_.requested_pages += pages;
+    result_.missed_pages += pages - hits;
+    requested_cost_ += page_costs(0, pages, tree_.page_tokens());
+    missed_cost_ += page_costs(hits, pages, tree_.page_tokens());
+    cache_.insert(slot, pages - hits);
+    if (pinned()) {
+      free_slots_.pop_back();
+      slot_of_request_[request] = slot;
+    } else {
+      cache_.unpin(slot);
+    }
+    cut(now);
+  }
+
+  void end(std::uint32_t request) {
+    const CallId call = schedule_.call[request];
+    const Time now = schedule_.end[request];
+    const CallEnd info{call, workload_.stop_reason[call], workload_.tool_class[call], tree_.prompt_leaf(call)};
+    if (!pinned()) {
+      cache_.policy().call_ended(info, now);
+      return;
+    }
+    const std::uint32_t slot = slot_of_request_[request];
+    cache_.end(slot, info, now);
+    free_slots_.push_back(slot);
+    cut(now);
+  }
+
+  void cut(Time now) {
+    if (cache_.used() <= cache_.capacity()) return;
+    if (cache_.evictable() > 0) {
+      const std::uint64_t before = options_.now_ns != nullptr ? options_.now_ns() : 0;
+      cache_.trim(now);
+      if (options_.now_ns != nullptr) result_.cut_ns += options_.now_ns() - before;
+      ++result_.cuts;
+    }
+    if (cache_.used() > cache_.capacity()) ++result_.overflows;
+  }
+
+  const Workload& workload_;
+  const PageTree& tree_;
+  const CacheSchedule& schedule_;
+  const CacheReplayOptions options_;
+  const std::uint32_t requests_;
+  const std::vector<std::uint32_t> order_of_end_;
+  const std::uint32_t peak_;
+  PageCache cache_;
+  std::uint32_t ended_ = 0;
+  std::uint64_t requested_cost_ = 0;
+  std::uint64_t missed_cost_ = 0;
+  std::vector<std::uint32_t> slot_of_request_;
+  std::vector<std::uint32_t> free_slots_;
+  CacheReplayResult result_;
+};
+
+}  // namespace
+
+CacheReplayResult replay_cache(const Workload& workload, const PageTree& tree, const CacheSchedule& schedule,
+                               const CacheReplayOptions& options) {
+  SAGA_ASSERT(schedule.call.size() == schedule.start.size() && schedule.call.size() == schedule.end.size());
+  return CacheReplay(workload, tree, schedule, options).run();
+}
+
+}  // namespace saga
