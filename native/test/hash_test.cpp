@@ -90,6 +90,15 @@ TEST(Sha256, InPiecesAsAtOnce) {
   }
 }
 
+TEST(Sha256, InPlaceAsAtOnce) {
+  Random random(8);
+  for (std::size_t size = 0; size < 300; ++size) {
+    Bytes message = random_bytes(random, size + kSha256Room);
+    const auto expected = sha256(message.data(), size);
+    ASSERT_EQ(hex(sha256_in_place(message.data(), size)), hex(expected)) << size;
+  }
+}
+
 TEST(Sha256, PortableCompressionIsCorrect) {
   // "abc", padded by hand to one block.
   std::uint8_t block[64] = {'a', 'b', 'c', 0x80};

@@ -18,7 +18,7 @@ constexpr std::size_t kDigestSize[] = {32, 16};  // by algorithm
 // each.
 constexpr std::size_t kMaxPreimage = CborWriter::kMaxItemSize * (3 + 3 * kMaxExtraKeys) + 32 +
                                      kMaxBlockTokens * CborWriter::kMaxItemSize32 + kMaxExtraKeyBytes +
-                                     2 * CborWriter::kMaxItemSize + CborWriter::kSlack;
+                                     CborWriter::kSlack + kSha256Room;
 
 std::span<const std::uint8_t> as_bytes(std::string_view text) {
   return {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()};
@@ -91,6 +91,32 @@ class BlockKeys {
   ExtraKey keys_[kMaxExtraKeys];
 };
 
+// Where memory has the byte order of the message: the tokens are hashed where they lie.
+void extend_by_16(ChainHash& state, const std::uint32_t* tokens, std::size_t blocks, std::uint64_t* out) {
+  ChainHash hash = state;
+  for (std::size_t block = 0; block < blocks; ++block, tokens += 16) {
+    hash = xxh3_128_link(hash, reinterpret_cast<const std::uint8_t*>(tokens));
+    out[block] = hash.low;
+  }
+  state = hash;
+}
+
+void extend(ChainHash& state, const std::uint32_t* tokens, std::size_t blocks, std::size_t block_tokens,
+            std::uint64_t* out) {
+  std::uint8_t message[16 + 4 * kMaxBlockTokens];
+  for (std::size_t block = 0; block < blocks; ++block, tokens += block_tokens) {
+    store_little_endian(message, state.low);
+    store_little_endian(message + 8, state.high);
+    if constexpr (std::endian::native == std::endian::little) {
+      std::memcpy(message + 16, tokens, 4 * block_tokens);
+    } else {
+      for (std::size_t i = 0; i < block_tokens; ++i) store_little_endian(message + 16 + 4 * i, tokens[i]);
+    }
+    state = xxh3_128(message, 16 + 4 * block_tokens);
+    out[block] = state.low;
+  }
+}
+
 }  // namespace
 
 ChainHash chain_root(std::string_view salt) { return xxh3_128(salt.data(), salt.size()); }
@@ -99,28 +125,10 @@ std::size_t hash_blocks(ChainHash& state, std::span<const std::uint32_t> tokens,
                         std::uint64_t* out) {
   SAGA_ASSERT(block_tokens >= 1 && block_tokens <= kMaxBlockTokens);
   const std::size_t blocks = tokens.size() / block_tokens;
-  const std::uint32_t* next = tokens.data();
   if (block_tokens == 16 && std::endian::native == std::endian::little) {
-    ChainHash hash = state;
-    for (std::size_t block = 0; block < blocks; ++block, next += 16) {
-      hash = xxh3_128_link(hash, reinterpret_cast<const std::uint8_t*>(next));
-      out[block] = hash.low;
-    }
-    state = hash;
-    return blocks;
-  }
-  std::uint8_t message[16 + 4 * kMaxBlockTokens];
-  const std::size_t size = 16 + std::size_t{4} * block_tokens;
-  for (std::size_t block = 0; block < blocks; ++block, next += block_tokens) {
-    store_little_endian(message, state.low);
-    store_little_endian(message + 8, state.high);
-    if constexpr (std::endian::native == std::endian::little) {
-      std::memcpy(message + 16, next, size - 16);
-    } else {
-      for (std::size_t i = 0; i < block_tokens; ++i) store_little_endian(message + 16 + 4 * i, next[i]);
-    }
-    state = xxh3_128(message, size);
-    out[block] = state.low;
+    extend_by_16(state, tokens.data(), blocks, out);
+  } else {
+    extend(state, tokens.data(), blocks, block_tokens, out);
   }
   return blocks;
 }
@@ -175,10 +183,10 @@ bool request_keys_valid(const VllmRequestKeys& keys, std::uint32_t block_tokens,
 
 VllmHasher::VllmHasher(VllmHashAlgorithm algorithm, std::string_view hash_seed) : algorithm_(algorithm) {
   SAGA_ASSERT(hash_seed.size() <= kMaxHashSeedBytes);
-  std::uint8_t preimage[CborWriter::kMaxItemSize + kMaxHashSeedBytes + CborWriter::kSlack];
-  CborWriter writer(preimage, sizeof preimage);
+  std::uint8_t preimage[CborWriter::kMaxItemSize + kMaxHashSeedBytes + CborWriter::kSlack + kSha256Room];
+  CborWriter writer(preimage, sizeof preimage - kSha256Room);
   writer.text(hash_seed);
-  set_digest_of({preimage, writer.size()});
+  set_digest_of(preimage, writer.size());
 }
 
 VllmHasher::VllmHasher(VllmHashAlgorithm algorithm, std::span<const std::uint8_t> digest, std::uint64_t tokens_before)
@@ -188,13 +196,13 @@ VllmHasher::VllmHasher(VllmHashAlgorithm algorithm, std::span<const std::uint8_t
   std::copy(digest.begin(), digest.end(), digest_.begin());
 }
 
-// The digest of `message` becomes the parent of the next block.
-void VllmHasher::set_digest_of(std::span<const std::uint8_t> message) {
+// The digest of the message becomes the parent of the next block. Behind the message lie kSha256Room bytes to write to.
+void VllmHasher::set_digest_of(std::uint8_t* message, std::size_t size) {
   if (algorithm_ == VllmHashAlgorithm::kSha256Cbor) {
-    digest_ = sha256(message.data(), message.size());
+    digest_ = sha256_in_place(message, size);
     digest_size_ = 32;
   } else {
-    const auto bytes = canonical(xxh3_128(message.data(), message.size()));
+    const auto bytes = canonical(xxh3_128(message, size));
     std::copy(bytes.begin(), bytes.end(), digest_.begin());
     digest_size_ = 16;
   }
@@ -204,13 +212,13 @@ std::uint64_t VllmHasher::hash_block(std::span<const std::uint32_t> tokens, std:
   SAGA_ASSERT(!tokens.empty() && tokens.size() <= kMaxBlockTokens);
   SAGA_ASSERT(extra_keys_valid(extra_keys, tokens_hashed_ == 0));
   std::uint8_t preimage[kMaxPreimage];
-  CborWriter writer(preimage, sizeof preimage);
+  CborWriter writer(preimage, sizeof preimage - kSha256Room);
   writer.array(3);
   writer.bytes(digest());
   writer.integers(tokens);
   write_extra_keys(writer, extra_keys);
   SAGA_ASSERT(writer.verify());
-  set_digest_of({preimage, writer.size()});
+  set_digest_of(preimage, writer.size());
   tokens_hashed_ += tokens.size();
   return key();
 }

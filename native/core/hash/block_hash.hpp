@@ -166,7 +166,7 @@ class VllmHasher {
   bool verify() const;
 
  private:
-  void set_digest_of(std::span<const std::uint8_t> message);
+  void set_digest_of(std::uint8_t* message, std::size_t size);
 
   std::array<std::uint8_t, 32> digest_ = {};
   std::uint64_t tokens_hashed_ = 0;

@@ -92,6 +92,12 @@ void compress(std::uint32_t state[8], const std::uint8_t* data, std::size_t bloc
   }
 }
 
+Sha256Digest digest_of(const std::uint32_t state[8]) {
+  Sha256Digest digest;
+  for (std::size_t i = 0; i < 8; ++i) store_big_endian(digest.data() + 4 * i, state[i]);
+  return digest;
+}
+
 // Absorbs the last `size` % 64 bytes of the message together with the padding: a one bit, zeros, the length
 // in bits.
 Sha256Digest finish_message(std::uint32_t state[8], const std::uint8_t* tail, std::uint64_t size) {
@@ -102,9 +108,7 @@ Sha256Digest finish_message(std::uint32_t state[8], const std::uint8_t* tail, st
   padded[rest] = 0x80;
   store_big_endian<std::uint64_t>(padded + 64 * blocks - 8, size * 8);
   compress(state, padded, blocks);
-  Sha256Digest digest;
-  for (std::size_t i = 0; i < 8; ++i) store_big_endian(digest.data() + 4 * i, state[i]);
-  return digest;
+  return digest_of(state);
 }
 
 }  // namespace
@@ -171,6 +175,18 @@ Sha256Digest sha256(const void* data, std::size_t size) {
   const std::size_t whole = size / 64;
   if (whole != 0) compress(state, bytes, whole);
   return finish_message(state, size % 64 == 0 ? nullptr : bytes + 64 * whole, size);
+}
+
+Sha256Digest sha256_in_place(std::uint8_t* message, std::size_t size) {
+  std::uint32_t state[8];
+  std::copy(kInitialState, kInitialState + 8, state);
+  // At most 63 zeros and 8 bytes of length lie behind the first byte of the padding.
+  message[size] = 0x80;
+  std::memset(message + size + 1, 0, kSha256Room - 1);
+  const std::size_t blocks = (size + 8) / 64 + 1;
+  store_big_endian<std::uint64_t>(message + 64 * blocks - 8, std::uint64_t{size} * 8);
+  compress(state, message, blocks);
+  return digest_of(state);
 }
 
 Sha256::Sha256() { std::copy(kInitialState, kInitialState + 8, state_); }

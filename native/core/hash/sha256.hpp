@@ -19,6 +19,11 @@ using Sha256Digest = std::array<std::uint8_t, 32>;
 
 Sha256Digest sha256(const void* data, std::size_t size);
 
+// The same for a message in a buffer that may be written to: the padding goes behind the message, into kSha256Room bytes of
+// any content, so that nothing is copied; that saves some 10 ns a block hash.
+inline constexpr std::size_t kSha256Room = 72;
+Sha256Digest sha256_in_place(std::uint8_t* message, std::size_t size);
+
 // States: open (after construction) -> finished. Invariant while open: the first `size_ % 64` bytes of
 // `pending_` are the message bytes that state_ has not absorbed yet.
 class Sha256 {
