@@ -36,7 +36,7 @@ class Random {
 
   // Uniform in [0, bound), bound >= 1, without modulo bias worth speaking of (multiply-shift; bias < bound / 2^64).
   constexpr std::uint64_t below(std::uint64_t bound) {
-    return static_cast<std::uint64_t>((static_cast<unsigned __int128>(next()) * bound) >> 64);
+    return static_cast<std::uint64_t>((static_cast<Product>(next()) * bound) >> 64);
   }
 
   // Uniform in [0, 1) with 53 bits.
@@ -45,6 +45,7 @@ class Random {
   constexpr const std::uint64_t* state() const { return state_; }
 
  private:
+  __extension__ typedef unsigned __int128 Product;
   static constexpr std::uint64_t rotate(std::uint64_t x, int k) { return (x << k) | (x >> (64 - k)); }
   std::uint64_t state_[4] = {};
 };

@@ -1,0 +1,60 @@
+// What all files of the C interface share: status conversion, argument checks, and the border that no exception crosses.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <new>
+#include <span>
+#include <utility>
+
+#include "../core/base/status.hpp"
+#include "saga/saga.h"
+
+namespace saga::capi {
+
+inline saga_status_t to_c(Status status) { return static_cast<saga_status_t>(status); }
+
+// Whether (pointer, count) may be read or written as an array: NULL only with count 0, and not beyond the address space.
+template <typename T>
+bool is_array(const T* pointer, std::size_t count) {
+  return count == 0 || (pointer != nullptr && count <= SIZE_MAX / sizeof(T));
+}
+
+template <typename T>
+std::span<T> to_span(T* pointer, std::size_t count) {
+  return count == 0 ? std::span<T>() : std::span<T>(pointer, count);
+}
+
+inline bool in_range(std::uint64_t value, std::uint64_t least, std::uint64_t most) {
+  return value >= least && value <= most;
+}
+
+// Runs `make`, which allocates, and turns the one exception that the core can meet into a status. The addon is compiled
+// without exceptions; there an allocation that fails ends the process, as everywhere in Node.
+template <typename F>
+saga_status_t guarded(F&& make) {
+#if defined(__cpp_exceptions)
+  try {
+    return std::forward<F>(make)();
+  } catch (...) {
+    return SAGA_ERR_OUT_OF_MEMORY;
+  }
+#else
+  return std::forward<F>(make)();
+#endif
+}
+
+// Copies the caller's options over the defaults: as many bytes as both know. False if struct_size is not that of an options
+// struct (smaller than its own field, or beyond what any version could have).
+template <typename Options>
+bool read_options(const Options* given, Options* options) {
+  constexpr std::uint32_t kMost = 4096;
+  if (given == nullptr || given->struct_size < sizeof(given->struct_size) || given->struct_size > kMost) return false;
+  const std::size_t size = given->struct_size < sizeof(Options) ? given->struct_size : sizeof(Options);
+  const auto* from = reinterpret_cast<const unsigned char*>(given);
+  auto* to = reinterpret_cast<unsigned char*>(options);
+  for (std::size_t i = sizeof(given->struct_size); i < size; ++i) to[i] = from[i];
+  return true;
+}
+
+}  // namespace saga::capi

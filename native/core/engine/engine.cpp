@@ -1,0 +1,769 @@
+#include "engine.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "../base/assert.hpp"
+#include "../base/digest.hpp"
+
+namespace saga {
+namespace {
+
+constexpr std::uint32_t kGenerationMask = (1u << 20) - 1;
+
+std::uint64_t handle_of(std::uint32_t slot, std::uint32_t generation) {
+  return slot | (std::uint64_t{generation & kGenerationMask} << 32);
+}
+
+void write_hashes(JournalWriter& journal, std::span<const BlockHash> hashes) {
+  journal.put(static_cast<std::uint32_t>(hashes.size()));
+  journal.put_bytes(hashes.data(), hashes.size_bytes());
+}
+
+constexpr std::size_t kHashesFixed = 4 + 1 + 8 + 4;  // worker, tier, parent, count: the largest fixed part of a block event
+
+}  // namespace
+
+Engine::Engine(const EngineOptions& options)
+    : options_(options),
+      mirror_(PrefixIndexOptions{options.max_workers, options.max_blocks}),
+      random_(options.seed),
+      journal_(static_cast<std::size_t>(options.journal_bytes)),
+      workers_(options.max_workers),
+      active_column_(options.max_workers),
+      open_calls_column_(options.max_workers),
+      blocks_in_use_column_(options.max_workers),
+      matched_column_(options.max_workers),
+      depth_(std::size_t{options.max_workers} * kTierCount),
+      workflows_(options.max_workflows),
+      next_chunk_(static_cast<std::size_t>((options.max_open_blocks + kChunkBlocks - 1) / kChunkBlocks)),
+      scratch_chain_(options.max_chain_blocks),
+      calls_(options.max_calls) {
+  const auto chunks = static_cast<std::uint32_t>(next_chunk_.size());
+  chunks_.resize(std::size_t{chunks} * kChunkBlocks);
+  for (std::uint32_t chunk = 0; chunk < chunks; ++chunk) next_chunk_[chunk] = chunk + 1 < chunks ? chunk + 1 : kNone;
+  free_chunk_ = chunks != 0 ? 0 : kNone;
+  free_chunks_ = chunks;
+  for (std::uint32_t slot = 0; slot < options.max_workflows; ++slot) {
+    workflows_[slot].next_free = slot + 1 < options.max_workflows ? slot + 1 : kNone;
+  }
+  for (std::uint32_t slot = 0; slot < options.max_calls; ++slot) {
+    calls_[slot].next = slot + 1 < options.max_calls ? slot + 1 : kNone;
+  }
+  if (journal_.enabled()) write_options();
+}
+
+void Engine::write_options() {
+  journal_.begin_header();
+  journal_.put(options_.max_workers);
+  journal_.put(options_.max_workflows);
+  journal_.put(options_.max_calls);
+  journal_.put(options_.max_blocks);
+  journal_.put(options_.max_chain_blocks);
+  journal_.put(options_.max_open_blocks);
+  journal_.put(options_.block_tokens);
+  journal_.put(options_.seed);
+  journal_.put(static_cast<std::uint8_t>(options_.placement.kind));
+  journal_.put(options_.placement.imbalance_calls);
+  journal_.put(options_.placement.minimum_match_percent);
+  journal_.end();
+}
+
+Status read_journal_options(std::span<const std::uint8_t> journal, EngineOptions* options) {
+  std::span<const std::uint8_t> payload;
+  JournalReader reader(journal);
+  if (const Status status = reader.read_header(&payload); status != Status::kOk) return status;
+  RecordReader values(payload);
+  options->max_workers = values.get<std::uint32_t>();
+  options->max_workflows = values.get<std::uint32_t>();
+  options->max_calls = values.get<std::uint32_t>();
+  options->max_blocks = values.get<std::uint64_t>();
+  options->max_chain_blocks = values.get<std::uint32_t>();
+  options->max_open_blocks = values.get<std::uint64_t>();
+  options->block_tokens = values.get<std::uint32_t>();
+  options->seed = values.get<std::uint64_t>();
+  options->placement.kind = static_cast<PlacementKind>(values.get<std::uint8_t>());
+  options->placement.imbalance_calls = values.get<std::uint32_t>();
+  options->placement.minimum_match_percent = values.get<std::uint32_t>();
+  options->journal_bytes = 0;
+  return values.finished() ? Status::kOk : Status::kJournalCorrupt;
+}
+
+// What every event needs: time that does not run backwards, and room in the journal.
+Status Engine::admit(Time now, std::size_t payload) const {
+  if (now < now_) return Status::kTimeReversed;
+  return journal_.fits(payload) ? Status::kOk : Status::kJournalFull;
+}
+
+std::uint32_t Engine::call_slot(CallHandle call) const {
+  const auto slot = static_cast<std::uint32_t>(call);
+  if (slot >= options_.max_calls || calls_[slot].state == CallState::kFree) return kNone;
+  return handle_of(slot, calls_[slot].generation) == call ? slot : kNone;
+}
+
+std::uint32_t Engine::workflow_slot(WorkflowHandle workflow) const {
+  const auto slot = static_cast<std::uint32_t>(workflow);
+  if (slot >= options_.max_workflows || workflows_[slot].state == WorkflowState::kFree) return kNone;
+  return handle_of(slot, workflows_[slot].generation) == workflow ? slot : kNone;
+}
+
+void Engine::enqueue_waiting(std::uint32_t slot) {
+  // A call that lost its worker goes before all that were submitted after it, so it does not wait twice.
+  std::uint32_t after = waiting_last_;
+  if (calls_[slot].worker != kNone) {
+    while (after != kNone && calls_[slot].sequence < calls_[after].sequence) after = calls_[after].previous;
+  }
+  Call& call = calls_[slot];
+  call.state = CallState::kWaiting;
+  call.worker = kNone;
+  call.previous = after;
+  call.next = after == kNone ? waiting_first_ : calls_[after].next;
+  (after == kNone ? waiting_first_ : calls_[after].next) = slot;
+  (call.next == kNone ? waiting_last_ : calls_[call.next].previous) = slot;
+  ++waiting_calls_;
+}
+
+void Engine::dequeue_waiting(std::uint32_t slot) {
+  Call& call = calls_[slot];
+  (call.previous == kNone ? waiting_first_ : calls_[call.previous].next) = call.next;
+  (call.next == kNone ? waiting_last_ : calls_[call.next].previous) = call.previous;
+  call.previous = call.next = kNone;
+  --waiting_calls_;
+}
+
+bool Engine::store_chain(Call& call, std::span<const BlockHash> chain) {
+  const std::size_t needed = (chain.size() + kChunkBlocks - 1) / kChunkBlocks;
+  if (needed > free_chunks_) return false;
+  free_chunks_ -= static_cast<std::uint32_t>(needed);
+  call.chain_blocks = static_cast<std::uint32_t>(chain.size());
+  std::uint32_t* link = &call.first_chunk;
+  for (std::size_t at = 0; at < chain.size(); at += kChunkBlocks) {
+    const std::uint32_t chunk = free_chunk_;
+    free_chunk_ = next_chunk_[chunk];
+    *link = chunk;
+    link = &next_chunk_[chunk];
+    const std::size_t count = std::min<std::size_t>(kChunkBlocks, chain.size() - at);
+    std::memcpy(&chunks_[std::size_t{chunk} * kChunkBlocks], chain.data() + at, count * sizeof(BlockHash));
+  }
+  *link = kNone;
+  return true;
+}
+
+void Engine::release_chain(Call& call) {
+  while (call.first_chunk != kNone) {
+    const std::uint32_t chunk = call.first_chunk;
+    call.first_chunk = next_chunk_[chunk];
+    next_chunk_[chunk] = free_chunk_;
+    free_chunk_ = chunk;
+    ++free_chunks_;
+  }
+  call.chain_blocks = 0;
+}
+
+std::span<const BlockHash> Engine::load_chain(const Call& call) const {
+  std::size_t at = 0;
+  for (std::uint32_t chunk = call.first_chunk; chunk != kNone; chunk = next_chunk_[chunk], at += kChunkBlocks) {
+    const std::size_t count = std::min<std::size_t>(kChunkBlocks, call.chain_blocks - at);
+    std::memcpy(scratch_chain_.data() + at, &chunks_[std::size_t{chunk} * kChunkBlocks], count * sizeof(BlockHash));
+  }
+  return {scratch_chain_.data(), call.chain_blocks};
+}
+
+void Engine::leave_worker(Call& call) {
+  WorkerState& worker = workers_[call.worker];
+  worker.open_calls -= 1;
+  worker.estimated_blocks -= blocks_of(call);
+}
+
+Status Engine::add_worker(Time now, std::uint32_t capacity_blocks, WorkerId* worker) {
+  if (const Status status = admit(now, 4); status != Status::kOk) return status;
+  if (worker_count_ == options_.max_workers) return Status::kFull;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kWorkerAdded, now);
+    journal_.put(capacity_blocks);
+    journal_.end();
+  }
+  now_ = now;
+  *worker = worker_count_++;
+  workers_[*worker] = WorkerState{};
+  workers_[*worker].capacity_blocks = capacity_blocks;
+  workers_[*worker].active = 1;
+  ++active_workers_;
+  return Status::kOk;
+}
+
+Status Engine::remove_worker(Time now, WorkerId worker) {
+  if (const Status status = admit(now, 4); status != Status::kOk) return status;
+  if (!worker_active(worker)) return Status::kNotFound;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kWorkerRemoved, now);
+    journal_.put(worker);
+    journal_.end();
+  }
+  now_ = now;
+  mirror_.clear(worker);
+  for (std::uint32_t slot = 0; slot < options_.max_calls; ++slot) {
+    Call& call = calls_[slot];
+    if (call.worker != worker || (call.state != CallState::kPlaced && call.state != CallState::kRunning)) continue;
+    leave_worker(call);
+    enqueue_waiting(slot);
+    ++replaced_calls_;
+  }
+  workers_[worker].active = 0;
+  workers_[worker].reported_blocks = 0;
+  --active_workers_;
+  return Status::kOk;
+}
+
+Status Engine::blocks_stored(Time now, WorkerId worker, Tier tier, BlockHash parent,
+                             std::span<const BlockHash> hashes) {
+  if (const Status status = admit(now, kHashesFixed + hashes.size_bytes()); status != Status::kOk) return status;
+  if (!worker_active(worker)) return Status::kNotFound;
+  if (!mirror_.store(worker, tier, hashes, parent)) return Status::kFull;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kBlocksStored, now);
+    journal_.put(worker);
+    journal_.put(static_cast<std::uint8_t>(tier));
+    journal_.put(parent);
+    write_hashes(journal_, hashes);
+    journal_.end();
+  }
+  now_ = now;
+  return Status::kOk;
+}
+
+Status Engine::blocks_removed(Time now, WorkerId worker, Tier tier, std::span<const BlockHash> hashes) {
+  if (const Status status = admit(now, kHashesFixed + hashes.size_bytes()); status != Status::kOk) return status;
+  if (!worker_active(worker)) return Status::kNotFound;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kBlocksRemoved, now);
+    journal_.put(worker);
+    journal_.put(static_cast<std::uint8_t>(tier));
+    write_hashes(journal_, hashes);
+    journal_.end();
+  }
+  now_ = now;
+  mirror_.remove(worker, tier, hashes);
+  return Status::kOk;
+}
+
+Status Engine::blocks_cleared(Time now, WorkerId worker) {
+  if (const Status status = admit(now, 4); status != Status::kOk) return status;
+  if (!worker_active(worker)) return Status::kNotFound;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kBlocksCleared, now);
+    journal_.put(worker);
+    journal_.end();
+  }
+  now_ = now;
+  mirror_.clear(worker);
+  return Status::kOk;
+}
+
+Status Engine::worker_load(Time now, WorkerId worker, std::uint32_t blocks_in_use) {
+  if (const Status status = admit(now, 8); status != Status::kOk) return status;
+  if (!worker_active(worker)) return Status::kNotFound;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kWorkerLoad, now);
+    journal_.put(worker);
+    journal_.put(blocks_in_use);
+    journal_.end();
+  }
+  now_ = now;
+  workers_[worker].reports_load = 1;
+  workers_[worker].reported_blocks = blocks_in_use;
+  return Status::kOk;
+}
+
+Status Engine::open_workflow(Time now, std::uint32_t tenant, WorkflowHandle* workflow) {
+  if (const Status status = admit(now, 4); status != Status::kOk) return status;
+  if (free_workflow_ == kNone) return Status::kFull;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kWorkflowOpened, now);
+    journal_.put(tenant);
+    journal_.end();
+  }
+  now_ = now;
+  const std::uint32_t slot = free_workflow_;
+  Workflow& opened = workflows_[slot];
+  free_workflow_ = opened.next_free;
+  opened.next_free = kNone;
+  opened.since = now;
+  opened.tenant = tenant;
+  opened.open_calls = 0;
+  opened.finished_calls = 0;
+  opened.state = WorkflowState::kThinking;
+  opened.tool = ToolClass::kNone;
+  opened.last_stop = StopReason::kUnknown;
+  ++open_workflows_;
+  *workflow = handle_of(slot, opened.generation);
+  return Status::kOk;
+}
+
+Status Engine::close_workflow(Time now, WorkflowHandle workflow) {
+  if (const Status status = admit(now, 8); status != Status::kOk) return status;
+  const std::uint32_t slot = workflow_slot(workflow);
+  if (slot == kNone) return Status::kNotFound;
+  Workflow& closed = workflows_[slot];
+  if (closed.open_calls != 0) return Status::kWrongState;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kWorkflowClosed, now);
+    journal_.put(workflow);
+    journal_.end();
+  }
+  now_ = now;
+  closed.state = WorkflowState::kFree;
+  closed.generation = (closed.generation + 1) & kGenerationMask;
+  closed.next_free = free_workflow_;
+  free_workflow_ = slot;
+  --open_workflows_;
+  return Status::kOk;
+}
+
+Status Engine::submit_call(Time now, WorkflowHandle workflow, std::uint32_t prompt_tokens,
+                           std::span<const BlockHash> chain, CallHandle* call) {
+  const std::size_t payload = 8 + 4 + 4 + chain.size_bytes();
+  if (const Status status = admit(now, payload); status != Status::kOk) return status;
+  const std::uint32_t workflow_at = workflow_slot(workflow);
+  if (workflow_at == kNone) return Status::kNotFound;
+  if (prompt_tokens == 0 || chain.size() > options_.max_chain_blocks ||
+      chain.size() > prompt_tokens / options_.block_tokens) {
+    return Status::kInvalidArgument;
+  }
+  if (free_call_ == kNone || !store_chain(calls_[free_call_], chain)) return Status::kFull;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kCallSubmitted, now);
+    journal_.put(workflow);
+    journal_.put(prompt_tokens);
+    write_hashes(journal_, chain);
+    journal_.end();
+  }
+  now_ = now;
+  const std::uint32_t slot = free_call_;
+  Call& submitted = calls_[slot];
+  free_call_ = submitted.next;
+  submitted.submitted = now;
+  submitted.sequence = submitted_calls_++;
+  submitted.workflow = workflow_at;
+  submitted.worker = kNone;
+  submitted.prompt_tokens = prompt_tokens;
+  enqueue_waiting(slot);
+  workflows_[workflow_at].open_calls += 1;
+  ++open_calls_;
+  *call = handle_of(slot, submitted.generation);
+  return Status::kOk;
+}
+
+Status Engine::first_token(Time now, CallHandle call) {
+  if (const Status status = admit(now, 8); status != Status::kOk) return status;
+  const std::uint32_t slot = call_slot(call);
+  if (slot == kNone) return Status::kNotFound;
+  if (calls_[slot].state != CallState::kPlaced) return Status::kWrongState;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kFirstToken, now);
+    journal_.put(call);
+    journal_.end();
+  }
+  now_ = now;
+  calls_[slot].state = CallState::kRunning;
+  return Status::kOk;
+}
+
+Status Engine::finish_call(Time now, CallHandle call, StopReason stop, ToolClass tool, std::uint32_t output_tokens) {
+  if (const Status status = admit(now, 8 + 1 + 1 + 4); status != Status::kOk) return status;
+  const std::uint32_t slot = call_slot(call);
+  if (slot == kNone) return Status::kNotFound;
+  Call& finished = calls_[slot];
+  if (finished.state == CallState::kWaiting) return Status::kWrongState;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kCallFinished, now);
+    journal_.put(call);
+    journal_.put(static_cast<std::uint8_t>(stop));
+    journal_.put(static_cast<std::uint8_t>(tool));
+    journal_.put(output_tokens);
+    journal_.end();
+  }
+  now_ = now;
+  leave_worker(finished);
+  Workflow& workflow = workflows_[finished.workflow];
+  workflow.open_calls -= 1;
+  workflow.finished_calls += 1;
+  workflow.last_stop = stop;
+  workflow.tool = tool;
+  finished.state = CallState::kFree;
+  finished.worker = kNone;
+  finished.generation = (finished.generation + 1) & kGenerationMask;
+  release_chain(finished);
+  finished.previous = kNone;
+  finished.next = free_call_;
+  free_call_ = slot;
+  --open_calls_;
+  ++finished_calls_;
+  return Status::kOk;
+}
+
+Status Engine::tool_started(Time now, WorkflowHandle workflow, ToolClass tool) {
+  if (const Status status = admit(now, 8 + 1); status != Status::kOk) return status;
+  const std::uint32_t slot = workflow_slot(workflow);
+  if (slot == kNone) return Status::kNotFound;
+  if (workflows_[slot].state != WorkflowState::kThinking) return Status::kWrongState;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kToolStarted, now);
+    journal_.put(workflow);
+    journal_.put(static_cast<std::uint8_t>(tool));
+    journal_.end();
+  }
+  now_ = now;
+  workflows_[slot].state = WorkflowState::kTool;
+  workflows_[slot].tool = tool;
+  workflows_[slot].since = now;
+  return Status::kOk;
+}
+
+Status Engine::tool_finished(Time now, WorkflowHandle workflow) {
+  if (const Status status = admit(now, 8); status != Status::kOk) return status;
+  const std::uint32_t slot = workflow_slot(workflow);
+  if (slot == kNone) return Status::kNotFound;
+  if (workflows_[slot].state != WorkflowState::kTool) return Status::kWrongState;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kToolFinished, now);
+    journal_.put(workflow);
+    journal_.end();
+  }
+  now_ = now;
+  workflows_[slot].state = WorkflowState::kThinking;
+  workflows_[slot].since = now;
+  return Status::kOk;
+}
+
+Status Engine::tick(Time now) {
+  if (const Status status = admit(now, 0); status != Status::kOk) return status;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kTick, now);
+    journal_.end();
+  }
+  now_ = now;
+  return Status::kOk;
+}
+
+Status Engine::decide(Time now, std::span<Decision> decisions, std::size_t* count) {
+  *count = 0;
+  const std::size_t most = std::min<std::size_t>(decisions.size(), waiting_calls_);
+  if (const Status status = admit(now, 4 + most * sizeof(Decision)); status != Status::kOk) return status;
+  now_ = now;
+  const std::span<const std::uint8_t> active(active_column_.data(), worker_count_);
+  for (WorkerId worker = 0; worker < worker_count_; ++worker) {
+    const WorkerState& state = workers_[worker];
+    active_column_[worker] = state.active;
+    open_calls_column_[worker] = state.open_calls;
+    blocks_in_use_column_[worker] = state.reports_load != 0 ? state.reported_blocks : state.estimated_blocks;
+  }
+  while (*count < most && active_workers_ != 0) {
+    const std::uint32_t slot = waiting_first_;
+    Call& call = calls_[slot];
+    mirror_.match(load_chain(call), depth_.data());
+    Decision decision;
+    decision.longest_match_worker = kNone;
+    for (WorkerId worker = 0; worker < worker_count_; ++worker) {
+      const std::uint32_t matched = depth_[worker * kTierCount];
+      matched_column_[worker] = matched;
+      if (active[worker] != 0 && matched > decision.longest_match) {
+        decision.longest_match = matched;
+        decision.longest_match_worker = worker;
+      }
+    }
+    const std::uint32_t prompt_blocks = call.chain_blocks;
+    const Placement placement =
+        place(options_.placement,
+              {active, matched_column_, open_calls_column_, blocks_in_use_column_, prompt_blocks},
+              round_robin_next_, random_);
+    SAGA_ASSERT(placement.worker < worker_count_);
+    WorkerState& worker = workers_[placement.worker];
+    decision.type = static_cast<std::uint32_t>(DecisionType::kPlace);
+    decision.worker = placement.worker;
+    decision.call = handle_of(slot, call.generation);
+    decision.reason = static_cast<std::uint32_t>(placement.reason);
+    decision.prompt_blocks = prompt_blocks;
+    for (std::uint32_t tier = 0; tier < kTierCount; ++tier) {
+      decision.matched_blocks[tier] = depth_[placement.worker * kTierCount + tier];
+    }
+    decision.open_calls = worker.open_calls;
+    decision.blocks_in_use = blocks_in_use_column_[placement.worker];
+    decision.active_workers = active_workers_;
+    decision.decided_at = now;
+    decisions[(*count)++] = decision;
+
+    dequeue_waiting(slot);
+    call.state = CallState::kPlaced;
+    call.worker = placement.worker;
+    worker.open_calls += 1;
+    worker.estimated_blocks += blocks_of(call);
+    open_calls_column_[placement.worker] += 1;
+    if (worker.reports_load == 0) blocks_in_use_column_[placement.worker] += blocks_of(call);
+    ++placed_calls_;
+    prompt_blocks_ += prompt_blocks;
+    matched_blocks_ += decision.matched_blocks[0];
+  }
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kDecided, now);
+    journal_.put(static_cast<std::uint32_t>(decisions.size() > 0xFFFFFFFFu ? 0xFFFFFFFFu : decisions.size()));
+    journal_.put_bytes(decisions.data(), *count * sizeof(Decision));
+    journal_.end();
+  }
+  return Status::kOk;
+}
+
+bool Engine::worker_state(WorkerId worker, WorkerState* state) const {
+  if (worker >= worker_count_) return false;
+  *state = workers_[worker];
+  return true;
+}
+
+EngineStats Engine::stats() const {
+  EngineStats stats;
+  stats.workers = active_workers_;
+  stats.workflows = open_workflows_;
+  stats.open_calls = open_calls_;
+  stats.waiting_calls = waiting_calls_;
+  stats.placed_calls = placed_calls_;
+  stats.finished_calls = finished_calls_;
+  stats.replaced_calls = replaced_calls_;
+  stats.prompt_blocks = prompt_blocks_;
+  stats.matched_blocks = matched_blocks_;
+  stats.holder_blocks = mirror_.holder_blocks();
+  stats.journal_bytes = journal_.total_bytes();
+  return stats;
+}
+
+bool Engine::verify() const {
+  std::vector<WorkerState> expected(worker_count_);
+  std::vector<std::uint32_t> calls_of_workflow(options_.max_workflows);
+  std::uint32_t open = 0;
+  std::uint32_t waiting = 0;
+  std::size_t used_chunks = 0;
+  for (const Call& call : calls_) {
+    if (call.state == CallState::kFree) continue;
+    ++open;
+    std::size_t chunks = 0;
+    for (std::uint32_t chunk = call.first_chunk; chunk != kNone; chunk = next_chunk_[chunk]) {
+      if (++chunks > next_chunk_.size()) return false;
+    }
+    if (chunks != (call.chain_blocks + kChunkBlocks - 1) / kChunkBlocks) return false;
+    used_chunks += chunks;
+    if (call.workflow >= options_.max_workflows) return false;
+    ++calls_of_workflow[call.workflow];
+    if (call.state == CallState::kWaiting) {
+      ++waiting;
+      if (call.worker != kNone) return false;
+      continue;
+    }
+    if (!worker_active(call.worker)) return false;
+    expected[call.worker].open_calls += 1;
+    expected[call.worker].estimated_blocks += blocks_of(call);
+  }
+  if (open != open_calls_ || waiting != waiting_calls_ || used_chunks + free_chunks_ != next_chunk_.size()) return false;
+  std::uint32_t active = 0;
+  for (WorkerId worker = 0; worker < worker_count_; ++worker) {
+    active += workers_[worker].active;
+    if (workers_[worker].open_calls != expected[worker].open_calls) return false;
+    if (workers_[worker].estimated_blocks != expected[worker].estimated_blocks) return false;
+  }
+  if (active != active_workers_) return false;
+  std::uint32_t queued = 0;
+  std::uint32_t previous = kNone;
+  for (std::uint32_t slot = waiting_first_; slot != kNone; slot = calls_[slot].next) {
+    if (calls_[slot].state != CallState::kWaiting || calls_[slot].previous != previous) return false;
+    if (previous != kNone && calls_[previous].sequence >= calls_[slot].sequence) return false;
+    previous = slot;
+    if (++queued > waiting_calls_) return false;
+  }
+  if (queued != waiting_calls_ || previous != waiting_last_) return false;
+  std::uint32_t free_calls = 0;
+  for (std::uint32_t slot = free_call_; slot != kNone; slot = calls_[slot].next) {
+    if (calls_[slot].state != CallState::kFree || ++free_calls > options_.max_calls) return false;
+  }
+  if (free_calls + open_calls_ != options_.max_calls) return false;
+  std::uint32_t free_workflows = 0;
+  for (std::uint32_t slot = free_workflow_; slot != kNone; slot = workflows_[slot].next_free) {
+    if (workflows_[slot].state != WorkflowState::kFree || ++free_workflows > options_.max_workflows) return false;
+  }
+  if (free_workflows + open_workflows_ != options_.max_workflows) return false;
+  for (std::uint32_t slot = 0; slot < options_.max_workflows; ++slot) {
+    const std::uint32_t calls = calls_of_workflow[slot];
+    if (workflows_[slot].state == WorkflowState::kFree ? calls != 0 : calls != workflows_[slot].open_calls) return false;
+  }
+  return mirror_.verify();
+}
+
+std::uint64_t Engine::digest() const {
+  Digest digest;
+  digest.add(now_);
+  digest.add(worker_count_);
+  digest.add(round_robin_next_);
+  for (int word = 0; word < 4; ++word) digest.add(random_.state()[word]);
+  for (WorkerId worker = 0; worker < worker_count_; ++worker) {
+    const WorkerState& state = workers_[worker];
+    digest.add(state.capacity_blocks);
+    digest.add(state.open_calls | (std::uint64_t{state.estimated_blocks} << 32));
+    digest.add(state.reported_blocks | (std::uint64_t{state.reports_load} << 32) | (std::uint64_t{state.active} << 40));
+  }
+  for (const Workflow& workflow : workflows_) {
+    digest.add(workflow.generation | (static_cast<std::uint64_t>(workflow.state) << 32));
+    if (workflow.state == WorkflowState::kFree) continue;
+    digest.add(workflow.since);
+    digest.add(workflow.tenant | (std::uint64_t{workflow.open_calls} << 32));
+    digest.add(workflow.finished_calls | (static_cast<std::uint64_t>(workflow.tool) << 32) |
+               (static_cast<std::uint64_t>(workflow.last_stop) << 40));
+  }
+  for (const Call& call : calls_) {
+    digest.add(call.generation | (static_cast<std::uint64_t>(call.state) << 32));
+    if (call.state == CallState::kFree) continue;
+    digest.add(call.submitted);
+    digest.add(call.sequence);
+    digest.add(call.workflow | (std::uint64_t{call.worker} << 32));
+    digest.add(call.prompt_tokens | (std::uint64_t{call.next} << 32));
+    digest.add(call.chain_blocks);
+    for (const BlockHash hash : load_chain(call)) digest.add(hash);
+  }
+  // The order in which slots will be given out is state as well.
+  digest.add(free_call_);
+  digest.add(free_workflow_);
+  for (std::uint32_t slot = free_call_; slot != kNone; slot = calls_[slot].next) digest.add(slot);
+  for (std::uint32_t slot = free_workflow_; slot != kNone; slot = workflows_[slot].next_free) digest.add(slot);
+  digest.add(submitted_calls_);
+  digest.add(placed_calls_);
+  digest.add(finished_calls_);
+  digest.add(replaced_calls_);
+  digest.add(prompt_blocks_);
+  digest.add(matched_blocks_);
+  digest.add(mirror_.digest());
+  return digest.value();
+}
+
+namespace {
+
+// Applies one record. kJournalCorrupt where the payload does not fit its type.
+Status apply_record(const Record& record, Engine& engine, std::vector<BlockHash>& hashes,
+                    std::vector<Decision>& decisions, ReplayResult& result) {
+  RecordReader values(record.payload);
+  const Time now = record.now;
+  switch (record.type) {
+    case RecordType::kWorkerAdded: {
+      const auto capacity = values.get<std::uint32_t>();
+      WorkerId worker = kNone;
+      return values.finished() ? engine.add_worker(now, capacity, &worker) : Status::kJournalCorrupt;
+    }
+    case RecordType::kWorkerRemoved: {
+      const auto worker = values.get<WorkerId>();
+      return values.finished() ? engine.remove_worker(now, worker) : Status::kJournalCorrupt;
+    }
+    case RecordType::kBlocksStored: {
+      const auto worker = values.get<WorkerId>();
+      const auto tier = values.get<std::uint8_t>();
+      const auto parent = values.get<BlockHash>();
+      const auto count = values.get<std::uint32_t>();
+      values.get_hashes(count, hashes);
+      if (!values.finished() || tier >= kTierCount) return Status::kJournalCorrupt;
+      return engine.blocks_stored(now, worker, static_cast<Tier>(tier), parent, hashes);
+    }
+    case RecordType::kBlocksRemoved: {
+      const auto worker = values.get<WorkerId>();
+      const auto tier = values.get<std::uint8_t>();
+      const auto count = values.get<std::uint32_t>();
+      values.get_hashes(count, hashes);
+      if (!values.finished() || tier >= kTierCount) return Status::kJournalCorrupt;
+      return engine.blocks_removed(now, worker, static_cast<Tier>(tier), hashes);
+    }
+    case RecordType::kBlocksCleared: {
+      const auto worker = values.get<WorkerId>();
+      return values.finished() ? engine.blocks_cleared(now, worker) : Status::kJournalCorrupt;
+    }
+    case RecordType::kWorkerLoad: {
+      const auto worker = values.get<WorkerId>();
+      const auto blocks = values.get<std::uint32_t>();
+      return values.finished() ? engine.worker_load(now, worker, blocks) : Status::kJournalCorrupt;
+    }
+    case RecordType::kWorkflowOpened: {
+      const auto tenant = values.get<std::uint32_t>();
+      WorkflowHandle workflow = 0;
+      return values.finished() ? engine.open_workflow(now, tenant, &workflow) : Status::kJournalCorrupt;
+    }
+    case RecordType::kWorkflowClosed: {
+      const auto workflow = values.get<WorkflowHandle>();
+      return values.finished() ? engine.close_workflow(now, workflow) : Status::kJournalCorrupt;
+    }
+    case RecordType::kCallSubmitted: {
+      const auto workflow = values.get<WorkflowHandle>();
+      const auto prompt_tokens = values.get<std::uint32_t>();
+      const auto count = values.get<std::uint32_t>();
+      values.get_hashes(count, hashes);
+      CallHandle call = 0;
+      return values.finished() ? engine.submit_call(now, workflow, prompt_tokens, hashes, &call)
+                               : Status::kJournalCorrupt;
+    }
+    case RecordType::kFirstToken: {
+      const auto call = values.get<CallHandle>();
+      return values.finished() ? engine.first_token(now, call) : Status::kJournalCorrupt;
+    }
+    case RecordType::kCallFinished: {
+      const auto call = values.get<CallHandle>();
+      const auto stop = values.get<std::uint8_t>();
+      const auto tool = values.get<std::uint8_t>();
+      const auto output_tokens = values.get<std::uint32_t>();
+      if (!values.finished()) return Status::kJournalCorrupt;
+      return engine.finish_call(now, call, static_cast<StopReason>(stop), static_cast<ToolClass>(tool), output_tokens);
+    }
+    case RecordType::kToolStarted: {
+      const auto workflow = values.get<WorkflowHandle>();
+      const auto tool = values.get<std::uint8_t>();
+      return values.finished() ? engine.tool_started(now, workflow, static_cast<ToolClass>(tool))
+                               : Status::kJournalCorrupt;
+    }
+    case RecordType::kToolFinished: {
+      const auto workflow = values.get<WorkflowHandle>();
+      return values.finished() ? engine.tool_finished(now, workflow) : Status::kJournalCorrupt;
+    }
+    case RecordType::kTick: return values.finished() ? engine.tick(now) : Status::kJournalCorrupt;
+    case RecordType::kDecided: {
+      const auto room = values.get<std::uint32_t>();
+      const std::span<const std::uint8_t> recorded = values.rest();
+      if (!values.ok() || recorded.size() % sizeof(Decision) != 0) return Status::kJournalCorrupt;
+      // Never more room than calls can wait, whatever the journal says.
+      decisions.resize(std::min(room, engine.options().max_calls));
+      std::size_t count = 0;
+      const Status status = engine.decide(now, decisions, &count);
+      if (status != Status::kOk) return status;
+      result.decisions += count;
+      if (count * sizeof(Decision) != recorded.size()) return Status::kJournalMismatch;
+      if (count != 0 && std::memcmp(decisions.data(), recorded.data(), recorded.size()) != 0) {
+        return Status::kJournalMismatch;
+      }
+      return Status::kOk;
+    }
+  }
+  return Status::kJournalCorrupt;
+}
+
+}  // namespace
+
+ReplayResult replay_journal(std::span<const std::uint8_t> journal, Engine& engine) {
+  ReplayResult result;
+  JournalReader reader(journal);
+  std::span<const std::uint8_t> options;
+  result.status = reader.read_header(&options);
+  std::vector<BlockHash> hashes;
+  std::vector<Decision> decisions;
+  while (result.status == Status::kOk) {
+    result.good_bytes = reader.good_bytes();
+    Record record;
+    const Status next = reader.next(&record);
+    if (next == Status::kNotFound) return result;
+    result.status = next;
+    if (next != Status::kOk) break;
+    result.status = apply_record(record, engine, hashes, decisions, result);
+    if (result.status == Status::kOk) ++result.events;
+  }
+  return result;
+}
+
+}  // namespace saga

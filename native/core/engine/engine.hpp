@@ -1,0 +1,253 @@
+// The engine: SAGA as a deterministic state machine.
+//
+// Every change of state is an event with an explicit time: worker added or removed, KV blocks stored, removed or cleared,
+// workflow opened or closed, call submitted, first token, call finished, tool started or finished, load reported, tick. An
+// event method checks that the event fits the state, writes it to the journal and applies it; otherwise it returns a status
+// and changes nothing. decide(now) then emits decisions. The same events with the same options and seed give byte-identical
+// decisions on every machine: there is no clock, no I/O and no iteration of a hash map here, and ties break by small ids.
+//
+// What it knows
+//
+//   workers    id (small, given out in order, never reused), KV room in blocks, open calls, blocks in use by running calls,
+//              and which blocks it holds: the mirror (index/mirror.hpp), reference counted per (worker, tier, hash)
+//   workflows  an agent's whole task: tenant, open calls, whether a tool runs and since when
+//   calls      one LLM call of a workflow: its chain of block hashes, prompt tokens, worker and state
+//
+// States of a call
+//
+//   waiting   -> placed     (decide)                   no active worker: it stays waiting
+//   placed    -> running    (first_token)
+//   placed, running -> gone (finish_call)              its id becomes invalid
+//   placed, running -> waiting (remove_worker)         its worker is lost: the next decide places it again
+//
+// States of a workflow: thinking (calls open or none yet) -> tool (tool_started) -> thinking (tool_finished); close_workflow
+// needs that no call is open.
+//
+// Ids of workflows and calls are slot + generation * 2^32; the generation has 20 bits, so an id fits a JavaScript number and a
+// stale id is found as long as its slot was not reused 2^20 times.
+//
+// Costs: events on blocks cost what the mirror costs (index/prefix_index.hpp); all others O(1) plus one copy of a chain at
+// submit. decide is one match per waiting call plus O(workers). Everything is allocated at construction: an open call's chain
+// lies in 2 KiB chunks of one arena of `max_open_blocks` hashes, because a call that loses its worker is placed again.
+//
+// Invariants (verify): per worker, open_calls equals the placed and running calls on it and estimated_blocks the sum of their
+// blocks; the waiting queue holds exactly the waiting calls, in order of submission; a workflow's open_calls equals its
+// calls; free and used slots and chunks add up; the mirror verifies.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "../base/random.hpp"
+#include "../base/status.hpp"
+#include "../base/types.hpp"
+#include "../index/mirror.hpp"
+#include "../place/placement.hpp"
+#include "journal.hpp"
+
+namespace saga {
+
+using WorkflowHandle = std::uint64_t;  // slot + generation * 2^32
+using CallHandle = std::uint64_t;
+
+struct EngineOptions {
+  std::uint32_t max_workers = 64;
+  std::uint32_t max_workflows = 4096;
+  std::uint32_t max_calls = 8192;             // open at one time
+  std::uint64_t max_blocks = 1u << 20;        // of the mirror: see PrefixIndexOptions
+  std::uint32_t max_chain_blocks = 1u << 17;  // longest prompt: 2 M tokens in blocks of 16
+  std::uint64_t max_open_blocks = 1u << 21;   // prompts of all open calls together (16 MiB)
+  std::uint32_t block_tokens = 16;
+  std::uint64_t seed = 0;
+  PlacementOptions placement;
+  std::uint64_t journal_bytes = 0;  // capacity of the journal buffer; 0 = no journal
+};
+
+enum class DecisionType : std::uint32_t { kPlace = 1 };
+
+// One decision with its receipt: what was known when it was made. 64 bytes; crosses the C ABI and the JavaScript border as is.
+struct Decision {
+  std::uint32_t type = 0;    // DecisionType
+  std::uint32_t worker = 0;  // where the call goes
+  std::uint64_t call = 0;
+  std::uint32_t reason = 0;                       // PlacementReason
+  std::uint32_t prompt_blocks = 0;                // full blocks of the prompt
+  std::uint32_t matched_blocks[kTierCount] = {};  // leading blocks on that worker: in GPU; in GPU or host; in any tier
+  std::uint32_t longest_match = 0;                // the longest leading match in GPU memory on any active worker
+  std::uint32_t longest_match_worker = 0;         // the smallest id that has it; kNone where nobody holds anything
+  std::uint32_t open_calls = 0;                   // on that worker, before this one
+  std::uint32_t blocks_in_use = 0;                // there, by running calls, before this one
+  std::uint32_t active_workers = 0;
+  std::uint64_t decided_at = 0;  // microseconds
+};
+static_assert(sizeof(Decision) == 64);
+
+struct WorkerState {
+  std::uint32_t capacity_blocks = 0;
+  std::uint32_t open_calls = 0;
+  std::uint32_t estimated_blocks = 0;  // full and partial blocks of the prompts of its open calls
+  std::uint32_t reported_blocks = 0;   // as the worker last said
+  std::uint8_t reports_load = 0;       // from the first report on, reports are used instead of the estimate
+  std::uint8_t active = 0;
+};
+
+struct EngineStats {
+  std::uint32_t workers = 0;
+  std::uint32_t workflows = 0;
+  std::uint32_t open_calls = 0;
+  std::uint32_t waiting_calls = 0;
+  std::uint64_t placed_calls = 0;
+  std::uint64_t finished_calls = 0;
+  std::uint64_t replaced_calls = 0;  // lost their worker and went back to waiting
+  std::uint64_t prompt_blocks = 0;   // of all placed calls
+  std::uint64_t matched_blocks = 0;  // of those, held by the chosen worker in GPU memory
+  std::uint64_t holder_blocks = 0;   // (worker, tier, block) triples known
+  std::uint64_t journal_bytes = 0;
+};
+
+class Engine {
+ public:
+  explicit Engine(const EngineOptions& options);
+
+  const EngineOptions& options() const { return options_; }
+
+  // Workers.
+  Status add_worker(Time now, std::uint32_t capacity_blocks, WorkerId* worker);
+  Status remove_worker(Time now, WorkerId worker);
+  Status blocks_stored(Time now, WorkerId worker, Tier tier, BlockHash parent, std::span<const BlockHash> hashes);
+  Status blocks_removed(Time now, WorkerId worker, Tier tier, std::span<const BlockHash> hashes);
+  Status blocks_cleared(Time now, WorkerId worker);
+  Status worker_load(Time now, WorkerId worker, std::uint32_t blocks_in_use);
+
+  // Workflows and calls.
+  Status open_workflow(Time now, std::uint32_t tenant, WorkflowHandle* workflow);
+  Status close_workflow(Time now, WorkflowHandle workflow);
+  Status submit_call(Time now, WorkflowHandle workflow, std::uint32_t prompt_tokens, std::span<const BlockHash> chain,
+                     CallHandle* call);
+  Status first_token(Time now, CallHandle call);
+  Status finish_call(Time now, CallHandle call, StopReason stop, ToolClass tool, std::uint32_t output_tokens);
+  Status tool_started(Time now, WorkflowHandle workflow, ToolClass tool);
+  Status tool_finished(Time now, WorkflowHandle workflow);
+  Status tick(Time now);
+
+  // Places waiting calls in order of submission, as many as `decisions` has room for; *count receives how many were written.
+  // With a journal it can return kJournalFull: then nothing was decided.
+  Status decide(Time now, std::span<Decision> decisions, std::size_t* count);
+
+  // Leading blocks of `chain` per worker and tier, depth[worker * kTierCount + tier] for worker < worker_slots().
+  // Changes nothing; returns the longest in any tier.
+  std::uint32_t match(std::span<const BlockHash> chain, std::uint32_t* depth) const { return mirror_.match(chain, depth); }
+  std::uint32_t worker_slots() const { return options_.max_workers; }
+
+  bool worker_state(WorkerId worker, WorkerState* state) const;
+  EngineStats stats() const;
+  Time now() const { return now_; }
+  JournalWriter& journal() { return journal_; }
+
+  bool verify() const;
+  // Of the whole state, the generator included; the same for every engine that has seen the same events.
+  std::uint64_t digest() const;
+
+ private:
+  enum class CallState : std::uint8_t { kFree, kWaiting, kPlaced, kRunning };
+  enum class WorkflowState : std::uint8_t { kFree, kThinking, kTool };
+
+  struct Call {
+    Time submitted = 0;
+    std::uint64_t sequence = 0;           // number of its submission
+    std::uint32_t first_chunk = kNone;    // of its chain
+    std::uint32_t chain_blocks = 0;
+    std::uint32_t generation = 0;
+    std::uint32_t workflow = kNone;
+    WorkerId worker = kNone;
+    std::uint32_t prompt_tokens = 0;
+    CallState state = CallState::kFree;
+    std::uint32_t previous = kNone;  // waiting queue
+    std::uint32_t next = kNone;      // waiting queue, or list of free slots
+  };
+  struct Workflow {
+    Time since = 0;  // start of the present state
+    std::uint32_t generation = 0;
+    std::uint32_t tenant = 0;
+    std::uint32_t open_calls = 0;
+    std::uint32_t finished_calls = 0;
+    WorkflowState state = WorkflowState::kFree;
+    ToolClass tool = ToolClass::kNone;
+    StopReason last_stop = StopReason::kUnknown;
+    std::uint32_t next_free = kNone;
+  };
+
+  Status admit(Time now, std::size_t payload) const;
+  bool worker_active(WorkerId worker) const { return worker < worker_count_ && workers_[worker].active != 0; }
+  std::uint32_t call_slot(CallHandle call) const;
+  std::uint32_t workflow_slot(WorkflowHandle workflow) const;
+  std::uint32_t blocks_of(const Call& call) const {
+    return static_cast<std::uint32_t>((std::uint64_t{call.prompt_tokens} + options_.block_tokens - 1) / options_.block_tokens);
+  }
+  void enqueue_waiting(std::uint32_t slot);
+  void dequeue_waiting(std::uint32_t slot);
+  void leave_worker(Call& call);
+  bool store_chain(Call& call, std::span<const BlockHash> chain);
+  void release_chain(Call& call);
+  // The chain of a call side by side, valid until the next call of load_chain.
+  std::span<const BlockHash> load_chain(const Call& call) const;
+  void write_options();
+
+  static constexpr std::uint32_t kChunkBlocks = 256;
+
+  EngineOptions options_;
+  Mirror mirror_;
+  Random random_;
+  JournalWriter journal_;
+  Time now_ = 0;
+
+  std::uint32_t worker_count_ = 0;  // ids given out
+  std::uint32_t active_workers_ = 0;
+  std::uint32_t round_robin_next_ = 0;
+  std::vector<WorkerState> workers_;
+  // Columns of `workers_` that a placement reads, and the depths of the last match.
+  std::vector<std::uint8_t> active_column_;
+  std::vector<std::uint32_t> open_calls_column_;
+  std::vector<std::uint32_t> blocks_in_use_column_;
+  std::vector<std::uint32_t> matched_column_;
+  std::vector<std::uint32_t> depth_;
+
+  std::vector<Workflow> workflows_;
+  std::uint32_t free_workflow_ = 0;
+  std::uint32_t open_workflows_ = 0;
+
+  std::vector<BlockHash> chunks_;  // kChunkBlocks hashes each
+  std::vector<std::uint32_t> next_chunk_;
+  std::uint32_t free_chunk_ = kNone;
+  std::uint32_t free_chunks_ = 0;
+  mutable std::vector<BlockHash> scratch_chain_;
+
+  std::vector<Call> calls_;
+  std::uint32_t free_call_ = 0;
+  std::uint32_t open_calls_ = 0;
+  std::uint32_t waiting_first_ = kNone;
+  std::uint32_t waiting_last_ = kNone;
+  std::uint32_t waiting_calls_ = 0;
+
+  std::uint64_t submitted_calls_ = 0;
+  std::uint64_t placed_calls_ = 0;
+  std::uint64_t finished_calls_ = 0;
+  std::uint64_t replaced_calls_ = 0;
+  std::uint64_t prompt_blocks_ = 0;
+  std::uint64_t matched_blocks_ = 0;
+};
+
+// Rebuilds an engine from a journal: constructs it with the journal's options (its own journal switched off) and applies all records,
+// comparing each decision with the one recorded. On kJournalCorrupt the engine holds the state of the good part.
+// `make` receives the options and returns the engine to fill (the caller owns memory and catches bad_alloc), or null.
+struct ReplayResult {
+  Status status = Status::kOk;
+  std::uint64_t events = 0;
+  std::uint64_t decisions = 0;
+  std::uint64_t good_bytes = 0;
+};
+Status read_journal_options(std::span<const std::uint8_t> journal, EngineOptions* options);
+ReplayResult replay_journal(std::span<const std::uint8_t> journal, Engine& engine);
+
+}  // namespace saga

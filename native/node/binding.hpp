@@ -1,0 +1,91 @@
+// What the files of the Node binding share.
+//
+// The binding stands on the C interface alone. It is called by one TypeScript file per area, which has checked the arguments;
+// here they are only unpacked. Numbers go in and at most one number comes out; everything larger goes through typed arrays,
+// either passed with the call (about 40 ns) or registered once at creation (nothing a call).
+//
+// A function returns its result (>= 0), or minus the saga_status_t where the C interface refused. Functions of an object are
+// bound by their data pointer (an `ObjectWrap` method costs three times as much); each of them keeps the object alive.
+#pragma once
+
+#include <napi.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "saga/saga.h"
+
+namespace saga::node {
+
+// A typed array passed with a call. The façade passes the right element type.
+template <typename T>
+struct Elements {
+  T* data = nullptr;
+  std::size_t count = 0;
+};
+
+template <typename T>
+Elements<T> elements(napi_env env, napi_value value) {
+  napi_typedarray_type type;
+  void* data = nullptr;
+  std::size_t count = 0;
+  if (napi_get_typedarray_info(env, value, &type, &count, &data, nullptr, nullptr) != napi_ok) return {};
+  return {static_cast<T*>(data), count};
+}
+
+inline double number(const Napi::CallbackInfo& info, std::size_t i) {
+  double value = 0;
+  napi_get_value_double(info.Env(), info[i], &value);
+  return value;
+}
+
+// The façade passes integers in range, so the conversions are exact.
+inline std::uint64_t u64(const Napi::CallbackInfo& info, std::size_t i) {
+  return static_cast<std::uint64_t>(number(info, i));
+}
+inline std::uint32_t u32(const Napi::CallbackInfo& info, std::size_t i) {
+  return static_cast<std::uint32_t>(number(info, i));
+}
+
+inline Napi::Value result(const Napi::CallbackInfo& info, double value) { return Napi::Number::New(info.Env(), value); }
+inline Napi::Value failure(const Napi::CallbackInfo& info, saga_status_t status) {
+  return Napi::Number::New(info.Env(), -static_cast<double>(status));
+}
+// `value` if the status is SAGA_OK.
+inline Napi::Value answer(const Napi::CallbackInfo& info, saga_status_t status, double value = 0) {
+  return status == SAGA_OK ? result(info, value) : failure(info, status);
+}
+
+// A native object whose functions JavaScript holds. It lives until the last of them is collected.
+template <typename T>
+class Bound {
+ public:
+  template <typename... Args>
+  explicit Bound(Args&&... args) : object(std::forward<Args>(args)...) {}
+
+  T object;
+
+  static T& of(const Napi::CallbackInfo& info) { return static_cast<Bound*>(info.Data())->object; }
+
+  template <Napi::Value (*Function)(const Napi::CallbackInfo&)>
+  void bind(Napi::Env env, Napi::Object methods, const char* name) {
+    Napi::Function function = Napi::Function::New<Function>(env, name, this);
+    ++references_;
+    function.AddFinalizer([](Napi::Env, Bound* bound) { bound->release(); }, this);
+    methods.Set(name, function);
+  }
+
+ private:
+  void release() {
+    if (--references_ == 0) delete this;
+  }
+  std::uint32_t references_ = 0;
+};
+
+void register_hash(Napi::Env env, Napi::Object exports);
+void register_engine(Napi::Env env, Napi::Object exports);
+void register_pages(Napi::Env env, Napi::Object exports);
+void register_simulate(Napi::Env env, Napi::Object exports);
+
+}  // namespace saga::node

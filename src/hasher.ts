@@ -1,0 +1,100 @@
+import native from './native.cjs';
+import { checkInteger, checkOneOf, describe } from './check.js';
+import { SagaArgumentError, errorOfStatus } from './errors.js';
+
+const algorithms = ['saga', 'sha256_cbor', 'xxhash_cbor'] as const;
+
+/**
+ * How the tokens of a block, chained to everything before it, become its hash.
+ *
+ * - `saga`: SAGA's own chain of XXH3-128; the fastest
+ * - `sha256_cbor`, `xxhash_cbor`: vLLM's `--prefix-caching-hash-algo` of these names, bit for bit
+ */
+export type HashAlgorithm = (typeof algorithms)[number];
+
+export interface BlockHasherOptions {
+  /** Default `saga`. */
+  algorithm?: HashAlgorithm;
+  /** Tokens a block, 1 to 4,096. Default 16. */
+  blockTokens?: number;
+  /** `saga` only: chains with different salts share no block. The salt isolates tenants. Default empty. */
+  salt?: string;
+  /** vLLM's algorithms only: the value of `PYTHONHASHSEED` of the engine. Default `0`. */
+  hashSeed?: string;
+}
+
+/** What a request brings besides tokens (vLLM's extra keys). */
+export interface RequestKeys {
+  /** Name of the LoRA adapter, at most 1,024 bytes. */
+  loraName?: string;
+  /** vLLM's `cache_salt`, at most 1,024 bytes. */
+  cacheSalt?: string;
+}
+
+/** Most blocks that one call of {@link BlockHasher.update} takes. */
+const mostBlocks = 2 ** 24;
+
+/**
+ * Hashes token blocks into a chain: the hash of a block names its tokens and everything before them.
+ *
+ * The chain is incremental: {@link update} continues where the last call ended, so a workflow that grows hashes its new
+ * blocks only. Cost: some 5 ns a block of 16 tokens for `saga`, plus 0.1 microseconds a call.
+ */
+export class BlockHasher {
+  readonly algorithm: HashAlgorithm;
+  readonly blockTokens: number;
+  readonly #native: native.Hasher;
+
+  constructor(options: BlockHasherOptions = {}) {
+    const algorithm = checkOneOf('algorithm', options.algorithm ?? 'saga', algorithms);
+    this.algorithm = options.algorithm ?? 'saga';
+    this.blockTokens = checkInteger('blockTokens', options.blockTokens ?? 16, 1, 4096);
+    const own = this.algorithm === 'saga';
+    if (own && options.hashSeed !== undefined) throw new SagaArgumentError('hashSeed is for sha256_cbor and xxhash_cbor; saga takes salt');
+    if (!own && options.salt !== undefined) throw new SagaArgumentError('salt is for saga; vLLM takes its salt by reset({ cacheSalt })');
+    const root = (own ? options.salt : options.hashSeed) ?? (own ? '' : '0');
+    if (typeof root !== 'string') throw new SagaArgumentError(`${own ? 'salt' : 'hashSeed'} must be a string, got ${describe(root)}`);
+    const hasher = native.createHasher(algorithm, this.blockTokens, root);
+    if (typeof hasher === 'number') throw errorOfStatus(-hasher, 'hashSeed must have 1 to 64 bytes');
+    this.#native = hasher;
+  }
+
+  /** Back to the root: the next block is the first of a prompt. `keys` for vLLM's algorithms only. */
+  reset(keys?: RequestKeys): this {
+    this.#native.reset();
+    if (this.algorithm !== 'saga') {
+      const status = this.#native.setKeys(keys?.loraName ?? '', keys?.cacheSalt ?? '');
+      if (status < 0) throw errorOfStatus(-status, 'loraName and cacheSalt must have at most 1,024 bytes each');
+    } else if (keys?.loraName !== undefined || keys?.cacheSalt !== undefined) {
+      throw new SagaArgumentError('loraName and cacheSalt are for sha256_cbor and xxhash_cbor');
+    }
+    return this;
+  }
+
+  /**
+   * Hashes the full blocks of `tokens` as the continuation of what was hashed before; a rest of less than a block is
+   * ignored, give it again when the block is full.
+   *
+   * @param tokens token ids, a whole prompt or the part since the last full block
+   * @param out receives one hash a block; must have room for `Math.floor(tokens.length / blockTokens)`. Default: a new array
+   * @returns the hashes: `out`, cut to their number
+   */
+  update(tokens: Uint32Array, out?: BigUint64Array): BigUint64Array {
+    if (!(tokens instanceof Uint32Array)) throw new SagaArgumentError(`tokens must be a Uint32Array, got ${describe(tokens)}`);
+    const blocks = Math.floor(tokens.length / this.blockTokens);
+    if (blocks > mostBlocks) throw new SagaArgumentError(`tokens must have at most ${mostBlocks} blocks, got ${blocks}`);
+    const hashes = out ?? new BigUint64Array(blocks);
+    if (!(hashes instanceof BigUint64Array) || hashes.length < blocks) {
+      throw new SagaArgumentError(`out must be a BigUint64Array with room for ${blocks} hashes`);
+    }
+    const count = this.#native.update(tokens, hashes);
+    if (count < 0) throw errorOfStatus(-count, native.statusText(-count));
+    return count === hashes.length ? hashes : hashes.subarray(0, count);
+  }
+
+  /** The whole digest of the last block (or of the root): 16 or 32 bytes. */
+  digest(): Uint8Array {
+    const bytes = new Uint8Array(32);
+    return bytes.subarray(0, this.#native.digest(bytes));
+  }
+}
