@@ -10,6 +10,16 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>
+#define SAGA_SHA256_INSTRUCTIONS
+#elif defined(__aarch64__) && defined(__AARCH64EL__) && defined(__ARM_FEATURE_SHA2)
+#include <arm_neon.h>
+#define SAGA_SHA256_INSTRUCTIONS  // the build is for processors that have them
+#define SAGA_SHA256_TARGET
+#elif defined(__aarch64__) && defined(__AARCH64EL__) && defined(__linux__) && !defined(__clang__)
+#include <arm_neon.h>
+#include <sys/auxv.h>
+#define SAGA_SHA256_INSTRUCTIONS
+#define SAGA_SHA256_TARGET __attribute__((target("+crypto")))
 #endif
 
 namespace saga {
@@ -84,6 +94,47 @@ __attribute__((target("sha,sse4.1,ssse3"))) void compress_sha_extensions(std::ui
   _mm_storeu_si128(reinterpret_cast<__m128i*>(state + 4), _mm_alignr_epi8(ghcd, abef, 8));
 }
 
+#elif defined(SAGA_SHA256_INSTRUCTIONS)
+
+bool processor_has_sha() {
+#if defined(__ARM_FEATURE_SHA2)
+  return true;
+#else
+  constexpr unsigned long kSha2 = 1ul << 6;  // HWCAP_SHA2 of the Linux interface
+  return (getauxval(AT_HWCAP) & kSha2) != 0;
+#endif
+}
+
+// The instructions do four rounds each, on the two halves of the state in its natural order.
+SAGA_SHA256_TARGET void compress_sha_extensions(std::uint32_t state[8], const std::uint8_t* data, std::size_t blocks) {
+  uint32x4_t abcd = vld1q_u32(state);
+  uint32x4_t efgh = vld1q_u32(state + 4);
+  for (; blocks != 0; --blocks, data += 64) {
+    const uint32x4_t abcd_before = abcd;
+    const uint32x4_t efgh_before = efgh;
+    uint32x4_t words[4];  // the last 16 words of the message schedule, a ring of four groups
+    for (int group = 0; group < 4; ++group) {
+      words[group] = vreinterpretq_u32_u8(vrev32q_u8(vld1q_u8(data + 16 * group)));
+    }
+#pragma GCC unroll 16
+    for (int group = 0; group < 16; ++group) {
+      uint32x4_t& oldest = words[group % 4];
+      const uint32x4_t sum = vaddq_u32(oldest, vld1q_u32(kRoundConstants + 4 * group));
+      const uint32x4_t abcd_now = abcd;
+      abcd = vsha256hq_u32(abcd, efgh, sum);
+      efgh = vsha256h2q_u32(efgh, abcd_now, sum);
+      if (group < 12) {
+        oldest = vsha256su0q_u32(oldest, words[(group + 1) % 4]);
+        oldest = vsha256su1q_u32(oldest, words[(group + 2) % 4], words[(group + 3) % 4]);
+      }
+    }
+    abcd = vaddq_u32(abcd, abcd_before);
+    efgh = vaddq_u32(efgh, efgh_before);
+  }
+  vst1q_u32(state, abcd);
+  vst1q_u32(state + 4, efgh);
+}
+
 #endif
 
 void compress(std::uint32_t state[8], const std::uint8_t* data, std::size_t blocks) {
@@ -156,7 +207,7 @@ void compress_portable(std::uint32_t state[8], const std::uint8_t* data, std::si
 
 bool compress_accelerated([[maybe_unused]] std::uint32_t state[8], [[maybe_unused]] const std::uint8_t* data,
                           [[maybe_unused]] std::size_t blocks) {
-#if defined(__x86_64__)
+#if defined(SAGA_SHA256_INSTRUCTIONS)
   static const bool available = processor_has_sha();  // a constant of the machine
   if (available) {
     compress_sha_extensions(state, data, blocks);

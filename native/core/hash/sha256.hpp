@@ -1,9 +1,9 @@
 // SHA-256 (FIPS 180-4), for the block hashes of engines that use it.
 //
 // A block of 16 tokens with its parent digest is at most 126 padded bytes, hence two compressions, and each
-// block waits for the one before: what counts is the latency of a compression. On x86-64 processors with the
-// SHA extensions (found by cpuid at run time, the build needs no -m flag) a compression is a chain of 32
-// `sha256rnds2`; elsewhere it is plain C++.
+// block waits for the one before: what counts is the latency of a compression. Where the processor has SHA-256
+// instructions (found at run time on x86-64 and on 64-bit Arm under Linux; the build needs no -m flag) two
+// compressions take some 70 ns, in plain C++ six times that.
 //
 // `sha256` is the one-shot form: it reads the message where it lies and copies only the last partial block.
 // `Sha256` is the incremental form for messages that come in pieces: update any number of times, finish once.
