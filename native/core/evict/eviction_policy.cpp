@@ -1,6 +1,7 @@
 #include "eviction_policy.hpp"
 
 #include "belady_policy.hpp"
+#include "branch_policy.hpp"
 #include "recency_policy.hpp"
 
 namespace saga {
@@ -11,8 +12,11 @@ std::unique_ptr<EvictionPolicy> make_eviction_policy(PolicyKind kind, const Resi
     case PolicyKind::kLru:
       return std::make_unique<RecencyPolicy>(residents);
     case PolicyKind::kLruPrefix:
+      return std::make_unique<PrefixRecencyPolicy>(residents);
     case PolicyKind::kWaLru:
+      return std::make_unique<WorkflowAwarePolicy>(residents);
     case PolicyKind::kTtl:
+      return std::make_unique<TimeToLivePolicy>(residents);
     case PolicyKind::kBelady:
       return std::make_unique<BeladyPolicy>(residents, future);
   }

@@ -48,7 +48,7 @@
 //               equals the deepest. Calls may start in another order than recorded: what counts is which
 //               recorded requests have not started yet.
 //
-// Ties: the deepest page, then the smallest node number. Nothing here depends on addresses, hash order or a
+// Ties: the deepest node, then the smallest node number. Nothing here depends on addresses, hash order or a
 // clock: `now` is an argument and must not run backwards.
 #pragma once
 
@@ -99,7 +99,7 @@ struct CallEnd {
   CallId call = 0;
   StopReason stop_reason = StopReason::kUnknown;
   ToolClass tool_class = ToolClass::kNone;
-  NodeId leaf = kNone;  // the path that the call has reached: prompt and answer
+  NodeId leaf = kNone;  // what it has reached, prompt and answer: path_leaf, or the node of its last page
 };
 
 // Up to `pages` of the last resident pages of `node` may go before the policy is asked again. node == kNone:
