@@ -43,7 +43,7 @@ BlockEvent removed(BlockHash hash, BlockId block) {
   return {.hash = hash, .block = block, .tier = Tier::kGpu, .kind = BlockEventKind::kRemoved};
 }
 
-TEST(BlockPool, gives_out_blocks_in_order_of_id_at_first) {
+TEST(BlockPool, GivesOutBlocksInOrderOfIdAtFirst) {
   BlockPool pool({.block_count = 5});
   EXPECT_EQ(free_order(pool), (Ids{0, 1, 2, 3, 4}));
   EXPECT_EQ(allocate(pool, 2), (Ids{0, 1}));
@@ -53,7 +53,7 @@ TEST(BlockPool, gives_out_blocks_in_order_of_id_at_first) {
   EXPECT_TRUE(pool.verify());
 }
 
-TEST(BlockPool, appends_freed_blocks_in_the_order_given) {
+TEST(BlockPool, AppendsFreedBlocksInTheOrderGiven) {
   BlockPool pool({.block_count = 6});
   allocate(pool, 4);
   // A sequence over 0, 1, 2, 3 is freed last block first: its end stands before its beginning, behind what was free already.
@@ -62,7 +62,7 @@ TEST(BlockPool, appends_freed_blocks_in_the_order_given) {
   EXPECT_TRUE(pool.verify());
 }
 
-TEST(BlockPool, refuses_more_than_it_has_and_changes_nothing) {
+TEST(BlockPool, RefusesMoreThanItHasAndChangesNothing) {
   BlockEventLog log(8);
   BlockPool pool({.block_count = 4}, &log);
   allocate(pool, 2);
@@ -83,7 +83,7 @@ TEST(BlockPool, refuses_more_than_it_has_and_changes_nothing) {
   EXPECT_TRUE(pool.allocate({}));
 }
 
-TEST(BlockPool, an_empty_pool_is_out_of_blocks) {
+TEST(BlockPool, AnEmptyPoolIsOutOfBlocks) {
   BlockPool pool({.block_count = 0});
   Ids one(1);
   EXPECT_FALSE(pool.allocate(one));
@@ -93,7 +93,7 @@ TEST(BlockPool, an_empty_pool_is_out_of_blocks) {
   EXPECT_TRUE(pool.verify());
 }
 
-TEST(BlockPool, a_cached_block_hits_until_it_is_taken) {
+TEST(BlockPool, ACachedBlockHitsUntilItIsTaken) {
   BlockEventLog log(16);
   BlockPool pool({.block_count = 4}, &log);
   allocate(pool, 3);
@@ -112,7 +112,7 @@ TEST(BlockPool, a_cached_block_hits_until_it_is_taken) {
   EXPECT_TRUE(pool.verify());
 }
 
-TEST(BlockPool, touch_takes_a_hit_out_of_the_middle) {
+TEST(BlockPool, TouchTakesAHitOutOfTheMiddle) {
   BlockPool pool({.block_count = 5});
   allocate(pool, 4);
   pool.cache_full_blocks(Ids{0, 1, 2, 3}, Hashes{10, 11, 12, 13});
@@ -129,7 +129,7 @@ TEST(BlockPool, touch_takes_a_hit_out_of_the_middle) {
   EXPECT_TRUE(pool.verify());
 }
 
-TEST(BlockPool, finds_the_copy_that_was_cached_first) {
+TEST(BlockPool, FindsTheCopyThatWasCachedFirst) {
   BlockEventLog log(16);
   BlockPool pool({.block_count = 4}, &log);
   allocate(pool, 4);
@@ -155,7 +155,7 @@ TEST(BlockPool, finds_the_copy_that_was_cached_first) {
   EXPECT_TRUE(pool.verify());
 }
 
-TEST(BlockPool, evict_keeps_references_and_place) {
+TEST(BlockPool, EvictKeepsReferencesAndPlace) {
   BlockPool pool({.block_count = 3});
   allocate(pool, 2);
   pool.cache_full_blocks(Ids{0, 1}, Hashes{10, 11});
@@ -167,7 +167,7 @@ TEST(BlockPool, evict_keeps_references_and_place) {
   EXPECT_TRUE(pool.verify());
 }
 
-TEST(BlockPool, uncached_first_puts_useless_blocks_to_the_head) {
+TEST(BlockPool, UncachedFirstPutsUselessBlocksToTheHead) {
   for (const bool uncached_first : {false, true}) {
     BlockPool pool({.block_count = 6, .uncached_first = uncached_first});
     allocate(pool, 5);
@@ -180,7 +180,7 @@ TEST(BlockPool, uncached_first_puts_useless_blocks_to_the_head) {
   }
 }
 
-TEST(BlockPool, evict_first_names_the_next_victims) {
+TEST(BlockPool, EvictFirstNamesTheNextVictims) {
   BlockPool pool({.block_count = 5});
   pool.evict_first(Ids{3, 1});
   EXPECT_EQ(free_order(pool), (Ids{3, 1, 0, 2, 4}));
@@ -192,7 +192,7 @@ TEST(BlockPool, evict_first_names_the_next_victims) {
   EXPECT_TRUE(pool.verify());
 }
 
-TEST(BlockPool, resets_only_when_nothing_is_in_use) {
+TEST(BlockPool, ResetsOnlyWhenNothingIsInUse) {
   BlockEventLog log(8);
   BlockPool pool({.block_count = 3}, &log);
   allocate(pool, 2);
@@ -212,7 +212,7 @@ TEST(BlockPool, resets_only_when_nothing_is_in_use) {
   EXPECT_TRUE(pool.verify());
 }
 
-TEST(BlockPool, digest_sees_everything_that_matters_later) {
+TEST(BlockPool, DigestSeesEverythingThatMattersLater) {
   const auto made = [](auto&& change) {
     BlockPool pool({.block_count = 4});
     Ids blocks(3);
@@ -230,7 +230,7 @@ TEST(BlockPool, digest_sees_everything_that_matters_later) {
   EXPECT_NE(made([](BlockPool& p) { p.touch(Ids{0}); }), made([](BlockPool&) {}));
 }
 
-TEST(BlockEventLog, drops_and_counts_what_does_not_fit) {
+TEST(BlockEventLog, DropsAndCountsWhatDoesNotFit) {
   BlockEventLog log(2);
   BlockPool pool({.block_count = 3}, &log);
   allocate(pool, 3);
@@ -252,7 +252,7 @@ TEST(BlockEventLog, drops_and_counts_what_does_not_fit) {
   EXPECT_TRUE(none.verify());
 }
 
-TEST(BlockHashMap, follows_a_map_through_random_operations) {
+TEST(BlockHashMap, FollowsAMapThroughRandomOperations) {
   Random random(1);
   BlockHashMap map(48);
   std::map<BlockHash, std::uint32_t> model;
@@ -283,7 +283,7 @@ TEST(BlockHashMap, follows_a_map_through_random_operations) {
 }
 
 #if defined(SAGA_FORCE_ASSERTS) || !defined(NDEBUG)
-TEST(BlockPoolDeathTest, misuse_is_a_bug) {
+TEST(BlockPoolDeathTest, MisuseIsABug) {
   BlockPool pool({.block_count = 2});
   EXPECT_DEATH(pool.free_blocks(Ids{0}), "ref_count > 0");
   EXPECT_DEATH(pool.touch(Ids{2}), "block_count_");
@@ -477,7 +477,7 @@ void random_operations_follow_the_slow_pool(std::uint64_t seed, std::uint32_t bl
   }
 }
 
-TEST(BlockPool, random_operations_follow_the_slow_pool) {
+TEST(BlockPool, RandomOperationsFollowTheSlowPool) {
   std::uint64_t seed = 100;
   for (const std::uint32_t block_count : {1u, 2u, 7u, 24u, 60u}) {
     for (const bool uncached_first : {false, true}) {

@@ -80,7 +80,7 @@ OpenResult PageTable::open(std::span<const BlockHash> hashes, std::uint32_t toke
   for (const BlockHash hash : hashes.first(cacheable_blocks(hashes.size(), token_count))) {
     const BlockLocation found = find(hash, slowest);
     if (found.block == kNone) break;
-    pool(found.tier).touch({&found.block, 1});
+    tier_pool(found.tier).touch({&found.block, 1});
     row(id)[sequence.block_count++] = pack(found);
     if (found.tier != Tier::kGpu) ++sequence.blocks_below_gpu;
     result.hit.tokens += block_size_;
@@ -104,7 +104,7 @@ AllocateResult PageTable::allocate_slots(SequenceId id, std::uint32_t new_tokens
   const std::uint64_t tokens = std::uint64_t{sequence.token_count} + new_tokens;
   if (tokens > std::uint64_t{max_blocks_} * block_size_) return {.status = PageStatus::kSequenceFull};
 
-  BlockPool& gpu = pool(Tier::kGpu);
+  BlockPool& gpu = tier_pool(Tier::kGpu);
   Entry* const table = row(id);
   const bool writes_last = new_tokens > 0 && sequence.token_count % block_size_ != 0;
   const BlockId last = writes_last ? unpack(table[sequence.block_count - 1]).block : kNone;
@@ -141,7 +141,7 @@ PageStatus PageTable::cache_full_blocks(SequenceId id, std::span<const BlockHash
   SAGA_ASSERT(sequence.cached_blocks + hashes.size() <= sequence.token_count / block_size_);
   for (const BlockHash& hash : hashes) {
     const BlockLocation location = unpack(row(id)[sequence.cached_blocks++]);
-    BlockPool& blocks = pool(location.tier);
+    BlockPool& blocks = tier_pool(location.tier);
     if (blocks.is_cached(location.block)) {
       SAGA_ASSERT(blocks.hash(location.block) == hash);
     } else {
@@ -162,12 +162,12 @@ ForkResult PageTable::fork(SequenceId parent_id) {
     const Entry entry = row(parent_id)[i];
     row(id)[i] = entry;
     const BlockLocation shared = unpack(entry);
-    pool(shared.tier).touch({&shared.block, 1});
+    tier_pool(shared.tier).touch({&shared.block, 1});
   }
   return {.sequence = id};
 }
 
-void PageTable::release(BlockLocation location) { pool(location.tier).free_blocks({&location.block, 1}); }
+void PageTable::release(BlockLocation location) { tier_pool(location.tier).free_blocks({&location.block, 1}); }
 
 // Last block first: see BlockPool.
 void PageTable::release_from(SequenceId id, std::uint32_t first_block) {
@@ -280,7 +280,7 @@ PlanResult PageTable::plan_copy(Tier source, std::span<const BlockHash> hashes, 
   const PlanId plan = free_plans_.back();
   plans_[plan] = {.target = target};
   for (const BlockHash hash : hashes) {
-    const BlockId block = pool(source).get_cached_block(hash);
+    const BlockId block = tier_pool(source).get_cached_block(hash);
     if (block == kNone) continue;
     moves(plan)[plans_[plan].move_count++] = {
         .position = 0, .source = pack({.tier = source, .block = block}), .target = kNone, .copied = true};
@@ -289,7 +289,7 @@ PlanResult PageTable::plan_copy(Tier source, std::span<const BlockHash> hashes, 
   if (result.status == PageStatus::kOk) {
     for (std::uint32_t i = 0; i < plans_[plan].move_count; ++i) {
       const BlockLocation location = unpack(moves(plan)[i].source);
-      pool(location.tier).touch({&location.block, 1});
+      tier_pool(location.tier).touch({&location.block, 1});
     }
   }
   return result;
@@ -298,7 +298,7 @@ PlanResult PageTable::plan_copy(Tier source, std::span<const BlockHash> hashes, 
 // Finds a target for each source of the plan, which becomes pending; or changes nothing.
 PlanResult PageTable::reserve(PlanId id, std::span<BlockCopy> copies) {
   Plan& plan = plans_[id];
-  BlockPool& target = pool(plan.target);
+  BlockPool& target = tier_pool(plan.target);
   const std::span<Move> planned(moves(id), plan.move_count);
 
   // Targets that are shared leave the free list too, so they count against the free blocks as the new ones
@@ -346,7 +346,7 @@ void PageTable::commit(PlanId id) {
   SAGA_ASSERT(is_pending(id));
   const Plan plan = plans_[id];
   const std::span<const Move> planned(moves(id), plan.move_count);
-  BlockPool& target_pool = pool(plan.target);
+  BlockPool& target_pool = tier_pool(plan.target);
 
   for (const Move& move : planned) {
     const BlockLocation source = unpack(move.source);
@@ -375,7 +375,7 @@ void PageTable::commit(PlanId id) {
   }
   for (const Move& move : planned) {
     const BlockLocation source = unpack(move.source);
-    BlockPool& from = pool(source.tier);
+    BlockPool& from = tier_pool(source.tier);
     if (source.tier < plan.target && from.ref_count(source.block) == 0) from.evict_first({&source.block, 1});
   }
   finish(id);
@@ -401,14 +401,14 @@ void PageTable::finish(PlanId id) {
 // ---- Cached blocks
 
 bool PageTable::evict(Tier tier, BlockHash hash) {
-  const BlockId block = pool(tier).get_cached_block(hash);
-  return block != kNone && pool(tier).evict(block);
+  const BlockId block = tier_pool(tier).get_cached_block(hash);
+  return block != kNone && tier_pool(tier).evict(block);
 }
 
 bool PageTable::evict_first(Tier tier, BlockHash hash) {
-  const BlockId block = pool(tier).get_cached_block(hash);
-  if (block == kNone || pool(tier).ref_count(block) > 0) return false;
-  pool(tier).evict_first({&block, 1});
+  const BlockId block = tier_pool(tier).get_cached_block(hash);
+  if (block == kNone || tier_pool(tier).ref_count(block) > 0) return false;
+  tier_pool(tier).evict_first({&block, 1});
   return true;
 }
 

@@ -231,7 +231,7 @@ class PageTable {
   bool evict_first(Tier tier, BlockHash hash);
 
   // Forgets all hashes of a tier. False, with nothing changed, while any of its blocks is in use.
-  bool reset_prefix_cache(Tier tier) { return pool(tier).reset_prefix_cache(); }
+  bool reset_prefix_cache(Tier tier) { return tier_pool(tier).reset_prefix_cache(); }
 
   // What was stored and removed since the last drain (see BlockEventLog; stats().events_lost_total for
   // losses).
@@ -282,7 +282,7 @@ class PageTable {
     std::uint32_t move_count = 0;
   };
 
-  BlockPool& pool(Tier tier) { return pools_[static_cast<std::size_t>(tier)]; }
+  BlockPool& tier_pool(Tier tier) { return pools_[static_cast<std::size_t>(tier)]; }
   const Sequence& at(SequenceId sequence) const;
   Sequence& at(SequenceId sequence);
   Entry* row(SequenceId sequence) { return &entries_[std::size_t{sequence} * max_blocks_]; }
