@@ -44,6 +44,33 @@ declare namespace native {
   }
 }
 
+declare namespace native {
+  /** Opaque; freed when collected. A wrong handle is refused, never used. */
+  type Workload = object & { readonly workload: unique symbol };
+  type CacheReplay = object & { readonly cacheReplay: unique symbol };
+
+  /** See `WorkloadColumns` (src/workload/columns.ts). Times and ids are integers below 2^53. */
+  interface Columns {
+    readonly blockTokens: number;
+    readonly taskTenant: Uint32Array;
+    readonly taskFirstCall: Uint32Array;
+    /** Microseconds, 0 = none. */
+    readonly taskExpected: Float64Array;
+    readonly callThread: Uint32Array;
+    readonly promptTokens: Uint32Array;
+    readonly outputTokens: Uint32Array;
+    readonly promptKind: Uint8Array;
+    readonly stopReason: Uint8Array;
+    readonly toolClass: Uint8Array;
+    readonly callFirstPredecessor: Uint32Array;
+    readonly predecessorCall: Uint32Array;
+    readonly predecessorGap: Float64Array;
+    readonly callFirstRun: Uint32Array;
+    readonly runFirstId: Float64Array;
+    readonly runLength: Uint32Array;
+  }
+}
+
 declare const native: {
   readonly abiVersion: number;
   readonly version: string;
@@ -66,5 +93,26 @@ declare const native: {
   ): native.Engine | number;
   /** `result`: status, events, decisions, good bytes. The digest of the state, or minus a status where there is none. */
   replayJournal(journal: Uint8Array, result: Float64Array): bigint | number;
+
+  createWorkload(columns: native.Columns): native.Workload | number;
+  createCacheReplay(
+    workload: native.Workload,
+    pageTokens: number,
+    call: Uint32Array,
+    start: Float64Array,
+    end: Float64Array,
+  ): native.CacheReplay | number;
+  cacheReplayDistinctPages(replay: native.CacheReplay): number;
+  /**
+   * `options`: policy, model, capacityPages, requestLimit, inferThreads, timing. `result` (8): requests, requestedPages,
+   * missedPages, evictedPages, requestedCost, missedCost, evictionNanoseconds, overflows. `progress[0]`: requests done.
+   * Resolves to 0 or minus a status.
+   */
+  runCacheReplay(
+    replay: native.CacheReplay,
+    options: Float64Array,
+    result: Float64Array,
+    progress: BigUint64Array,
+  ): Promise<number>;
 };
 export = native;

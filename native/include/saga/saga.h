@@ -259,12 +259,11 @@ typedef struct saga_replay_result_t {
 SAGA_API saga_status_t saga_engine_replay(const uint8_t* journal, size_t size, saga_engine_t** engine,
                                           saga_replay_result_t* result);
 
-/* -------------------------------------------------------------------------------------------------- see also saga/pages.h
- * saga/pages.h   owner role: block pools and page tables of a custom inference server
- * saga/simulate.h   workloads, cache replay and cluster simulation */
-
 #ifdef __cplusplus
 }
 #endif
+
+/* Workloads, cache replay and cluster simulation. */
+#include "simulate.h"
 
 #endif /* SAGA_SAGA_H */
