@@ -1,5 +1,5 @@
-// Hashes against published vectors (FIPS 180-4), against vectors made with other implementations (data/hash_vectors.hpp) and
-// against simple properties: in pieces or at once, by any path, the result is the same.
+// Hashes against published vectors (FIPS 180-4), against vectors made with other implementations
+// (data/hash_vectors.hpp) and against simple properties: in pieces or at once, by any path, the result is the same.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -61,7 +61,7 @@ std::vector<std::uint32_t> random_tokens(Random& random, std::size_t count) {
   return tokens;
 }
 
-// ---- SHA-256 -----------------------------------------------------------------------------------------------------------
+// ---- SHA-256 --------------------------------------------------------------------------------------------------------
 
 TEST(Sha256, PublishedVectors) {
   EXPECT_EQ(sha256_hex(""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
@@ -126,7 +126,7 @@ TEST(Sha256, AcceleratedCompressionAgreesWithPortable) {
   }
 }
 
-// ---- XXH3-128 ----------------------------------------------------------------------------------------------------------
+// ---- XXH3-128 -------------------------------------------------------------------------------------------------------
 
 TEST(Xxh3, VectorsOfEveryMethodAndItsEdges) {
   Bytes message(5000);
@@ -162,7 +162,7 @@ TEST(Xxh3, LinkIsTheHashOfTheConcatenation) {
   }
 }
 
-// ---- CBOR --------------------------------------------------------------------------------------------------------------
+// ---- CBOR -----------------------------------------------------------------------------------------------------------
 
 template <typename Write>
 std::string cbor(Write write) {
@@ -252,7 +252,7 @@ TEST(CborDeathTest, OverflowIsAsserted) {
 }
 #endif
 
-// ---- vLLM's chain ------------------------------------------------------------------------------------------------------
+// ---- vLLM's chain ---------------------------------------------------------------------------------------------------
 
 VllmHashAlgorithm algorithm_named(std::string_view name) {
   return name == "sha256_cbor" ? VllmHashAlgorithm::kSha256Cbor : VllmHashAlgorithm::kXxhashCbor;
@@ -367,6 +367,23 @@ TEST(VllmHasher, SaltIsOnTheFirstBlockAndLoraOnAll) {
   EXPECT_EQ(key, keys[0]);
   delta.hash_blocks(std::span(tokens).subspan(4), 4, request, &key);
   EXPECT_EQ(key, keys[1]);
+}
+
+TEST(VllmHasher, SaltAloneInOneCallAsInMany) {
+  Random random(9);
+  const auto tokens = random_tokens(random, 16 * 5);
+  const VllmRequestKeys request = {.lora_name = {}, .cache_salt = "tenant-a", .multimodal = {}};
+  VllmHasher stated(VllmHashAlgorithm::kSha256Cbor, "0"), once(stated), many(stated);
+  std::vector<std::uint64_t> expected, at_once(5), one_by_one(5);
+  for (std::size_t i = 0; i < 5; ++i) {
+    const std::vector<ExtraKey> salt = {ExtraKey::cache_salt("tenant-a")};
+    const auto block = std::span(tokens).subspan(16 * i, 16);
+    expected.push_back(stated.hash_block(block, i == 0 ? salt : std::vector<ExtraKey>{}));
+    ASSERT_EQ(many.hash_blocks(block, 16, request, &one_by_one[i]), 1u);
+  }
+  EXPECT_EQ(once.hash_blocks(tokens, 16, request, at_once.data()), 5u);
+  EXPECT_EQ(at_once, expected);
+  EXPECT_EQ(one_by_one, expected);
 }
 
 // The items of a request, against a model that looks at every token of every block.
@@ -493,7 +510,7 @@ TEST(ExtraKeys, RequestsOutOfBoundsAreInvalid) {
   EXPECT_TRUE(request_keys_valid({.lora_name = name, .cache_salt = {}, .multimodal = {}}, 16, 1000));
 }
 
-// ---- SAGA's own chain --------------------------------------------------------------------------------------------------
+// ---- SAGA's own chain -----------------------------------------------------------------------------------------------
 
 // By definition: concatenate, hash.
 std::vector<ChainHash> model_chain(ChainHash state, std::span<const std::uint32_t> tokens, std::size_t block_tokens) {

@@ -14,8 +14,7 @@ namespace {
 
 constexpr std::size_t kDigestSize[] = {32, 16};  // by algorithm
 
-// The tuple, the parent, the tokens, and the extra keys: a text, or an identifier and an offset in an array,
-// each.
+// The tuple, the parent, the tokens, and the extra keys: a text, or an identifier and an offset in an array, each.
 constexpr std::size_t kMaxPreimage = CborWriter::kMaxItemSize * (3 + 3 * kMaxExtraKeys) + 32 +
                                      kMaxBlockTokens * CborWriter::kMaxItemSize32 + kMaxExtraKeyBytes +
                                      CborWriter::kSlack + kSha256Room;
@@ -228,6 +227,13 @@ std::size_t VllmHasher::hash_blocks(std::span<const std::uint32_t> tokens, std::
   SAGA_ASSERT(block_tokens >= 1 && block_tokens <= kMaxBlockTokens);
   SAGA_ASSERT(tokens_hashed_ % block_tokens == 0);
   const std::size_t blocks = tokens.size() / block_tokens;
+  const bool salted = tokens_hashed_ == 0 && !keys.cache_salt.empty();
+  if (keys.lora_name.empty() && keys.multimodal.empty() && !salted) {
+    for (std::size_t block = 0; block < blocks; ++block) {
+      out[block] = hash_block(tokens.subspan(block * block_tokens, block_tokens), {});
+    }
+    return blocks;
+  }
   BlockKeys block_keys(keys);
   for (std::size_t block = 0; block < blocks; ++block) {
     [[maybe_unused]] const bool fits = block_keys.advance(tokens_hashed_, tokens_hashed_ + block_tokens);

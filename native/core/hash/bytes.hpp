@@ -1,6 +1,6 @@
-// Unaligned loads and stores in a stated byte order. Each is one instruction where the machine has that
-// order, a byte swap more where it has not. Hashes are defined over bytes, so everything in hash/ reads and
-// writes memory through these.
+// Unaligned loads and stores in a stated byte order. Each is one instruction where the machine has that order, a byte
+// swap more where it has not. Hashes are defined over bytes, so everything in hash/ reads and writes memory through
+// these.
 #pragma once
 
 #include <bit>

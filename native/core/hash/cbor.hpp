@@ -1,11 +1,11 @@
-// A writer of canonical CBOR (RFC 8949, core deterministic encoding: shortest integers, definite lengths),
-// for exactly what the preimage of a block hash needs: arrays, byte strings, text, integers, null.
+// A writer of canonical CBOR (RFC 8949, core deterministic encoding: shortest integers, definite lengths), for exactly
+// what the preimage of a block hash needs: arrays, byte strings, text, integers, null.
 //
-// It writes into a buffer of the caller and allocates nothing. The bound is the caller's to know (the item
-// sizes below are constants, kMaxItemSize and the length of the string) and is asserted on every write.
-// Integers are stored as whole 8-byte words of which the surplus is overwritten by what follows, without a
-// branch on their width: the widths of token ids are unpredictable (a vocabulary of 150,000 straddles
-// 65,536). The buffer must therefore have kSlack bytes behind the last item.
+// It writes into a buffer of the caller and allocates nothing. The bound is the caller's to know (the item sizes below
+// are constants, kMaxItemSize and the length of the string) and is asserted on every write. Integers are stored as
+// whole 8-byte words of which the surplus is overwritten by what follows, without a branch on their width: the widths
+// of token ids are unpredictable (a vocabulary of 150,000 straddles 65,536). The buffer must therefore have kSlack
+// bytes behind the last item.
 #pragma once
 
 #include <cstddef>

@@ -52,8 +52,8 @@ bool processor_has_sha() {
   return (ebx & kSha) != 0;
 }
 
-// The instructions keep the state as two vectors, {f, e, b, a} and {h, g, d, c} (lowest lane first), and do
-// two rounds each.
+// The instructions keep the state as two vectors, {f, e, b, a} and {h, g, d, c} (lowest lane first), and do two rounds
+// each.
 __attribute__((target("sha,sse4.1,ssse3"))) void compress_sha_extensions(std::uint32_t state[8],
                                                                          const std::uint8_t* data, std::size_t blocks) {
   const __m128i big_endian_words = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
@@ -149,8 +149,7 @@ Sha256Digest digest_of(const std::uint32_t state[8]) {
   return digest;
 }
 
-// Absorbs the last `size` % 64 bytes of the message together with the padding: a one bit, zeros, the length
-// in bits.
+// Absorbs the last `size` % 64 bytes of the message together with the padding: a one bit, zeros, the length in bits.
 Sha256Digest finish_message(std::uint32_t state[8], const std::uint8_t* tail, std::uint64_t size) {
   std::uint8_t padded[128] = {};
   const std::size_t rest = static_cast<std::size_t>(size % 64);
@@ -266,8 +265,8 @@ Sha256Digest Sha256::finish() {
   return finish_message(state_, pending_, size_);
 }
 
-// The length field of SHA-256 counts bits in 64 bits. A state equal to the initial one after a block would be
-// a fixed point of the compression function, which nobody has ever seen.
+// The length field of SHA-256 counts bits in 64 bits. A state equal to the initial one after a block would be a fixed
+// point of the compression function, which nobody has ever seen.
 bool Sha256::verify() const {
   if (size_ >= (std::uint64_t{1} << 61)) return false;
   const bool initial = std::equal(kInitialState, kInitialState + 8, state_);

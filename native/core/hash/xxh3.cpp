@@ -238,8 +238,8 @@ u64 merge(const u64 lanes[8], const std::uint8_t* secret, u64 result) {
   return avalanche(result);
 }
 
-// Stripes of 64 bytes; after each full block of stripes the lanes are scrambled, except after the last one.
-// The last 64 bytes of the message are always a stripe of their own, wherever they begin.
+// Stripes of 64 bytes; after each full block of stripes the lanes are scrambled, except after the last one. The last 64
+// bytes of the message are always a stripe of their own, wherever they begin.
 Hash128 hash_over_240(const std::uint8_t* input, std::size_t size, const std::uint8_t* secret) {
   static constexpr u64 kInitial[8] = {kPrime32_3, kPrime64_1, kPrime64_2, kPrime64_3,
                                       kPrime64_4, kPrime32_2, kPrime64_5, kPrime32_1};
@@ -284,8 +284,7 @@ Hash128 xxh3_128(const void* data, std::size_t size, std::uint64_t seed) {
   return hash_empty(seed);
 }
 
-// hash_17_to_128 for 80 bytes: the pairs of chunks are (2, 2), (1, 3) and (0, 4), and chunk 0, the prefix,
-// comes last.
+// hash_17_to_128 for 80 bytes: the pairs of chunks are (2, 2), (1, 3) and (0, 4), and chunk 0, the prefix, comes last.
 Hash128 xxh3_128_link(const Hash128& prefix, const std::uint8_t body[64]) {
   constexpr std::size_t kSize = 80;
   Medium state(kSize);
