@@ -47,7 +47,7 @@
 //
 // vLLM's chain
 // ------------
-//   h_i = H(canonical CBOR of the 3-tuple (h_{i-1} or NONE_HASH, (token, ..), extra keys or null))   key_i = low 64 bits
+//   h_i = H(canonical CBOR of the tuple (h_{i-1} or NONE_HASH, (token, ..), extra keys or null))  key_i = low 64 bits
 //
 // H is SHA-256 (32 bytes) or XXH3-128 (16 bytes, canonical). NONE_HASH is H of PYTHONHASHSEED as text, or 32 random
 // bytes where that is not set (then nobody outside knows it). Extra keys name what the tokens do not show: see
