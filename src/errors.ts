@@ -58,7 +58,11 @@ export class SagaError extends Error {
 /** Names of a class and its ancestors up to SagaError. */
 function kindsOf(kind: unknown): string[] {
   const kinds: string[] = [];
-  for (let at = kind as { name: string } | null; at && at.name !== 'Error' && at.name !== ''; at = Object.getPrototypeOf(at) as { name: string } | null) {
+  for (
+    let at = kind as { name: string } | null;
+    at && at.name !== 'Error' && at.name !== '';
+    at = Object.getPrototypeOf(at) as { name: string } | null
+  ) {
     kinds.push(at.name);
   }
   return kinds;

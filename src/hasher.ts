@@ -50,10 +50,13 @@ export class BlockHasher {
     this.algorithm = options.algorithm ?? 'saga';
     this.blockTokens = checkInteger('blockTokens', options.blockTokens ?? 16, 1, 4096);
     const own = this.algorithm === 'saga';
-    if (own && options.hashSeed !== undefined) throw new SagaArgumentError('hashSeed is for sha256_cbor and xxhash_cbor; saga takes salt');
-    if (!own && options.salt !== undefined) throw new SagaArgumentError('salt is for saga; vLLM takes its salt by reset({ cacheSalt })');
+    if (own && options.hashSeed !== undefined)
+      throw new SagaArgumentError('hashSeed is for sha256_cbor and xxhash_cbor; saga takes salt');
+    if (!own && options.salt !== undefined)
+      throw new SagaArgumentError('salt is for saga; vLLM takes its salt by reset({ cacheSalt })');
     const root = (own ? options.salt : options.hashSeed) ?? (own ? '' : '0');
-    if (typeof root !== 'string') throw new SagaArgumentError(`${own ? 'salt' : 'hashSeed'} must be a string, got ${describe(root)}`);
+    if (typeof root !== 'string')
+      throw new SagaArgumentError(`${own ? 'salt' : 'hashSeed'} must be a string, got ${describe(root)}`);
     const hasher = native.createHasher(algorithm, this.blockTokens, root);
     if (typeof hasher === 'number') throw errorOfStatus(-hasher, 'hashSeed must have 1 to 64 bytes');
     this.#native = hasher;
@@ -64,7 +67,8 @@ export class BlockHasher {
     this.#native.reset();
     if (this.algorithm !== 'saga') {
       const status = this.#native.setKeys(keys?.loraName ?? '', keys?.cacheSalt ?? '');
-      if (status < 0) throw errorOfStatus(-status, 'loraName and cacheSalt must have at most 1,024 bytes each');
+      if (status < 0)
+        throw errorOfStatus(-status, 'loraName and cacheSalt must have at most 1,024 bytes each');
     } else if (keys?.loraName !== undefined || keys?.cacheSalt !== undefined) {
       throw new SagaArgumentError('loraName and cacheSalt are for sha256_cbor and xxhash_cbor');
     }
@@ -80,9 +84,11 @@ export class BlockHasher {
    * @returns the hashes: `out`, cut to their number
    */
   update(tokens: Uint32Array, out?: BigUint64Array): BigUint64Array {
-    if (!(tokens instanceof Uint32Array)) throw new SagaArgumentError(`tokens must be a Uint32Array, got ${describe(tokens)}`);
+    if (!(tokens instanceof Uint32Array))
+      throw new SagaArgumentError(`tokens must be a Uint32Array, got ${describe(tokens)}`);
     const blocks = Math.floor(tokens.length / this.blockTokens);
-    if (blocks > mostBlocks) throw new SagaArgumentError(`tokens must have at most ${mostBlocks} blocks, got ${blocks}`);
+    if (blocks > mostBlocks)
+      throw new SagaArgumentError(`tokens must have at most ${mostBlocks} blocks, got ${blocks}`);
     const hashes = out ?? new BigUint64Array(blocks);
     if (!(hashes instanceof BigUint64Array) || hashes.length < blocks) {
       throw new SagaArgumentError(`out must be a BigUint64Array with room for ${blocks} hashes`);

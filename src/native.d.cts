@@ -18,7 +18,13 @@ declare namespace native {
     addWorker(now: number, capacityBlocks: number): number;
     removeWorker(now: number, worker: number): number;
     /** With `hasParent` = 1 the first element of `hashes` is the parent of the second. */
-    blocksStored(now: number, worker: number, tier: number, hashes: BigUint64Array, hasParent: number): number;
+    blocksStored(
+      now: number,
+      worker: number,
+      tier: number,
+      hashes: BigUint64Array,
+      hasParent: number,
+    ): number;
     blocksRemoved(now: number, worker: number, tier: number, hashes: BigUint64Array): number;
     blocksCleared(now: number, worker: number): number;
     workerLoad(now: number, worker: number, blocksInUse: number): number;
@@ -26,7 +32,13 @@ declare namespace native {
     workerState(worker: number): number;
     openWorkflow(now: number, tenant: number): number;
     closeWorkflow(now: number, workflow: number): number;
-    submitCall(now: number, workflow: number, promptTokens: number, chain: BigUint64Array, count: number): number;
+    submitCall(
+      now: number,
+      workflow: number,
+      promptTokens: number,
+      chain: BigUint64Array,
+      count: number,
+    ): number;
     firstToken(now: number, call: number): number;
     finishCall(now: number, call: number, stop: number, tool: number, outputTokens: number): number;
     toolStarted(now: number, workflow: number, tool: number): number;

@@ -10,7 +10,13 @@
  */
 import native from './native.cjs';
 import { checkInteger, checkOneOf, describe } from './check.js';
-import { SagaArgumentError, SagaCapacityError, SagaJournalError, SagaStateError, errorOfStatus } from './errors.js';
+import {
+  SagaArgumentError,
+  SagaCapacityError,
+  SagaJournalError,
+  SagaStateError,
+  errorOfStatus,
+} from './errors.js';
 import { BlockHasher } from './hasher.js';
 
 const placements = ['round-robin', 'affinity'] as const;
@@ -149,9 +155,12 @@ export class Scheduler {
   constructor(options: SchedulerOptions = {}) {
     const seed = checkInteger('seed', options.seed ?? 0, 0, Number.MAX_SAFE_INTEGER);
     const journalBytes = checkInteger('journalBytes', options.journalBytes ?? 0, 0, 2 ** 40);
-    if (journalBytes > 0 && journalBytes < 4096) throw new SagaArgumentError(`journalBytes must be 0 or at least 4,096, got ${journalBytes}`);
+    if (journalBytes > 0 && journalBytes < 4096)
+      throw new SagaArgumentError(`journalBytes must be 0 or at least 4,096, got ${journalBytes}`);
     if (options.clock !== undefined && typeof options.clock !== 'function') {
-      throw new SagaArgumentError(`clock must be a function that returns microseconds, got ${describe(options.clock)}`);
+      throw new SagaArgumentError(
+        `clock must be a function that returns microseconds, got ${describe(options.clock)}`,
+      );
     }
     this.maxWorkers = checkInteger('maxWorkers', options.maxWorkers ?? 64, 1, 1024);
     this.maxChainBlocks = checkInteger('maxChainBlocks', options.maxChainBlocks ?? 2 ** 17, 1, 2 ** 24);
@@ -179,7 +188,8 @@ export class Scheduler {
       this.#stats,
       this.workerState,
     );
-    if (typeof engine === 'number') throw errorOfStatus(-engine, `the scheduler could not be made: ${native.statusText(-engine)}`);
+    if (typeof engine === 'number')
+      throw errorOfStatus(-engine, `the scheduler could not be made: ${native.statusText(-engine)}`);
     this.native = engine;
   }
 
@@ -190,7 +200,10 @@ export class Scheduler {
    */
   addWorker(options: { blocks: number } & At): Worker {
     const blocks = checkInteger('blocks', options?.blocks, 1, twoTo32 - 1);
-    const id = this.answer(this.native.addWorker(this.time(options.now), blocks), () => `maxWorkers (${this.maxWorkers}) workers have been added`);
+    const id = this.answer(
+      this.native.addWorker(this.time(options.now), blocks),
+      () => `maxWorkers (${this.maxWorkers}) workers have been added`,
+    );
     const worker = new Worker(this, id);
     this.#workers[id] = worker;
     return worker;
@@ -209,12 +222,16 @@ export class Scheduler {
    */
   openWorkflow(options: { tenant?: string; salt?: string } & At = {}): Workflow {
     const tenant = options.tenant ?? '';
-    if (typeof tenant !== 'string') throw new SagaArgumentError(`tenant must be a string, got ${describe(tenant)}`);
+    if (typeof tenant !== 'string')
+      throw new SagaArgumentError(`tenant must be a string, got ${describe(tenant)}`);
     const salt = options.salt ?? '';
     if (typeof salt !== 'string') throw new SagaArgumentError(`salt must be a string, got ${describe(salt)}`);
     let tenantId = this.#tenants.get(tenant);
     if (tenantId === undefined) this.#tenants.set(tenant, (tenantId = this.#tenants.size));
-    const id = this.answer(this.native.openWorkflow(this.time(options.now), tenantId), () => 'maxWorkflows workflows are open');
+    const id = this.answer(
+      this.native.openWorkflow(this.time(options.now), tenantId),
+      () => 'maxWorkflows workflows are open',
+    );
     return new Workflow(this, id, tenant, salt);
   }
 
@@ -230,7 +247,11 @@ export class Scheduler {
       const count = this.answer(this.native.decide(now), () => 'the calls could not be placed');
       for (let i = 0; i < count; ++i) {
         const call = this.#calls[this.#decisions[i * decisionWords + 2] as number];
-        if (call === undefined) throw new SagaStateError('SAGA_ERR_NOT_FOUND', 'a decision names a call that this scheduler does not know');
+        if (call === undefined)
+          throw new SagaStateError(
+            'SAGA_ERR_NOT_FOUND',
+            'a decision names a call that this scheduler does not know',
+          );
         call.receipt = this.#receipt(i);
         placed.push(call);
       }
@@ -309,7 +330,8 @@ export class Scheduler {
    * @throws SagaJournalError when the journal is damaged or a decision differs; the message says how far it was good
    */
   static replay(journal: Uint8Array): ReplayResult {
-    if (!(journal instanceof Uint8Array)) throw new SagaArgumentError(`journal must be a Uint8Array, got ${describe(journal)}`);
+    if (!(journal instanceof Uint8Array))
+      throw new SagaArgumentError(`journal must be a Uint8Array, got ${describe(journal)}`);
     const result = new Float64Array(4);
     const digest = native.replayJournal(journal, result);
     const [status = 0, events = 0, decisions = 0, goodBytes = 0] = result;
@@ -354,7 +376,8 @@ export class Scheduler {
     const blocks = Math.floor(ids.length / this.blockTokens);
     if (this.#chain.length < blocks) this.#chain = new BigUint64Array(2 * blocks);
     let hasher = this.#hashers.get(salt);
-    if (hasher === undefined) this.#hashers.set(salt, (hasher = new BlockHasher({ blockTokens: this.blockTokens, salt })));
+    if (hasher === undefined)
+      this.#hashers.set(salt, (hasher = new BlockHasher({ blockTokens: this.blockTokens, salt })));
     return hasher.reset().update(ids, this.#chain).subarray(0, blocks);
   }
 
@@ -423,7 +446,10 @@ export class Worker {
     }
     const scheduler = this.#scheduler;
     const hasParent = given === hashes ? 0 : 1;
-    scheduler.answer(scheduler.native.blocksStored(scheduler.time(options.now), this.id, tier, given, hasParent), () => `worker ${this.id} cannot store ${hashes.length} blocks`);
+    scheduler.answer(
+      scheduler.native.blocksStored(scheduler.time(options.now), this.id, tier, given, hasParent),
+      () => `worker ${this.id} cannot store ${hashes.length} blocks`,
+    );
   }
 
   /** Blocks are gone. Hashes that the worker does not hold are ignored. */
@@ -431,26 +457,38 @@ export class Worker {
     checkHashes('hashes', hashes);
     const tier = checkOneOf('tier', options.tier ?? 'gpu', tiers);
     const scheduler = this.#scheduler;
-    scheduler.answer(scheduler.native.blocksRemoved(scheduler.time(options.now), this.id, tier, hashes), () => `worker ${this.id}`);
+    scheduler.answer(
+      scheduler.native.blocksRemoved(scheduler.time(options.now), this.id, tier, hashes),
+      () => `worker ${this.id}`,
+    );
   }
 
   /** Everything in every tier is gone. */
   cleared(at: At = {}): void {
     const scheduler = this.#scheduler;
-    scheduler.answer(scheduler.native.blocksCleared(scheduler.time(at.now), this.id), () => `worker ${this.id}`);
+    scheduler.answer(
+      scheduler.native.blocksCleared(scheduler.time(at.now), this.id),
+      () => `worker ${this.id}`,
+    );
   }
 
   /** Blocks that running calls use, as the worker reports it. From the first report on it replaces the scheduler's own estimate. */
   load(options: { blocksInUse: number } & At): void {
     const blocks = checkInteger('blocksInUse', options?.blocksInUse, 0, twoTo32 - 1);
     const scheduler = this.#scheduler;
-    scheduler.answer(scheduler.native.workerLoad(scheduler.time(options.now), this.id, blocks), () => `worker ${this.id}`);
+    scheduler.answer(
+      scheduler.native.workerLoad(scheduler.time(options.now), this.id, blocks),
+      () => `worker ${this.id}`,
+    );
   }
 
   /** The worker is lost or drained: what it held is forgotten, and its calls wait to be placed again. */
   remove(at: At = {}): void {
     const scheduler = this.#scheduler;
-    scheduler.answer(scheduler.native.removeWorker(scheduler.time(at.now), this.id), () => `worker ${this.id}`);
+    scheduler.answer(
+      scheduler.native.removeWorker(scheduler.time(at.now), this.id),
+      () => `worker ${this.id}`,
+    );
     scheduler.forgetReceipts(this);
   }
 
@@ -485,7 +523,10 @@ export class Workflow {
    * @param prompt token ids of the whole prompt, or its block hashes with its length in tokens
    * @throws SagaCapacityError when `maxCalls` are open, or their prompts exceed `maxOpenBlocks`
    */
-  submit(prompt: Uint32Array | readonly number[] | { chain: BigUint64Array; promptTokens: number }, at: At = {}): Call {
+  submit(
+    prompt: Uint32Array | readonly number[] | { chain: BigUint64Array; promptTokens: number },
+    at: At = {},
+  ): Call {
     const scheduler = this.#scheduler;
     let chain: BigUint64Array;
     let promptTokens: number;
@@ -499,11 +540,15 @@ export class Workflow {
       promptTokens = checkInteger('promptTokens', given.promptTokens, 1, mostTokens);
       chain = given.chain;
       if (chain.length > promptTokens / scheduler.blockTokens) {
-        throw new SagaArgumentError(`chain must have at most ${Math.floor(promptTokens / scheduler.blockTokens)} hashes for ${promptTokens} tokens, got ${chain.length}`);
+        throw new SagaArgumentError(
+          `chain must have at most ${Math.floor(promptTokens / scheduler.blockTokens)} hashes for ${promptTokens} tokens, got ${chain.length}`,
+        );
       }
     }
     if (chain.length > scheduler.maxChainBlocks) {
-      throw new SagaArgumentError(`a prompt must have at most ${scheduler.maxChainBlocks} blocks (maxChainBlocks), got ${chain.length}`);
+      throw new SagaArgumentError(
+        `a prompt must have at most ${scheduler.maxChainBlocks} blocks (maxChainBlocks), got ${chain.length}`,
+      );
     }
     const id = scheduler.answer(
       scheduler.native.submitCall(scheduler.time(at.now), this.id, promptTokens, chain, chain.length),
@@ -518,19 +563,28 @@ export class Workflow {
   toolStarted(options: { tool?: ToolClass } & At = {}): void {
     const tool = checkOneOf('tool', options.tool ?? 'none', toolClasses);
     const scheduler = this.#scheduler;
-    scheduler.answer(scheduler.native.toolStarted(scheduler.time(options.now), this.id, tool), () => `workflow ${this.id}`);
+    scheduler.answer(
+      scheduler.native.toolStarted(scheduler.time(options.now), this.id, tool),
+      () => `workflow ${this.id}`,
+    );
   }
 
   /** The tool has returned. */
   toolFinished(at: At = {}): void {
     const scheduler = this.#scheduler;
-    scheduler.answer(scheduler.native.toolFinished(scheduler.time(at.now), this.id), () => `workflow ${this.id}`);
+    scheduler.answer(
+      scheduler.native.toolFinished(scheduler.time(at.now), this.id),
+      () => `workflow ${this.id}`,
+    );
   }
 
   /** The task is done. None of its calls may be open. */
   close(at: At = {}): void {
     const scheduler = this.#scheduler;
-    scheduler.answer(scheduler.native.closeWorkflow(scheduler.time(at.now), this.id), () => `workflow ${this.id}`);
+    scheduler.answer(
+      scheduler.native.closeWorkflow(scheduler.time(at.now), this.id),
+      () => `workflow ${this.id}`,
+    );
   }
 }
 
@@ -558,7 +612,8 @@ export class Call {
    */
   place(at: At = {}): Receipt {
     this.#scheduler.decide(at);
-    if (this.receipt === undefined) throw new SagaStateError('SAGA_ERR_NO_WORKER', 'no worker is active: add one, the call keeps waiting');
+    if (this.receipt === undefined)
+      throw new SagaStateError('SAGA_ERR_NO_WORKER', 'no worker is active: add one, the call keeps waiting');
     return this.receipt;
   }
 
@@ -574,19 +629,27 @@ export class Call {
     const tool = checkOneOf('tool', options.tool ?? 'none', toolClasses);
     const tokens = checkInteger('outputTokens', options.outputTokens ?? 0, 0, twoTo32 - 1);
     const scheduler = this.#scheduler;
-    scheduler.answer(scheduler.native.finishCall(scheduler.time(options.now), this.id, stop, tool, tokens), () => `call ${this.id}`);
+    scheduler.answer(
+      scheduler.native.finishCall(scheduler.time(options.now), this.id, stop, tool, tokens),
+      () => `call ${this.id}`,
+    );
     scheduler.forget(this);
   }
 }
 
 function checkHashes(name: string, value: unknown): void {
-  if (!(value instanceof BigUint64Array)) throw new SagaArgumentError(`${name} must be a BigUint64Array of block hashes, got ${describe(value)}`);
-  if (value.length > 2 ** 24) throw new SagaArgumentError(`${name} must have at most 2^24 hashes, got ${value.length}`);
+  if (!(value instanceof BigUint64Array))
+    throw new SagaArgumentError(`${name} must be a BigUint64Array of block hashes, got ${describe(value)}`);
+  if (value.length > 2 ** 24)
+    throw new SagaArgumentError(`${name} must have at most 2^24 hashes, got ${value.length}`);
 }
 
 function checkTokens(tokens: unknown): Uint32Array {
   if (tokens instanceof Uint32Array) return tokens;
-  if (!Array.isArray(tokens)) throw new SagaArgumentError(`tokens must be a Uint32Array or an array of token ids, got ${describe(tokens)}`);
+  if (!Array.isArray(tokens))
+    throw new SagaArgumentError(
+      `tokens must be a Uint32Array or an array of token ids, got ${describe(tokens)}`,
+    );
   for (const token of tokens) checkInteger('a token id', token, 0, twoTo32 - 1);
   return Uint32Array.from(tokens as number[]);
 }
