@@ -45,9 +45,7 @@ export function findCompiler() {
 function nodeProblem() {
   const [major, minor] = process.versions.node.split('.').map(Number);
   const old = major < oldestNode[0] || (major === oldestNode[0] && minor < oldestNode[1]);
-  return old
-    ? `Node ${process.versions.node} is too old (${oldestNode.join('.')} or newer is needed)`
-    : undefined;
+  return old ? `Node ${process.versions.node} is too old (${oldestNode.join('.')} or newer is needed)` : undefined;
 }
 
 function pythonProblem() {
@@ -66,8 +64,7 @@ export function toolProblems({ cmake = false } = {}) {
     problems.push(findCompiler().problem);
     if (cmake) {
       if (!exists(['cmake', '--version'])) problems.push('cmake is missing');
-      if (!exists(['ninja', '--version']) && !exists(['make', '--version']))
-        problems.push('ninja or make is missing');
+      if (!exists(['ninja', '--version']) && !exists(['make', '--version'])) problems.push('ninja or make is missing');
     } else {
       problems.push(pythonProblem());
       if (!exists(['make', '--version'])) problems.push('make is missing');
@@ -78,9 +75,7 @@ export function toolProblems({ cmake = false } = {}) {
 
 function sentence(problems) {
   const list =
-    problems.length === 1
-      ? problems[0]
-      : `${problems.slice(0, -1).join(', ')} and ${problems[problems.length - 1]}`;
+    problems.length === 1 ? problems[0] : `${problems.slice(0, -1).join(', ')} and ${problems[problems.length - 1]}`;
   const { name } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
   return `${name} cannot be built here: ${list}.`;
 }

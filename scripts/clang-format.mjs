@@ -20,9 +20,7 @@ function major(program) {
   return Number(/version (\d+)/.exec(stdout ?? '')?.[1]);
 }
 
-const candidates = process.env.CLANG_FORMAT
-  ? [process.env.CLANG_FORMAT]
-  : ['clang-format-19', 'clang-format'];
+const candidates = process.env.CLANG_FORMAT ? [process.env.CLANG_FORMAT] : ['clang-format-19', 'clang-format'];
 const program = candidates.find((name) => major(name) === 19);
 if (!program) {
   console.error('clang-format 19 is missing (Debian: apt-get install clang-format-19; or set CLANG_FORMAT).');

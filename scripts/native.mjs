@@ -34,8 +34,7 @@ const addon = join(root, 'build/Release/saga.node');
 function nodeDirectory() {
   if (process.env.npm_config_nodedir) return process.env.npm_config_nodedir;
   const beside = resolve(realpathSync(process.execPath), '../..');
-  if (['node_api.h', 'common.gypi'].every((file) => existsSync(join(beside, 'include/node', file))))
-    return beside;
+  if (['node_api.h', 'common.gypi'].every((file) => existsSync(join(beside, 'include/node', file)))) return beside;
   if (process.platform === 'win32') return undefined; // Windows needs node.lib as well.
   // Outside build/, which prebuildify and cmake-js clear.
   const made = join(root, 'node_modules/.cache/node-headers');
@@ -74,15 +73,7 @@ function gyp() {
   const hash = createHash('sha256');
   for (const file of ['binding.gyp', 'native/sources.json', 'package-lock.json'])
     hash.update(readFileSync(join(root, file)));
-  const settings = [
-    'CC',
-    'CXX',
-    'CFLAGS',
-    'CXXFLAGS',
-    'LDFLAGS',
-    'SAGA_STATIC_RUNTIME',
-    'npm_config_nodedir',
-  ];
+  const settings = ['CC', 'CXX', 'CFLAGS', 'CXXFLAGS', 'LDFLAGS', 'SAGA_STATIC_RUNTIME', 'npm_config_nodedir'];
   for (const name of settings) hash.update(`${name}=${env[name] ?? ''}\n`);
   hash.update(process.version + process.arch);
   const digest = hash.digest('hex');

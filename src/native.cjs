@@ -15,10 +15,8 @@ const packageName = 'saga-scheduler';
 function packageRoot() {
   for (let folder = __dirname; ; folder = dirname(folder)) {
     const manifest = join(folder, 'package.json');
-    if (existsSync(manifest) && JSON.parse(readFileSync(manifest, 'utf8')).name === packageName)
-      return folder;
-    if (folder === dirname(folder))
-      throw new Error(`${__filename} does not lie in the package ${packageName}`);
+    if (existsSync(manifest) && JSON.parse(readFileSync(manifest, 'utf8')).name === packageName) return folder;
+    if (folder === dirname(folder)) throw new Error(`${__filename} does not lie in the package ${packageName}`);
   }
 }
 
@@ -37,6 +35,8 @@ function missing(what, cause) {
   );
   error.name = 'SagaNativeError';
   error.code = 'SAGA_ERR_NATIVE_MISSING';
+  // What errors.ts marks its classes with, so that instanceof works on an error that is thrown before they exist.
+  Object.defineProperty(error, Symbol.for('saga-scheduler.error'), { value: ['SagaNativeError', 'SagaError'] });
   return error;
 }
 

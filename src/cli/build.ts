@@ -47,8 +47,7 @@ function findCompiler(): Command {
   const given = process.env['CXX']?.trim();
   const candidates: Command[] = given ? [given.split(/\s+/) as Command] : [['c++'], ['g++'], ['clang++']];
   for (const [program, ...args] of candidates) {
-    if (spawnSync(program, [...args, '--version'], { stdio: 'ignore' }).status === 0)
-      return [program, ...args];
+    if (spawnSync(program, [...args, '--version'], { stdio: 'ignore' }).status === 0) return [program, ...args];
   }
   throw new BuildError(
     given
@@ -128,11 +127,7 @@ async function compile(options: BuildOptions): Promise<string> {
       for (let next = pending.shift(); next; next = pending.shift()) {
         const { file, object } = next;
         const command: Command = [...compiler, ...flags, '-c', file, '-o', object];
-        await run(
-          command,
-          `The C++ compiler ${compiler.join(' ')} failed on ${file}.`,
-          options.verbose ?? false,
-        );
+        await run(command, `The C++ compiler ${compiler.join(' ')} failed on ${file}.`, options.verbose ?? false);
         finished += 1;
         process.stderr.write(`[${String(finished)}/${String(files.length)}] ${file}\n`);
       }
@@ -143,11 +138,7 @@ async function compile(options: BuildOptions): Promise<string> {
     const shared = process.platform === 'darwin' ? ['-bundle', '-undefined', 'dynamic_lookup'] : ['-shared'];
     const made = join(objects, 'saga.node');
     const link: Command = [...compiler, ...shared, '-pthread', ...linked, '-o', made];
-    await run(
-      link,
-      `The C++ compiler ${compiler.join(' ')} could not link the addon.`,
-      options.verbose ?? false,
-    );
+    await run(link, `The C++ compiler ${compiler.join(' ')} could not link the addon.`, options.verbose ?? false);
     renameSync(made, output);
   } finally {
     rmSync(objects, { recursive: true, force: true });

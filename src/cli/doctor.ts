@@ -38,8 +38,7 @@ export interface DoctorReport {
 }
 
 const selfTestTimeoutMs = 30_000;
-const packageFile = (path: string): string =>
-  readFileSync(new URL(`../../../${path}`, import.meta.url), 'utf8');
+const packageFile = (path: string): string => readFileSync(new URL(`../../../${path}`, import.meta.url), 'utf8');
 
 function libc(): string | null {
   if (process.platform !== 'linux') return null;

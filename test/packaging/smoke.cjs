@@ -5,7 +5,17 @@
 const assert = require('node:assert/strict');
 
 module.exports = function use(saga) {
-  assert.ok(Object.keys(saga).length > 0);
+  const scheduler = new saga.Scheduler({ maxBlocks: 1024, clock: () => 0 });
+  scheduler.addWorker({ blocks: 1024 });
+  const holder = scheduler.addWorker({ blocks: 1024 });
+  const prompt = Array.from({ length: 100 }, (_, i) => i);
+  holder.stored(scheduler.hash(prompt));
+  const call = scheduler.openWorkflow({ tenant: 'smoke' }).submit(prompt);
+  scheduler.decide();
+  assert.equal(call.receipt.worker, holder);
+  assert.equal(call.receipt.reason, 'longest-match');
+  assert.equal(call.receipt.matchedBlocks.gpu, 6);
+  assert.throws(() => scheduler.addWorker({ blocks: 0 }), saga.SagaArgumentError);
   console.log('ok');
 };
 

@@ -81,9 +81,7 @@ const saga = (args: string[], env: NodeJS.ProcessEnv = withoutCompiler()): Outco
   run(join(project, 'node_modules/.bin/saga'), args, { env });
 
 function filesOf(folder: string): string[] {
-  return readdirSync(folder, { recursive: true, encoding: 'utf8' }).filter(
-    (file) => !file.startsWith('node_modules'),
-  );
+  return readdirSync(folder, { recursive: true, encoding: 'utf8' }).filter((file) => !file.startsWith('node_modules'));
 }
 
 function nodeOf(version: string): string {
@@ -121,12 +119,9 @@ afterAll(() => {
 describe('the tarball', () => {
   it('installs without running a script or a compiler, by npm install and by npm ci', () => {
     for (const command of [['install', tarball], ['ci']]) {
-      const { status, stdout, stderr } = npm(
-        [...command, '--no-audit', '--no-fund', '--foreground-scripts'],
-        {
-          env: withoutCompiler(),
-        },
-      );
+      const { status, stdout, stderr } = npm([...command, '--no-audit', '--no-fund', '--foreground-scripts'], {
+        env: withoutCompiler(),
+      });
       const output = `${stdout}${stderr}`;
       expect(status, output).toBe(0);
       expect(output).not.toMatch(/gyp|script/i);
@@ -155,9 +150,10 @@ describe('the tarball', () => {
     ]) {
       expect(files).toContain(file);
     }
-    const { core, capi, node } = JSON.parse(
-      readFileSync(join(installed, 'native/sources.json'), 'utf8'),
-    ) as Record<string, string[]>;
+    const { core, capi, node } = JSON.parse(readFileSync(join(installed, 'native/sources.json'), 'utf8')) as Record<
+      string,
+      string[]
+    >;
     for (const file of [core, capi, node].flat()) expect(files).toContain(file);
     expect(files.filter((file) => /binding\.gyp|tsbuildinfo|^native\/test|^build/.test(file))).toEqual([]);
     expect(Object.keys(manifest.scripts).filter((name) => /install/.test(name))).toEqual([]);
