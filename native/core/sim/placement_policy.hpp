@@ -1,0 +1,114 @@
+// PlacementPolicy: what a scheduler in front of a simulated cluster decides, and what it can see and do.
+//
+// Every policy drives the same workers. It may place a call, hold it, give it a priority, and copy cached pages between
+// workers (prefetch, migration); the eviction policy of the workers is chosen beside it (evict/). Nothing else differs
+// between two policies, and a policy sees what a router in front of real engines sees: prompts when they are sent, what
+// each worker caches, how much it runs, and answers when they end. Never the future.
+//
+// A policy belongs to one run. It is called from one thread, in order of simulated time.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "../base/random.hpp"
+#include "../base/types.hpp"
+#include "../evict/page_cache.hpp"
+
+namespace saga {
+
+// Which worker caches how much of a prompt. The run's own implementation asks the caches; another one (an index fed by what
+// pages_changed() tells) must answer the same if it is exact.
+class PrefixDirectory {
+ public:
+  virtual ~PrefixDirectory() = default;
+  // pages[w] = leading cached pages of the prompt of `call` on worker w.
+  virtual void match(CallId call, std::uint32_t* pages) = 0;
+  virtual void pages_changed(WorkerId, const std::vector<PageCache::Change>&, Time) {}
+};
+
+// The cluster as a policy sees it and acts on it.
+class ClusterControl {
+ public:
+  virtual std::uint32_t workers() const = 0;
+  virtual std::uint32_t page_tokens() const = 0;
+
+  // What the request itself tells.
+  virtual std::uint32_t prompt_tokens(CallId call) const = 0;
+  virtual PromptKind prompt_kind(CallId call) const = 0;
+  virtual ThreadId thread(CallId call) const = 0;
+  virtual std::uint32_t task(CallId call) const = 0;
+  virtual std::uint32_t tenant(std::uint32_t task) const = 0;
+
+  // The workers now.
+  virtual void match(CallId call, std::uint32_t* pages) = 0;       // leading cached pages of the prompt, per worker
+  virtual std::uint32_t open_calls(WorkerId worker) const = 0;     // sent and not yet finished
+  virtual std::uint32_t running_pages(WorkerId worker) = 0;        // pages in use by running calls
+  virtual std::uint32_t waiting_calls(WorkerId worker) const = 0;  // in the engine's queue
+  virtual std::uint32_t capacity_pages(WorkerId worker) const = 0;
+
+  // Actions. send() places a call that was held. set_priority() acts on workers with priority scheduling (smaller first).
+  // copy(): the prompt's pages that `from` caches and `to` lacks go over the link into `to` (its incoming link carries one
+  // copy after the other) and are cached there, as far as there is room, when they arrive; from == to loads from the host
+  // tier. The source keeps its copy, which ages. Returns the pages under way. wake_at(): timer() at that time, now or later.
+  virtual void send(CallId call, WorkerId worker) = 0;
+  virtual void set_priority(CallId call, std::int32_t priority) = 0;
+  virtual std::uint32_t copy(CallId call, WorkerId from, WorkerId to) = 0;
+  virtual void wake_at(Time time) = 0;
+
+ protected:
+  ~ClusterControl() = default;
+};
+
+class PlacementPolicy {
+ public:
+  virtual ~PlacementPolicy() = default;
+
+  // The worker for a call that is sent now, or kNone: the policy holds it and will send() it later.
+  virtual WorkerId place(CallId call, Time now, ClusterControl& cluster) = 0;
+  virtual std::int32_t priority(CallId, Time, ClusterControl&) { return 0; }
+
+  virtual void task_arrived(std::uint32_t, Time, ClusterControl&) {}
+  virtual void task_finished(std::uint32_t, Time, ClusterControl&) {}
+  virtual void first_token(CallId, WorkerId, Time, ClusterControl&) {}
+  virtual void call_finished(CallId, WorkerId, StopReason, ToolClass, Time, ClusterControl&) {}
+  virtual void timer(Time, ClusterControl&) {}
+  virtual bool verify() const { return true; }
+
+ protected:
+  PlacementPolicy() = default;
+  PlacementPolicy(const PlacementPolicy&) = delete;
+  PlacementPolicy& operator=(const PlacementPolicy&) = delete;
+};
+
+// Calls go to the workers in turn.
+class RoundRobinPlacement final : public PlacementPolicy {
+ public:
+  WorkerId place(CallId call, Time now, ClusterControl& cluster) override;
+
+ private:
+  WorkerId next_ = 0;
+};
+
+// After Ray Serve's PrefixCacheAffinityRouter. Where the most and the fewest open calls of two workers differ by more than 10:
+// of two different workers drawn by seed the one with fewer open calls (equal: the one drawn first), whatever it holds.
+// Otherwise the worker with the longest match, if that is at least a tenth of the prompt (equal: fewest pages in use by
+// running calls, fewest open calls, smallest id); else the worker with the fewest pages in use by running calls (equal:
+// fewest open calls, smallest id). O(workers) and one directory look-up.
+class AffinityPlacement final : public PlacementPolicy {
+ public:
+  static constexpr std::uint32_t kImbalance = 10;
+
+  explicit AffinityPlacement(std::uint64_t seed) : random_(seed) {}
+  WorkerId place(CallId call, Time now, ClusterControl& cluster) override;
+
+ private:
+  Random random_;
+  std::vector<std::uint32_t> matched_;
+};
+
+enum class PlacementKind : std::uint8_t { kRoundRobin = 0, kAffinity = 1 };
+std::unique_ptr<PlacementPolicy> make_placement_policy(PlacementKind kind, std::uint64_t seed);
+
+}  // namespace saga
