@@ -16,8 +16,7 @@ export function object(value: unknown, what: string): JsonObject {
 
 export function text(from: JsonObject, field: string): string {
   const value = from[field];
-  if (typeof value !== 'string' || value === '')
-    throw new Malformed(`expected "${field}" to be a non-empty string`);
+  if (typeof value !== 'string' || value === '') throw new Malformed(`expected "${field}" to be a non-empty string`);
   return value;
 }
 

@@ -35,10 +35,7 @@ export async function forEachLine(path: string, each: (line: string, number: num
       pieces.push(text.slice(from));
       length += text.length - from;
       if (length > longestLine) {
-        throw new SagaError(
-          'SAGA_TRACE_UNREADABLE',
-          `expected lines of at most ${longestLine} characters in ${path}`,
-        );
+        throw new SagaError('SAGA_TRACE_UNREADABLE', `expected lines of at most ${longestLine} characters in ${path}`);
       }
     }
   };

@@ -72,9 +72,7 @@ const burstTools = [0.5, 0, 0.5, 0] as const;
 const burstObservation = { shape: 2, scale: 200 } as const;
 
 /** Task classes of the paper's workloads. */
-export const paperWorkloads: Readonly<
-  Record<'swe-bench' | 'web-arena' | 'multi-tenant', readonly TaskClass[]>
-> = {
+export const paperWorkloads: Readonly<Record<'swe-bench' | 'web-arena' | 'multi-tenant', readonly TaskClass[]>> = {
   'swe-bench': [
     {
       name: 'swe-bench',
@@ -201,9 +199,7 @@ export function generateTasks(options: GenerateTasksOptions): WorkloadColumns {
     toolLogNormal(latency, options.toolTimeVariation),
   );
   const rates = classes.map((one) => one.tenants * one.ratePerMinute);
-  const firstTenant = classes.map((_, index) =>
-    classes.slice(0, index).reduce((sum, one) => sum + one.tenants, 0),
-  );
+  const firstTenant = classes.map((_, index) => classes.slice(0, index).reduce((sum, one) => sum + one.tenants, 0));
 
   const builder = new WorkloadBuilder(
     blockTokens,

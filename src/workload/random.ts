@@ -32,9 +32,7 @@ export class Random {
   /** An independent stream, the same for the same seed and number. */
   fork(number: number): Random {
     const mixed = Math.imul((number + 1) >>> 0, 0x85ebca6b) >>> 0;
-    return new Random(
-      (this.seed % 0x20_0000) * 0x1_0000_0000 + ((Math.floor(this.seed / 0x20_0000) ^ mixed) >>> 0),
-    );
+    return new Random((this.seed % 0x20_0000) * 0x1_0000_0000 + ((Math.floor(this.seed / 0x20_0000) ^ mixed) >>> 0));
   }
 
   /** Uniform integer from 0 to 2^32 - 1. */
@@ -130,8 +128,7 @@ export type Quantiles = readonly (readonly [probability: number, value: number])
 export function drawQuantiles(random: Random, quantiles: Quantiles, offset = 1): number {
   const probability = random.uniform();
   let upper = 1;
-  while (upper < quantiles.length - 1 && (quantiles[upper] as readonly [number, number])[0] <= probability)
-    ++upper;
+  while (upper < quantiles.length - 1 && (quantiles[upper] as readonly [number, number])[0] <= probability) ++upper;
   const [p0, v0] = quantiles[upper - 1] as readonly [number, number];
   const [p1, v1] = quantiles[upper] as readonly [number, number];
   if (v0 === v1) return v0;

@@ -39,10 +39,7 @@ export function closedLoop(workload: WorkloadColumns, options: ScheduleOptions =
   const live = options.live ?? 32;
   const gapCap = options.gapCapSeconds ?? 1800;
   if (!Number.isInteger(live) || live < 1) {
-    throw new SagaError(
-      'SAGA_BAD_OPTION',
-      `expected a whole number of live sessions, at least 1, not ${live}`,
-    );
+    throw new SagaError('SAGA_BAD_OPTION', `expected a whole number of live sessions, at least 1, not ${live}`);
   }
   const calls = callCount(workload);
   const start = new Float64Array(calls);
@@ -111,10 +108,7 @@ function arrivalSchedule(workload: WorkloadColumns, arrival: Float64Array): Cach
 
 /** The first `percent` per cent of a schedule, rounded down, but at least one call. */
 export function firstPart(schedule: CacheSchedule, percent: number): CacheSchedule {
-  const count = Math.max(
-    1,
-    Math.min(schedule.call.length, Math.floor((schedule.call.length * percent) / 100)),
-  );
+  const count = Math.max(1, Math.min(schedule.call.length, Math.floor((schedule.call.length * percent) / 100)));
   return {
     call: schedule.call.slice(0, count),
     start: schedule.start.slice(0, count),
@@ -124,9 +118,7 @@ export function firstPart(schedule: CacheSchedule, percent: number): CacheSchedu
 
 /** Place of each name in the order of code points; equal names share a place. */
 function ranksOf(names: readonly string[]): Uint32Array {
-  const order = names
-    .map((_, index) => index)
-    .sort((a, b) => compareText(names[a] as string, names[b] as string));
+  const order = names.map((_, index) => index).sort((a, b) => compareText(names[a] as string, names[b] as string));
   const ranks = new Uint32Array(names.length);
   order.forEach((name, place) => {
     const before = place > 0 ? (order[place - 1] as number) : name;
@@ -161,10 +153,7 @@ class SlotQueue {
     for (;;) {
       let smallest = place;
       for (const child of [2 * place + 1, 2 * place + 2]) {
-        if (
-          child < this.heap.length &&
-          this.before(this.heap[child] as number, this.heap[smallest] as number)
-        )
+        if (child < this.heap.length && this.before(this.heap[child] as number, this.heap[smallest] as number))
           smallest = child;
       }
       if (smallest === place) return;

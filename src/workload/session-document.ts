@@ -51,16 +51,11 @@ export class SessionDocuments implements TraceReader {
   add(document: JsonObject): void {
     const session = text(document, 'id');
     const blockTokens =
-      document['block_size'] === undefined
-        ? requestLineBlockTokens
-        : integer(document, 'block_size', 1, 1 << 20);
+      document['block_size'] === undefined ? requestLineBlockTokens : integer(document, 'block_size', 1, 1 << 20);
     if (this.size !== undefined && blockTokens !== this.size) {
-      throw new Malformed(
-        `expected "block_size" ${this.size} as in the documents before, found ${blockTokens}`,
-      );
+      throw new Malformed(`expected "block_size" ${this.size} as in the documents before, found ${blockTokens}`);
     }
-    if (this.log?.hasSession(session))
-      throw new Malformed(`expected a new session, found "${session}" again`);
+    if (this.log?.hasSession(session)) throw new Malformed(`expected a new session, found "${session}" again`);
     const calls = mainAndSubAgents(document, session, blockTokens);
     if (calls.length === 0) throw new Malformed('expected at least one request in "requests"');
 
@@ -98,9 +93,7 @@ function mainAndSubAgents(document: JsonObject, session: string, blockTokens: nu
     let agent = text(entry, 'agent_id');
     while (agents.has(agent)) agent += "'"; // an id that comes back is another run of that agent
     agents.add(agent);
-    const inner = array(entry, 'requests').map((request, at) =>
-      object(request, `request ${at} of sub-agent ${agent}`),
-    );
+    const inner = array(entry, 'requests').map((request, at) => object(request, `request ${at} of sub-agent ${agent}`));
     const begin = number(entry, 't', 0);
     const first = inner[0];
     const relative = first !== undefined && number(first, 't', 0) < begin;
@@ -132,12 +125,7 @@ function callsOf(
     const stop = stopReasonOf(optionalText(request, 'stop') ?? '');
     const outputTokens = Math.max(1, integer(request, 'out', 0, 0xffff_ffff));
     const before = calls[calls.length - 1];
-    if (
-      before !== undefined &&
-      before.type === 's' &&
-      type === 'n' &&
-      sameIds(before.ids, ids as readonly number[])
-    ) {
+    if (before !== undefined && before.type === 's' && type === 'n' && sameIds(before.ids, ids as readonly number[])) {
       Object.assign(before.request, { time, promptTokens, outputTokens, seconds, stopReason: stop });
       before.type = 'm';
     } else {
@@ -155,11 +143,7 @@ function callsOf(
           seconds,
           gapSeconds: calls.length === 0 ? 0 : gap,
           promptKind:
-            calls.length === 0
-              ? PromptKind.start
-              : bringsToolResult(request)
-                ? PromptKind.tool
-                : PromptKind.user,
+            calls.length === 0 ? PromptKind.start : bringsToolResult(request) ? PromptKind.tool : PromptKind.user,
           stopReason: stop,
           toolClass: ToolClass.none,
         },

@@ -139,10 +139,7 @@ async function filesOf(path: string): Promise<string[]> {
   } catch (error) {
     throw unreadable(path, error);
   }
-  throw new SagaError(
-    'SAGA_TRACE_EMPTY',
-    `expected session documents (*.json) in the directory ${path}, found none`,
-  );
+  throw new SagaError('SAGA_TRACE_EMPTY', `expected session documents (*.json) in the directory ${path}, found none`);
 }
 
 async function readText(file: string): Promise<string> {
@@ -185,8 +182,7 @@ async function formatOf(files: readonly string[]): Promise<TraceFormat> {
       if (/"timestamp"\s*:/.test(line) && /"(hash_ids|input_length)"\s*:/.test(line)) return 'mooncake';
     }
   }
-  if (!anything)
-    throw new SagaError('SAGA_TRACE_EMPTY', `expected at least one request in ${files[0]}, found none`);
+  if (!anything) throw new SagaError('SAGA_TRACE_EMPTY', `expected at least one request in ${files[0]}, found none`);
   throw new SagaError(
     'SAGA_TRACE_FORMAT',
     `expected request lines (with "sid"), Mooncake lines (with "timestamp" and "hash_ids") or session documents (with "requests") in ${files[0]}`,
