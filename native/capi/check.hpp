@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <new>
 #include <span>
 #include <utility>
@@ -44,6 +45,17 @@ saga_status_t guarded(F&& make) {
 #endif
 }
 
+// Writes defaults into a caller's options struct of `struct_size` bytes, which may be that of an older or a newer header: never
+// a byte behind it, and zeros where this library knows nothing.
+template <typename Options>
+void write_options(Options defaults, Options* options, std::uint32_t struct_size) {
+  if (options == nullptr || struct_size < sizeof(defaults.struct_size)) return;
+  defaults.struct_size = struct_size;
+  const std::size_t known = struct_size < sizeof(Options) ? struct_size : sizeof(Options);
+  std::memcpy(options, &defaults, known);
+  std::memset(reinterpret_cast<unsigned char*>(options) + known, 0, struct_size - known);
+}
+
 // Copies the caller's options over the defaults: as many bytes as both know. False if struct_size is not that of an options
 // struct (smaller than its own field, or beyond what any version could have).
 template <typename Options>
@@ -52,8 +64,11 @@ bool read_options(const Options* given, Options* options) {
   if (given == nullptr || given->struct_size < sizeof(given->struct_size) || given->struct_size > kMost) return false;
   const std::size_t size = given->struct_size < sizeof(Options) ? given->struct_size : sizeof(Options);
   const auto* from = reinterpret_cast<const unsigned char*>(given);
-  auto* to = reinterpret_cast<unsigned char*>(options);
-  for (std::size_t i = sizeof(given->struct_size); i < size; ++i) to[i] = from[i];
+  // An option of a newer header that this library does not know cannot be honoured: only its zero, "not used", is accepted.
+  for (std::size_t i = size; i < given->struct_size; ++i) {
+    if (from[i] != 0) return false;
+  }
+  std::memcpy(options, from, size);
   return true;
 }
 

@@ -1,8 +1,9 @@
 // The engine of the C interface: checks, then native/core/engine.
+#include "../core/engine/engine.hpp"
+
 #include <cstddef>
 #include <memory>
 
-#include "../core/engine/engine.hpp"
 #include "check.hpp"
 
 using namespace saga;
@@ -30,13 +31,14 @@ namespace {
 
 constexpr std::uint32_t kMostWorkers = 1024;
 constexpr std::uint32_t kMostSlots = 1u << 24;
-constexpr std::uint64_t kMostBlocks = std::uint64_t{1} << 32;
+constexpr std::uint64_t kMostBlocks = (std::uint64_t{1} << 29) - 1;  // of PrefixIndex
+constexpr std::uint64_t kMostOpenBlocks = std::uint64_t{1} << 32;
 constexpr std::uint64_t kLeastJournal = 4096;
 
 bool options_valid(const EngineOptions& options) {
   return in_range(options.max_workers, 1, kMostWorkers) && in_range(options.max_workflows, 1, kMostSlots) &&
          in_range(options.max_calls, 1, kMostSlots) && in_range(options.max_blocks, 1, kMostBlocks) &&
-         in_range(options.max_open_blocks, 1, kMostBlocks) && in_range(options.max_chain_blocks, 1, kMostSlots) &&
+         in_range(options.max_open_blocks, 1, kMostOpenBlocks) && in_range(options.max_chain_blocks, 1, kMostSlots) &&
          in_range(options.block_tokens, 1, 4096) && options.placement.minimum_match_percent <= 100 &&
          static_cast<std::uint8_t>(options.placement.kind) <= SAGA_PLACEMENT_AFFINITY &&
          (options.journal_bytes == 0 || in_range(options.journal_bytes, kLeastJournal, std::uint64_t{1} << 40));
@@ -45,6 +47,24 @@ bool options_valid(const EngineOptions& options) {
 bool tier_valid(saga_tier_t tier) { return static_cast<std::uint32_t>(tier) < SAGA_TIER_COUNT; }
 bool tool_valid(saga_tool_t tool) { return static_cast<std::uint32_t>(tool) <= SAGA_TOOL_DATABASE_QUERY; }
 bool stop_valid(saga_stop_t stop) { return static_cast<std::uint32_t>(stop) <= SAGA_STOP_END_TURN; }
+
+saga_engine_options_t default_options() {
+  const EngineOptions defaults;
+  saga_engine_options_t options{};
+  options.max_workers = defaults.max_workers;
+  options.max_workflows = defaults.max_workflows;
+  options.max_calls = defaults.max_calls;
+  options.max_blocks = defaults.max_blocks;
+  options.max_open_blocks = defaults.max_open_blocks;
+  options.max_chain_blocks = defaults.max_chain_blocks;
+  options.block_tokens = defaults.block_tokens;
+  options.placement = static_cast<std::uint32_t>(defaults.placement.kind);
+  options.imbalance_calls = defaults.placement.imbalance_calls;
+  options.minimum_match_percent = defaults.placement.minimum_match_percent;
+  options.seed = defaults.seed;
+  options.journal_bytes = defaults.journal_bytes;
+  return options;
+}
 
 saga_status_t create(const EngineOptions& options, saga_engine_t** engine) {
   return guarded([&] {
@@ -57,29 +77,14 @@ saga_status_t create(const EngineOptions& options, saga_engine_t** engine) {
 
 extern "C" {
 
-void saga_engine_options_init(saga_engine_options_t* options) {
-  if (options == nullptr) return;
-  const EngineOptions defaults;
-  *options = saga_engine_options_t{};
-  options->struct_size = sizeof *options;
-  options->max_workers = defaults.max_workers;
-  options->max_workflows = defaults.max_workflows;
-  options->max_calls = defaults.max_calls;
-  options->max_blocks = defaults.max_blocks;
-  options->max_open_blocks = defaults.max_open_blocks;
-  options->max_chain_blocks = defaults.max_chain_blocks;
-  options->block_tokens = defaults.block_tokens;
-  options->placement = static_cast<std::uint32_t>(defaults.placement.kind);
-  options->imbalance_calls = defaults.placement.imbalance_calls;
-  options->minimum_match_percent = defaults.placement.minimum_match_percent;
-  options->seed = defaults.seed;
-  options->journal_bytes = defaults.journal_bytes;
+void saga_engine_options_init_sized(saga_engine_options_t* options, uint32_t struct_size) {
+  write_options(default_options(), options, struct_size);
 }
 
 saga_status_t saga_engine_create(const saga_engine_options_t* options, saga_engine_t** engine) {
-  saga_engine_options_t given;
-  saga_engine_options_init(&given);
-  if (engine == nullptr || !read_options(options, &given) || given.placement > SAGA_PLACEMENT_AFFINITY) {
+  saga_engine_options_t given = default_options();
+  if (engine == nullptr || !read_options(options, &given) || given.placement > SAGA_PLACEMENT_AFFINITY ||
+      given.reserved != 0) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
   EngineOptions made;

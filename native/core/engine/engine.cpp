@@ -20,7 +20,8 @@ void write_hashes(JournalWriter& journal, std::span<const BlockHash> hashes) {
   journal.put_bytes(hashes.data(), hashes.size_bytes());
 }
 
-constexpr std::size_t kHashesFixed = 4 + 1 + 8 + 4;  // worker, tier, parent, count: the largest fixed part of a block event
+constexpr std::size_t kHashesFixed =
+    4 + 1 + 8 + 4;  // worker, tier, parent, count: the largest fixed part of a block event
 
 }  // namespace
 
@@ -38,7 +39,8 @@ Engine::Engine(const EngineOptions& options)
       workflows_(options.max_workflows),
       next_chunk_(static_cast<std::size_t>((options.max_open_blocks + kChunkBlocks - 1) / kChunkBlocks)),
       scratch_chain_(options.max_chain_blocks),
-      calls_(options.max_calls) {
+      calls_(options.max_calls),
+      lost_calls_(options.max_calls) {
   const auto chunks = static_cast<std::uint32_t>(next_chunk_.size());
   chunks_.resize(std::size_t{chunks} * kChunkBlocks);
   for (std::uint32_t chunk = 0; chunk < chunks; ++chunk) next_chunk_[chunk] = chunk + 1 < chunks ? chunk + 1 : kNone;
@@ -89,10 +91,12 @@ Status read_journal_options(std::span<const std::uint8_t> journal, EngineOptions
   return values.finished() ? Status::kOk : Status::kJournalCorrupt;
 }
 
-// What every event needs: time that does not run backwards, and room in the journal.
+// What every event needs: time that does not run backwards, and room in the journal. An event that the empty journal could
+// not take is kFull: draining would not help.
 Status Engine::admit(Time now, std::size_t payload) const {
   if (now < now_) return Status::kTimeReversed;
-  return journal_.fits(payload) ? Status::kOk : Status::kJournalFull;
+  if (journal_.fits(payload)) return Status::kOk;
+  return journal_.can_ever_fit(payload) ? Status::kJournalFull : Status::kFull;
 }
 
 std::uint32_t Engine::call_slot(CallHandle call) const {
@@ -107,19 +111,15 @@ std::uint32_t Engine::workflow_slot(WorkflowHandle workflow) const {
   return handle_of(slot, workflows_[slot].generation) == workflow ? slot : kNone;
 }
 
-void Engine::enqueue_waiting(std::uint32_t slot) {
-  // A call that lost its worker goes before all that were submitted after it, so it does not wait twice.
-  std::uint32_t after = waiting_last_;
-  if (calls_[slot].worker != kNone) {
-    while (after != kNone && calls_[slot].sequence < calls_[after].sequence) after = calls_[after].previous;
-  }
+// Puts a call into the waiting queue before `next`, or at the end (kNone).
+void Engine::enqueue_waiting(std::uint32_t slot, std::uint32_t next) {
   Call& call = calls_[slot];
   call.state = CallState::kWaiting;
   call.worker = kNone;
-  call.previous = after;
-  call.next = after == kNone ? waiting_first_ : calls_[after].next;
-  (after == kNone ? waiting_first_ : calls_[after].next) = slot;
-  (call.next == kNone ? waiting_last_ : calls_[call.next].previous) = slot;
+  call.previous = next == kNone ? waiting_last_ : calls_[next].previous;
+  call.next = next;
+  (call.previous == kNone ? waiting_first_ : calls_[call.previous].next) = slot;
+  (next == kNone ? waiting_last_ : calls_[next].previous) = slot;
   ++waiting_calls_;
 }
 
@@ -160,12 +160,12 @@ void Engine::release_chain(Call& call) {
   call.chain_blocks = 0;
 }
 
-std::span<const BlockHash> Engine::load_chain(const Call& call) const {
+std::span<const BlockHash> Engine::load_chain(const Call& call) {
   std::size_t at = 0;
-  for (std::uint32_t chunk = call.first_chunk; chunk != kNone; chunk = next_chunk_[chunk], at += kChunkBlocks) {
-    const std::size_t count = std::min<std::size_t>(kChunkBlocks, call.chain_blocks - at);
-    std::memcpy(scratch_chain_.data() + at, &chunks_[std::size_t{chunk} * kChunkBlocks], count * sizeof(BlockHash));
-  }
+  for_each_chunk(call, [&](std::span<const BlockHash> hashes) {
+    std::memcpy(scratch_chain_.data() + at, hashes.data(), hashes.size_bytes());
+    at += hashes.size();
+  });
   return {scratch_chain_.data(), call.chain_blocks};
 }
 
@@ -202,13 +202,25 @@ Status Engine::remove_worker(Time now, WorkerId worker) {
   }
   now_ = now;
   mirror_.clear(worker);
+  std::size_t lost = 0;
   for (std::uint32_t slot = 0; slot < options_.max_calls; ++slot) {
     Call& call = calls_[slot];
     if (call.worker != worker || (call.state != CallState::kPlaced && call.state != CallState::kRunning)) continue;
     leave_worker(call);
-    enqueue_waiting(slot);
-    ++replaced_calls_;
+    lost_calls_[lost++] = slot;
   }
+  // A call that lost its worker goes before all that were submitted after it, so it does not wait twice: both sequences are in
+  // order of submission, and are merged in one pass.
+  const auto submitted_first = [this](std::uint32_t a, std::uint32_t b) {
+    return calls_[a].sequence < calls_[b].sequence;
+  };
+  std::sort(lost_calls_.begin(), lost_calls_.begin() + static_cast<std::ptrdiff_t>(lost), submitted_first);
+  std::uint32_t next = waiting_first_;
+  for (const std::uint32_t slot : std::span(lost_calls_.data(), lost)) {
+    while (next != kNone && submitted_first(next, slot)) next = calls_[next].next;
+    enqueue_waiting(slot, next);
+  }
+  replaced_calls_ += lost;
   workers_[worker].active = 0;
   workers_[worker].reported_blocks = 0;
   --active_workers_;
@@ -326,7 +338,7 @@ Status Engine::submit_call(Time now, WorkflowHandle workflow, std::uint32_t prom
   if (const Status status = admit(now, payload); status != Status::kOk) return status;
   const std::uint32_t workflow_at = workflow_slot(workflow);
   if (workflow_at == kNone) return Status::kNotFound;
-  if (prompt_tokens == 0 || chain.size() > options_.max_chain_blocks ||
+  if (prompt_tokens == 0 || prompt_tokens / options_.block_tokens > options_.max_chain_blocks ||
       chain.size() > prompt_tokens / options_.block_tokens) {
     return Status::kInvalidArgument;
   }
@@ -345,9 +357,8 @@ Status Engine::submit_call(Time now, WorkflowHandle workflow, std::uint32_t prom
   submitted.submitted = now;
   submitted.sequence = submitted_calls_++;
   submitted.workflow = workflow_at;
-  submitted.worker = kNone;
   submitted.prompt_tokens = prompt_tokens;
-  enqueue_waiting(slot);
+  enqueue_waiting(slot, kNone);
   workflows_[workflow_at].open_calls += 1;
   ++open_calls_;
   *call = handle_of(slot, submitted.generation);
@@ -448,7 +459,11 @@ Status Engine::tick(Time now) {
 
 Status Engine::decide(Time now, std::span<Decision> decisions, std::size_t* count) {
   *count = 0;
-  const std::size_t most = std::min<std::size_t>(decisions.size(), waiting_calls_);
+  // One record holds all decisions of one call of decide, so the journal's capacity bounds them as `decisions` does. The bound
+  // depends on the options alone, not on how much was drained, and is recorded.
+  std::size_t room = std::min<std::size_t>(decisions.size(), options_.max_calls);
+  if (journal_.enabled()) room = std::min(room, (journal_.largest_payload() - 4) / sizeof(Decision));
+  const std::size_t most = active_workers_ == 0 ? 0 : std::min<std::size_t>(room, waiting_calls_);
   if (const Status status = admit(now, 4 + most * sizeof(Decision)); status != Status::kOk) return status;
   now_ = now;
   const std::span<const std::uint8_t> active(active_column_.data(), worker_count_);
@@ -458,7 +473,7 @@ Status Engine::decide(Time now, std::span<Decision> decisions, std::size_t* coun
     open_calls_column_[worker] = state.open_calls;
     blocks_in_use_column_[worker] = state.reports_load != 0 ? state.reported_blocks : state.estimated_blocks;
   }
-  while (*count < most && active_workers_ != 0) {
+  while (*count < most) {
     const std::uint32_t slot = waiting_first_;
     Call& call = calls_[slot];
     mirror_.match(load_chain(call), depth_.data());
@@ -472,10 +487,9 @@ Status Engine::decide(Time now, std::span<Decision> decisions, std::size_t* coun
         decision.longest_match_worker = worker;
       }
     }
-    const std::uint32_t prompt_blocks = call.chain_blocks;
+    const std::uint32_t prompt_blocks = call.prompt_tokens / options_.block_tokens;
     const Placement placement =
-        place(options_.placement,
-              {active, matched_column_, open_calls_column_, blocks_in_use_column_, prompt_blocks},
+        place(options_.placement, {active, matched_column_, open_calls_column_, blocks_in_use_column_, prompt_blocks},
               round_robin_next_, random_);
     SAGA_ASSERT(placement.worker < worker_count_);
     WorkerState& worker = workers_[placement.worker];
@@ -506,7 +520,7 @@ Status Engine::decide(Time now, std::span<Decision> decisions, std::size_t* coun
   }
   if (journal_.enabled()) {
     journal_.begin(RecordType::kDecided, now);
-    journal_.put(static_cast<std::uint32_t>(decisions.size() > 0xFFFFFFFFu ? 0xFFFFFFFFu : decisions.size()));
+    journal_.put(static_cast<std::uint32_t>(room));
     journal_.put_bytes(decisions.data(), *count * sizeof(Decision));
     journal_.end();
   }
@@ -541,12 +555,14 @@ bool Engine::verify() const {
   std::uint32_t open = 0;
   std::uint32_t waiting = 0;
   std::size_t used_chunks = 0;
+  std::vector<bool> seen_chunk(next_chunk_.size());
   for (const Call& call : calls_) {
     if (call.state == CallState::kFree) continue;
     ++open;
     std::size_t chunks = 0;
-    for (std::uint32_t chunk = call.first_chunk; chunk != kNone; chunk = next_chunk_[chunk]) {
-      if (++chunks > next_chunk_.size()) return false;
+    for (std::uint32_t chunk = call.first_chunk; chunk != kNone; chunk = next_chunk_[chunk], ++chunks) {
+      if (chunk >= seen_chunk.size() || seen_chunk[chunk]) return false;
+      seen_chunk[chunk] = true;
     }
     if (chunks != (call.chain_blocks + kChunkBlocks - 1) / kChunkBlocks) return false;
     used_chunks += chunks;
@@ -561,7 +577,14 @@ bool Engine::verify() const {
     expected[call.worker].open_calls += 1;
     expected[call.worker].estimated_blocks += blocks_of(call);
   }
-  if (open != open_calls_ || waiting != waiting_calls_ || used_chunks + free_chunks_ != next_chunk_.size()) return false;
+  if (open != open_calls_ || waiting != waiting_calls_ || used_chunks + free_chunks_ != next_chunk_.size())
+    return false;
+  std::size_t free_chunks = 0;
+  for (std::uint32_t chunk = free_chunk_; chunk != kNone; chunk = next_chunk_[chunk], ++free_chunks) {
+    if (chunk >= seen_chunk.size() || seen_chunk[chunk]) return false;
+    seen_chunk[chunk] = true;
+  }
+  if (free_chunks != free_chunks_) return false;
   std::uint32_t active = 0;
   for (WorkerId worker = 0; worker < worker_count_; ++worker) {
     active += workers_[worker].active;
@@ -590,7 +613,8 @@ bool Engine::verify() const {
   if (free_workflows + open_workflows_ != options_.max_workflows) return false;
   for (std::uint32_t slot = 0; slot < options_.max_workflows; ++slot) {
     const std::uint32_t calls = calls_of_workflow[slot];
-    if (workflows_[slot].state == WorkflowState::kFree ? calls != 0 : calls != workflows_[slot].open_calls) return false;
+    if (workflows_[slot].state == WorkflowState::kFree ? calls != 0 : calls != workflows_[slot].open_calls)
+      return false;
   }
   return mirror_.verify();
 }
@@ -623,7 +647,9 @@ std::uint64_t Engine::digest() const {
     digest.add(call.workflow | (std::uint64_t{call.worker} << 32));
     digest.add(call.prompt_tokens | (std::uint64_t{call.next} << 32));
     digest.add(call.chain_blocks);
-    for (const BlockHash hash : load_chain(call)) digest.add(hash);
+    for_each_chunk(call, [&](std::span<const BlockHash> hashes) {
+      for (const BlockHash hash : hashes) digest.add(hash);
+    });
   }
   // The order in which slots will be given out is state as well.
   digest.add(free_call_);
@@ -642,7 +668,10 @@ std::uint64_t Engine::digest() const {
 
 namespace {
 
-// Applies one record. kJournalCorrupt where the payload does not fit its type.
+bool stop_valid(std::uint8_t stop) { return stop <= static_cast<std::uint8_t>(StopReason::kEndTurn); }
+bool tool_valid(std::uint8_t tool) { return tool <= static_cast<std::uint8_t>(ToolClass::kDatabaseQuery); }
+
+// Applies one record. kJournalCorrupt where the payload does not fit its type; the status of the event where it is refused.
 Status apply_record(const Record& record, Engine& engine, std::vector<BlockHash>& hashes,
                     std::vector<Decision>& decisions, ReplayResult& result) {
   RecordReader values(record.payload);
@@ -710,34 +739,35 @@ Status apply_record(const Record& record, Engine& engine, std::vector<BlockHash>
       const auto stop = values.get<std::uint8_t>();
       const auto tool = values.get<std::uint8_t>();
       const auto output_tokens = values.get<std::uint32_t>();
-      if (!values.finished()) return Status::kJournalCorrupt;
+      if (!values.finished() || !stop_valid(stop) || !tool_valid(tool)) return Status::kJournalCorrupt;
       return engine.finish_call(now, call, static_cast<StopReason>(stop), static_cast<ToolClass>(tool), output_tokens);
     }
     case RecordType::kToolStarted: {
       const auto workflow = values.get<WorkflowHandle>();
       const auto tool = values.get<std::uint8_t>();
-      return values.finished() ? engine.tool_started(now, workflow, static_cast<ToolClass>(tool))
-                               : Status::kJournalCorrupt;
+      if (!values.finished() || !tool_valid(tool)) return Status::kJournalCorrupt;
+      return engine.tool_started(now, workflow, static_cast<ToolClass>(tool));
     }
     case RecordType::kToolFinished: {
       const auto workflow = values.get<WorkflowHandle>();
       return values.finished() ? engine.tool_finished(now, workflow) : Status::kJournalCorrupt;
     }
-    case RecordType::kTick: return values.finished() ? engine.tick(now) : Status::kJournalCorrupt;
+    case RecordType::kTick:
+      return values.finished() ? engine.tick(now) : Status::kJournalCorrupt;
     case RecordType::kDecided: {
       const auto room = values.get<std::uint32_t>();
       const std::span<const std::uint8_t> recorded = values.rest();
       if (!values.ok() || recorded.size() % sizeof(Decision) != 0) return Status::kJournalCorrupt;
-      // Never more room than calls can wait, whatever the journal says.
-      decisions.resize(std::min(room, engine.options().max_calls));
+      // Never more room than calls wait, whatever the journal says.
+      decisions.resize(std::min(room, engine.stats().waiting_calls));
       std::size_t count = 0;
       const Status status = engine.decide(now, decisions, &count);
       if (status != Status::kOk) return status;
-      result.decisions += count;
       if (count * sizeof(Decision) != recorded.size()) return Status::kJournalMismatch;
       if (count != 0 && std::memcmp(decisions.data(), recorded.data(), recorded.size()) != 0) {
         return Status::kJournalMismatch;
       }
+      result.decisions += count;
       return Status::kOk;
     }
   }
@@ -760,8 +790,13 @@ ReplayResult replay_journal(std::span<const std::uint8_t> journal, Engine& engin
     if (next == Status::kNotFound) return result;
     result.status = next;
     if (next != Status::kOk) break;
-    result.status = apply_record(record, engine, hashes, decisions, result);
-    if (result.status == Status::kOk) ++result.events;
+    const Status applied = apply_record(record, engine, hashes, decisions, result);
+    if (applied == Status::kOk) {
+      ++result.events;
+    } else {
+      // An event that was accepted when it was recorded and is refused now: these are not the same states.
+      result.status = applied == Status::kJournalCorrupt ? applied : Status::kJournalMismatch;
+    }
   }
   return result;
 }

@@ -26,9 +26,10 @@
 // Ids of workflows and calls are slot + generation * 2^32; the generation has 20 bits, so an id fits a JavaScript number and a
 // stale id is found as long as its slot was not reused 2^20 times.
 //
-// Costs: events on blocks cost what the mirror costs (index/prefix_index.hpp); all others O(1) plus one copy of a chain at
-// submit. decide is one match per waiting call plus O(workers). Everything is allocated at construction: an open call's chain
-// lies in 2 KiB chunks of one arena of `max_open_blocks` hashes, because a call that loses its worker is placed again.
+// Costs: events on blocks cost what the mirror costs (index/prefix_index.hpp); remove_worker that of clearing the worker plus
+// O(max_calls + n log n) for its n calls; all others O(1) plus one copy of a chain at submit. decide is one match per waiting
+// call plus O(workers). Everything is allocated at construction (the mirror's exceptions aside): an open call's chain lies in
+// 2 KiB chunks of one arena of `max_open_blocks` hashes, because a call that loses its worker is placed again.
 //
 // Invariants (verify): per worker, open_calls equals the placed and running calls on it and estimated_blocks the sum of their
 // blocks; the waiting queue holds exactly the waiting calls, in order of submission; a workflow's open_calls equals its
@@ -56,12 +57,12 @@ struct EngineOptions {
   std::uint32_t max_workflows = 4096;
   std::uint32_t max_calls = 8192;             // open at one time
   std::uint64_t max_blocks = 1u << 20;        // of the mirror: see PrefixIndexOptions
-  std::uint32_t max_chain_blocks = 1u << 17;  // longest prompt: 2 M tokens in blocks of 16
+  std::uint32_t max_chain_blocks = 1u << 17;  // longest prompt in blocks: 2 M tokens in blocks of 16
   std::uint64_t max_open_blocks = 1u << 21;   // prompts of all open calls together (16 MiB)
   std::uint32_t block_tokens = 16;
   std::uint64_t seed = 0;
   PlacementOptions placement;
-  std::uint64_t journal_bytes = 0;  // capacity of the journal buffer; 0 = no journal
+  std::uint64_t journal_bytes = 0;  // capacity of the journal buffer: 0 = no journal, else at least 4,096
 };
 
 enum class DecisionType : std::uint32_t { kPlace = 1 };
@@ -72,7 +73,7 @@ struct Decision {
   std::uint32_t worker = 0;  // where the call goes
   std::uint64_t call = 0;
   std::uint32_t reason = 0;                       // PlacementReason
-  std::uint32_t prompt_blocks = 0;                // full blocks of the prompt
+  std::uint32_t prompt_blocks = 0;                // full blocks of the prompt, hashed or not
   std::uint32_t matched_blocks[kTierCount] = {};  // leading blocks on that worker: in GPU; in GPU or host; in any tier
   std::uint32_t longest_match = 0;                // the longest leading match in GPU memory on any active worker
   std::uint32_t longest_match_worker = 0;         // the smallest id that has it; kNone where nobody holds anything
@@ -131,13 +132,15 @@ class Engine {
   Status tool_finished(Time now, WorkflowHandle workflow);
   Status tick(Time now);
 
-  // Places waiting calls in order of submission, as many as `decisions` has room for; *count receives how many were written.
-  // With a journal it can return kJournalFull: then nothing was decided.
+  // Places waiting calls in order of submission, as many as `decisions` has room for and, with a journal, one record can hold
+  // ((journal_bytes - 25) / 64); *count receives how many were written. On kJournalFull nothing was decided.
   Status decide(Time now, std::span<Decision> decisions, std::size_t* count);
 
   // Leading blocks of `chain` per worker and tier, depth[worker * kTierCount + tier] for worker < worker_slots().
   // Changes nothing; returns the longest in any tier.
-  std::uint32_t match(std::span<const BlockHash> chain, std::uint32_t* depth) const { return mirror_.match(chain, depth); }
+  std::uint32_t match(std::span<const BlockHash> chain, std::uint32_t* depth) const {
+    return mirror_.match(chain, depth);
+  }
   std::uint32_t worker_slots() const { return options_.max_workers; }
 
   bool worker_state(WorkerId worker, WorkerState* state) const;
@@ -155,8 +158,8 @@ class Engine {
 
   struct Call {
     Time submitted = 0;
-    std::uint64_t sequence = 0;           // number of its submission
-    std::uint32_t first_chunk = kNone;    // of its chain
+    std::uint64_t sequence = 0;         // number of its submission
+    std::uint32_t first_chunk = kNone;  // of its chain
     std::uint32_t chain_blocks = 0;
     std::uint32_t generation = 0;
     std::uint32_t workflow = kNone;
@@ -183,15 +186,26 @@ class Engine {
   std::uint32_t call_slot(CallHandle call) const;
   std::uint32_t workflow_slot(WorkflowHandle workflow) const;
   std::uint32_t blocks_of(const Call& call) const {
-    return static_cast<std::uint32_t>((std::uint64_t{call.prompt_tokens} + options_.block_tokens - 1) / options_.block_tokens);
+    return static_cast<std::uint32_t>((std::uint64_t{call.prompt_tokens} + options_.block_tokens - 1) /
+                                      options_.block_tokens);
   }
-  void enqueue_waiting(std::uint32_t slot);
+  void enqueue_waiting(std::uint32_t slot, std::uint32_t next);
   void dequeue_waiting(std::uint32_t slot);
   void leave_worker(Call& call);
   bool store_chain(Call& call, std::span<const BlockHash> chain);
   void release_chain(Call& call);
   // The chain of a call side by side, valid until the next call of load_chain.
-  std::span<const BlockHash> load_chain(const Call& call) const;
+  std::span<const BlockHash> load_chain(const Call& call);
+  // The same in pieces. It touches no scratch memory, so that const functions may run at the same time as each other.
+  template <class Visitor>
+  void for_each_chunk(const Call& call, Visitor visit) const {
+    std::size_t rest = call.chain_blocks;
+    for (std::uint32_t chunk = call.first_chunk; chunk != kNone; chunk = next_chunk_[chunk]) {
+      const std::size_t count = rest < kChunkBlocks ? rest : kChunkBlocks;
+      visit(std::span<const BlockHash>(&chunks_[std::size_t{chunk} * kChunkBlocks], count));
+      rest -= count;
+    }
+  }
   void write_options();
 
   static constexpr std::uint32_t kChunkBlocks = 256;
@@ -221,9 +235,10 @@ class Engine {
   std::vector<std::uint32_t> next_chunk_;
   std::uint32_t free_chunk_ = kNone;
   std::uint32_t free_chunks_ = 0;
-  mutable std::vector<BlockHash> scratch_chain_;
+  std::vector<BlockHash> scratch_chain_;
 
   std::vector<Call> calls_;
+  std::vector<std::uint32_t> lost_calls_;  // scratch of remove_worker
   std::uint32_t free_call_ = 0;
   std::uint32_t open_calls_ = 0;
   std::uint32_t waiting_first_ = kNone;
@@ -238,16 +253,19 @@ class Engine {
   std::uint64_t matched_blocks_ = 0;
 };
 
-// Rebuilds an engine from a journal: constructs it with the journal's options (its own journal switched off) and applies all records,
-// comparing each decision with the one recorded. On kJournalCorrupt the engine holds the state of the good part.
-// `make` receives the options and returns the engine to fill (the caller owns memory and catches bad_alloc), or null.
+// The options of a journal's engine, its own journal switched off. They are as recorded: the caller checks their ranges.
+Status read_journal_options(std::span<const std::uint8_t> journal, EngineOptions* options);
+
+// Rebuilds an engine from a journal: `engine` is new and made with the journal's options; all records are applied to it, and
+// each decision is compared with the one recorded. The status is kOk; kJournalCorrupt, where the engine holds the state of the
+// good part; kJournalMismatch, where an event was refused or a decision came out otherwise (in the latter case the engine holds
+// the state after its own decisions); or kVersionMismatch.
 struct ReplayResult {
   Status status = Status::kOk;
   std::uint64_t events = 0;
   std::uint64_t decisions = 0;
-  std::uint64_t good_bytes = 0;
+  std::uint64_t good_bytes = 0;  // up to the last record that was applied and agreed
 };
-Status read_journal_options(std::span<const std::uint8_t> journal, EngineOptions* options);
 ReplayResult replay_journal(std::span<const std::uint8_t> journal, Engine& engine);
 
 }  // namespace saga

@@ -6,12 +6,12 @@
 //
 // Format, little-endian, no padding:
 //
-//   header   "SAGAJRNL"  u32 version (1)  then the engine's options (journal.cpp, write_options)  u64 checksum
+//   header   "SAGAJRNL"  u32 version (1)  u32 size of the options  options (engine.cpp, write_options)  u64 checksum
 //   record   u32 size of the payload  u8 type  u64 time  payload  u64 checksum
 //
-// The checksum of a record is XXH3 (low 64 bits of XXH3-128) over everything before it in the record, seeded with the checksum before it, so
-// that a lost, repeated or exchanged record is found. A journal may end after any whole record; a torn last record is
-// reported as kJournalCorrupt together with the number of bytes that are good.
+// The checksum of a record is XXH3 (low 64 bits of XXH3-128) over everything before it in the record, seeded with the
+// checksum before it, so that a lost, repeated or exchanged record is found. A journal may end after any whole record; a torn
+// last record is reported as kJournalCorrupt together with the number of bytes that are good.
 //
 // Cost: one copy of the event (8 bytes a block hash) and its checksum, about 0.5 ns a byte.
 #pragma once
@@ -59,6 +59,10 @@ class JournalWriter {
   bool fits(std::size_t payload) const {
     return capacity_ == 0 || buffer_.size() - drained_ + payload + kRecordOverhead <= capacity_;
   }
+
+  // The largest payload that the empty journal takes, and whether this one is not larger.
+  std::size_t largest_payload() const { return capacity_ - kRecordOverhead; }
+  bool can_ever_fit(std::size_t payload) const { return capacity_ == 0 || payload <= largest_payload(); }
 
   // A record is written as begin, put.., end. The caller has checked fits().
   void begin(RecordType type, Time now);

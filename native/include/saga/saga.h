@@ -13,7 +13,8 @@
  *  4. Every argument is checked: NULL, ranges, enumerators, sizes. A wrong argument gives SAGA_ERR_INVALID_ARGUMENT, never a crash.
  *     Only pointers that are not NULL yet invalid, and handles used after destroy, cannot be caught.
  *  5. An options struct begins with struct_size. Fill it with saga_<noun>_options_init, then change what you need: options
- *     added later keep their defaults for programs compiled before.
+ *     added later keep their defaults for programs compiled before. A program compiled with a newer header than the library
+ *     may not set options that the library does not know (they must be zero; else SAGA_ERR_INVALID_ARGUMENT).
  *  6. Arrays are a pointer and a count; the pointer may be NULL where the count is 0. Arrays are read or written during the
  *     call only. Alignment is that of the element type.
  *  7. Time is uint64_t microseconds from an origin of your choice and is an argument: the library reads no clock, does no
@@ -88,7 +89,11 @@ typedef enum saga_tool_t {
 } saga_tool_t;
 
 /* What the prompt of a call brings that the one before did not have. */
-typedef enum saga_prompt_kind_t { SAGA_PROMPT_START = 0, SAGA_PROMPT_TOOL = 1, SAGA_PROMPT_USER = 2 } saga_prompt_kind_t;
+typedef enum saga_prompt_kind_t {
+  SAGA_PROMPT_START = 0,
+  SAGA_PROMPT_TOOL = 1,
+  SAGA_PROMPT_USER = 2
+} saga_prompt_kind_t;
 
 /* No such worker, sequence, block or call. */
 #define SAGA_NONE 0xFFFFFFFFu
@@ -135,8 +140,8 @@ typedef struct saga_engine_options_t {
   uint32_t max_workers;           /* 1 to 1,024, default 64; ids are never reused */
   uint32_t max_workflows;         /* open at one time, 1 to 2^24, default 4,096 */
   uint32_t max_calls;             /* open at one time, 1 to 2^24, default 8,192 */
-  uint64_t max_blocks;            /* distinct blocks known over all workers, 1 to 2^32, default 2^20 */
-  uint64_t max_open_blocks;       /* prompts of all open calls together, up to 2^32, default 2^21 */
+  uint64_t max_blocks;            /* distinct blocks known over all workers, 1 to 2^29 - 1, default 2^20 */
+  uint64_t max_open_blocks;       /* prompts of all open calls together, 1 to 2^32, default 2^21 */
   uint32_t max_chain_blocks;      /* longest prompt in blocks, 1 to 2^24, default 2^17 */
   uint32_t block_tokens;          /* 1 to 4,096, default 16 */
   uint32_t placement;             /* saga_placement_t, default affinity */
@@ -161,7 +166,7 @@ typedef struct saga_decision_t {
   uint32_t worker; /* where the call goes */
   uint64_t call;
   uint32_t reason;                          /* saga_reason_t */
-  uint32_t prompt_blocks;                   /* full blocks of the prompt */
+  uint32_t prompt_blocks;                   /* full blocks of the prompt, hashed or not */
   uint32_t matched_blocks[SAGA_TIER_COUNT]; /* leading blocks on that worker: in GPU; in GPU or host; in any tier */
   uint32_t longest_match;                   /* longest leading match in GPU memory on any active worker */
   uint32_t longest_match_worker;            /* the smallest id that has it, or SAGA_NONE */
@@ -192,7 +197,12 @@ typedef struct saga_worker_state_t {
   uint32_t active;        /* 0 after saga_engine_remove_worker */
 } saga_worker_state_t;
 
-SAGA_API void saga_engine_options_init(saga_engine_options_t* options);
+/* Writes the defaults into a struct of `struct_size` bytes and never a byte behind it. */
+SAGA_API void saga_engine_options_init_sized(saga_engine_options_t* options, uint32_t struct_size);
+/* The same with the size that the program was compiled with, which a newer library cannot know. */
+static inline void saga_engine_options_init(saga_engine_options_t* options) {
+  saga_engine_options_init_sized(options, (uint32_t)sizeof(saga_engine_options_t));
+}
 SAGA_API saga_status_t saga_engine_create(const saga_engine_options_t* options, saga_engine_t** engine);
 SAGA_API void saga_engine_destroy(saga_engine_t* engine);
 
@@ -206,32 +216,37 @@ SAGA_API saga_status_t saga_engine_remove_worker(saga_engine_t* engine, uint64_t
 SAGA_API saga_status_t saga_engine_blocks_stored(saga_engine_t* engine, uint64_t now, uint32_t worker, saga_tier_t tier,
                                                  uint64_t parent, const uint64_t* hashes, size_t count);
 /* Hashes that the worker does not hold are ignored. */
-SAGA_API saga_status_t saga_engine_blocks_removed(saga_engine_t* engine, uint64_t now, uint32_t worker, saga_tier_t tier,
-                                                  const uint64_t* hashes, size_t count);
+SAGA_API saga_status_t saga_engine_blocks_removed(saga_engine_t* engine, uint64_t now, uint32_t worker,
+                                                  saga_tier_t tier, const uint64_t* hashes, size_t count);
 /* Everything in every tier of the worker is gone. */
 SAGA_API saga_status_t saga_engine_blocks_cleared(saga_engine_t* engine, uint64_t now, uint32_t worker);
 /* Blocks that running calls use on the worker, as it reports them. */
 SAGA_API saga_status_t saga_engine_worker_load(saga_engine_t* engine, uint64_t now, uint32_t worker,
                                                uint32_t blocks_in_use);
-SAGA_API saga_status_t saga_engine_worker_state(const saga_engine_t* engine, uint32_t worker, saga_worker_state_t* state);
+SAGA_API saga_status_t saga_engine_worker_state(const saga_engine_t* engine, uint32_t worker,
+                                                saga_worker_state_t* state);
 
 /* Workflows and calls. A workflow can be closed when none of its calls is open. */
-SAGA_API saga_status_t saga_engine_open_workflow(saga_engine_t* engine, uint64_t now, uint32_t tenant, uint64_t* workflow);
+SAGA_API saga_status_t saga_engine_open_workflow(saga_engine_t* engine, uint64_t now, uint32_t tenant,
+                                                 uint64_t* workflow);
 SAGA_API saga_status_t saga_engine_close_workflow(saga_engine_t* engine, uint64_t now, uint64_t workflow);
-/* `chain`: hashes of the full blocks of the prompt, at most prompt_tokens / block_tokens of them. */
+/* `chain`: hashes of the leading full blocks of the prompt, at most prompt_tokens / block_tokens of them; this quotient is at
+ * most max_chain_blocks. The call's id stays valid until saga_engine_finish_call. */
 SAGA_API saga_status_t saga_engine_submit_call(saga_engine_t* engine, uint64_t now, uint64_t workflow,
                                                uint32_t prompt_tokens, const uint64_t* chain, size_t count,
                                                uint64_t* call);
 SAGA_API saga_status_t saga_engine_first_token(saga_engine_t* engine, uint64_t now, uint64_t call);
 SAGA_API saga_status_t saga_engine_finish_call(saga_engine_t* engine, uint64_t now, uint64_t call, saga_stop_t stop,
                                                saga_tool_t tool, uint32_t output_tokens);
-SAGA_API saga_status_t saga_engine_tool_started(saga_engine_t* engine, uint64_t now, uint64_t workflow, saga_tool_t tool);
+SAGA_API saga_status_t saga_engine_tool_started(saga_engine_t* engine, uint64_t now, uint64_t workflow,
+                                                saga_tool_t tool);
 SAGA_API saga_status_t saga_engine_tool_finished(saga_engine_t* engine, uint64_t now, uint64_t workflow);
 SAGA_API saga_status_t saga_engine_tick(saga_engine_t* engine, uint64_t now);
 
-/* Places waiting calls in order of submission, at most `capacity` of them. While no worker is active they stay waiting. */
-SAGA_API saga_status_t saga_engine_decide(saga_engine_t* engine, uint64_t now, saga_decision_t* decisions, size_t capacity,
-                                          size_t* count);
+/* Places waiting calls in order of submission: at most `capacity` of them and, with a journal, (journal_bytes - 25) / 64. While
+ * no worker is active they stay waiting. */
+SAGA_API saga_status_t saga_engine_decide(saga_engine_t* engine, uint64_t now, saga_decision_t* decisions,
+                                          size_t capacity, size_t* count);
 
 /* Leading blocks of `chain` that each worker holds: depth[worker * SAGA_TIER_COUNT + tier] for all max_workers; tiers are
  * cumulative (in GPU; in GPU or host; in any). `depth_count` must be max_workers * SAGA_TIER_COUNT. */
@@ -244,7 +259,8 @@ SAGA_API saga_status_t saga_engine_digest(const saga_engine_t* engine, uint64_t*
 /* Recomputes every invariant; *intact receives 1 or 0. Cost: O(state). */
 SAGA_API saga_status_t saga_engine_verify(const saga_engine_t* engine, uint32_t* intact);
 
-/* Moves up to `capacity` journal bytes that were not read yet into `bytes`. */
+/* Moves up to `capacity` journal bytes that were not read yet into `bytes`. While an event does not fit into the rest of the
+ * buffer it gives SAGA_ERR_JOURNAL_FULL; one that the empty buffer could not take gives SAGA_ERR_FULL. */
 SAGA_API saga_status_t saga_engine_journal_read(saga_engine_t* engine, uint8_t* bytes, size_t capacity, size_t* count);
 
 typedef struct saga_replay_result_t {
@@ -254,8 +270,9 @@ typedef struct saga_replay_result_t {
 } saga_replay_result_t;
 
 /* Rebuilds an engine from a whole journal. An engine is returned for every status but SAGA_ERR_INVALID_ARGUMENT,
- * SAGA_ERR_OUT_OF_MEMORY and a header that cannot be read: after SAGA_ERR_JOURNAL_CORRUPT or
- * SAGA_ERR_JOURNAL_MISMATCH it holds the state up to the last good record. Where none is returned *engine is NULL. */
+ * SAGA_ERR_OUT_OF_MEMORY and a header that cannot be read: after SAGA_ERR_JOURNAL_CORRUPT it holds the state up to the last
+ * good record; after SAGA_ERR_JOURNAL_MISMATCH too, unless a decision came out otherwise: then it has made its own.
+ * Where none is returned *engine is NULL. */
 SAGA_API saga_status_t saga_engine_replay(const uint8_t* journal, size_t size, saga_engine_t** engine,
                                           saga_replay_result_t* result);
 
