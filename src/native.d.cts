@@ -60,6 +60,7 @@ declare namespace native {
   /** Opaque; freed when collected. A wrong handle is refused, never used. */
   type Workload = object & { readonly workload: unique symbol };
   type CacheReplay = object & { readonly cacheReplay: unique symbol };
+  type Cluster = object & { readonly cluster: unique symbol };
 
   /** See `WorkloadColumns` (src/workload/columns.ts). Times and ids are integers below 2^53. */
   interface Columns {
@@ -126,5 +127,32 @@ declare const native: {
     result: Float64Array,
     progress: BigUint64Array,
   ): Promise<number>;
+  /**
+   * `options`: workers, hardware, pageTokens, maxSequences, tokenBudget, kvTokens (0: by hardware), hostTierTokens,
+   * linkBytesPerSecond. Plays every task alone first.
+   */
+  createCluster(workload: native.Workload, options: Float64Array): Promise<native.Cluster | number>;
+  /**
+   * `options`: placement, eviction, live, rate, seed. `journal`: a file to write, or ''. `result` (28): tasksCompleted,
+   * completion mean, p50, p95, p99, completion without gaps likewise, idealSeconds, prefixHitRate, capacityPages,
+   * requestedPages, missedPages, evictedPages, beladyRatio, costRatio, regeneratedTokens, memoryUtilization, sloAttainment,
+   * sloAttainmentPaper, throughputTokensPerSecond, outputTokens, preemptions, steps, engine digest high and low 32 bits, journal
+   * bytes. `progress[0]`: tasks completed. Resolves to 0 or minus a status (-2: the journal cannot be opened, -6: not written).
+   */
+  runCluster(
+    cluster: native.Cluster,
+    options: Float64Array,
+    journal: string,
+    result: Float64Array,
+    progress: BigUint64Array,
+  ): Promise<number>;
+  /** `options` as of runCluster. `result[0]`: tasks a second. `progress[0]`: runs done. */
+  clusterSaturation(
+    cluster: native.Cluster,
+    options: Float64Array,
+    result: Float64Array,
+    progress: BigUint64Array,
+  ): Promise<number>;
+  clusterLiveForPressure(cluster: native.Cluster, pressure: number): number;
 };
 export = native;

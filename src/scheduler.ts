@@ -51,7 +51,7 @@ export interface SchedulerOptions {
   maxWorkflows?: number;
   /** Most calls open at one time, 1 to 2^24. Default 8,192. */
   maxCalls?: number;
-  /** Most distinct blocks known over all workers, 1 to 2^32. Default 2^20. */
+  /** Most distinct blocks known over all workers, 1 to 2^29 - 1. Default 2^20. */
   maxBlocks?: number;
   /** Most blocks of the prompts of all open calls together. Default 2^21. */
   maxOpenBlocks?: number;
@@ -173,7 +173,7 @@ export class Scheduler {
         this.maxWorkers,
         checkInteger('maxWorkflows', options.maxWorkflows ?? 4096, 1, 2 ** 24),
         checkInteger('maxCalls', options.maxCalls ?? 8192, 1, 2 ** 24),
-        checkInteger('maxBlocks', options.maxBlocks ?? 2 ** 20, 1, twoTo32),
+        checkInteger('maxBlocks', options.maxBlocks ?? 2 ** 20, 1, 2 ** 29 - 1),
         checkInteger('maxOpenBlocks', options.maxOpenBlocks ?? 2 ** 21, 1, twoTo32),
         this.maxChainBlocks,
         this.blockTokens,

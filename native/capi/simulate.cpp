@@ -3,6 +3,8 @@
 #include <memory>
 
 #include "../core/sim/cache_replay.hpp"
+#include "../core/sim/cluster.hpp"
+#include "../core/sim/engine_placement.hpp"
 #include "../core/sim/workload.hpp"
 #include "check.hpp"
 #include "workload_check.hpp"
@@ -18,14 +20,29 @@ static_assert(SAGA_EVICTION_LRU == static_cast<int>(PolicyKind::kLru) &&
 static_assert(SAGA_CACHE_ATOMIC == static_cast<int>(CacheModel::kAtomic) &&
               SAGA_CACHE_PINNED == static_cast<int>(CacheModel::kPinned));
 
+static_assert(SAGA_HARDWARE_H100_TP4 == static_cast<int>(Hardware::kH100Tp4) &&
+              SAGA_HARDWARE_H100_TP8 == static_cast<int>(Hardware::kH100Tp8) &&
+              SAGA_HARDWARE_A100_TP4 == static_cast<int>(Hardware::kA100Tp4) &&
+              SAGA_HARDWARE_A100_TP8 == static_cast<int>(Hardware::kA100Tp8));
+
 struct saga_workload_t {
   std::shared_ptr<const Workload> workload;
+  std::shared_ptr<const std::vector<Time>> expected;  // per task; null where the workload gives none
 };
 
 struct saga_cache_replay_t {
   std::shared_ptr<const Workload> workload;
   PageTree tree;
   CacheSchedule schedule;
+};
+
+struct saga_cluster_t {
+  std::shared_ptr<const Workload> workload;
+  std::shared_ptr<const std::vector<Time>> expected;
+  PageTree tree;
+  std::uint32_t capacity_pages;
+  ClusterOptions options;  // ideal and expected point into this object
+  std::vector<Time> ideal;
 };
 
 namespace {
@@ -41,6 +58,50 @@ bool page_size_fits(std::uint32_t page_tokens, std::uint32_t block_tokens) {
   return in_range(page_tokens, 1, 1u << 20) && (page_tokens % block_tokens == 0 || block_tokens % page_tokens == 0);
 }
 
+// The options of a run on a cluster, or false.
+bool run_options(const saga_cluster_t& cluster, const saga_run_options_t& given, ClusterOptions* options) {
+  if (given.placement > SAGA_PLACEMENT_AFFINITY || given.eviction >= SAGA_EVICTION_BELADY) return false;
+  *options = cluster.options;
+  options->placement = static_cast<PlacementKind>(given.placement);
+  options->eviction = static_cast<PolicyKind>(given.eviction);
+  options->seed = given.seed;
+  options->rate = given.rate;
+  options->live = given.live;
+  return true;
+}
+
+saga_cache_options_t default_cache_options() {
+  saga_cache_options_t options{};
+  options.policy = SAGA_EVICTION_LRU;
+  options.model = SAGA_CACHE_PINNED;
+  options.capacity_pages = 1;
+  options.request_limit = UINT64_MAX;
+  return options;
+}
+
+saga_cluster_options_t default_cluster_options() {
+  const ClusterOptions defaults;
+  saga_cluster_options_t options{};
+  options.workers = defaults.workers;
+  options.hardware = static_cast<std::uint32_t>(defaults.hardware);
+  options.page_tokens = 16;
+  options.max_sequences = defaults.max_sequences;
+  options.token_budget = defaults.token_budget;
+  options.link_bytes_per_second = defaults.link_bytes_per_second;
+  return options;
+}
+
+saga_run_options_t default_run_options() {
+  saga_run_options_t options{};
+  options.placement = SAGA_PLACEMENT_AFFINITY;
+  options.eviction = SAGA_EVICTION_LRU;
+  return options;
+}
+
+saga_distribution_t to_c(const Distribution& distribution) {
+  return {distribution.mean, distribution.p50, distribution.p95, distribution.p99};
+}
+
 }  // namespace
 
 extern "C" {
@@ -51,8 +112,12 @@ saga_status_t saga_workload_create(const saga_workload_columns_t* columns, saga_
     return SAGA_ERR_INVALID_ARGUMENT;
   }
   return guarded([&] {
-    auto copy = std::make_shared<Workload>(copy_workload(given));
-    *workload = new (std::nothrow) saga_workload_t{std::move(copy)};
+    auto copy = std::make_shared<const Workload>(copy_workload(given));
+    std::shared_ptr<const std::vector<Time>> expected;
+    if (given.task_expected != nullptr) {
+      expected = std::make_shared<const std::vector<Time>>(given.task_expected, given.task_expected + given.task_count);
+    }
+    *workload = new (std::nothrow) saga_workload_t{std::move(copy), std::move(expected)};
     return *workload == nullptr ? SAGA_ERR_OUT_OF_MEMORY : SAGA_OK;
   });
 }
@@ -88,20 +153,13 @@ saga_status_t saga_cache_replay_distinct_pages(const saga_cache_replay_t* replay
   return SAGA_OK;
 }
 
-void saga_cache_options_init(saga_cache_options_t* options) {
-  if (options == nullptr) return;
-  *options = saga_cache_options_t{};
-  options->struct_size = sizeof *options;
-  options->policy = SAGA_EVICTION_LRU;
-  options->model = SAGA_CACHE_PINNED;
-  options->capacity_pages = 1;
-  options->request_limit = UINT64_MAX;
+void saga_cache_options_init_sized(saga_cache_options_t* options, uint32_t struct_size) {
+  write_options(default_cache_options(), options, struct_size);
 }
 
 saga_status_t saga_cache_replay_run(const saga_cache_replay_t* replay, const saga_cache_options_t* options,
                                     saga_cache_result_t* result, uint64_t* progress) {
-  saga_cache_options_t given;
-  saga_cache_options_init(&given);
+  saga_cache_options_t given = default_cache_options();
   if (replay == nullptr || result == nullptr || !read_options(options, &given) ||
       given.policy > SAGA_EVICTION_BELADY || given.model > SAGA_CACHE_PINNED || given.capacity_pages == 0 ||
       given.infer_threads > 1) {
@@ -127,6 +185,112 @@ saga_status_t saga_cache_replay_run(const saga_cache_replay_t* replay, const sag
     result->overflows = replayed.overflows;
     return SAGA_OK;
   });
+}
+
+void saga_cluster_options_init_sized(saga_cluster_options_t* options, uint32_t struct_size) {
+  write_options(default_cluster_options(), options, struct_size);
+}
+
+void saga_run_options_init_sized(saga_run_options_t* options, uint32_t struct_size) {
+  write_options(default_run_options(), options, struct_size);
+}
+
+saga_status_t saga_cluster_create(const saga_workload_t* workload, const saga_cluster_options_t* options,
+                                  saga_cluster_t** cluster) {
+  saga_cluster_options_t given = default_cluster_options();
+  if (workload == nullptr || cluster == nullptr || !read_options(options, &given) ||
+      !in_range(given.workers, 1, 1024) || given.hardware > SAGA_HARDWARE_A100_TP8 ||
+      !page_size_fits(given.page_tokens, workload->workload->block_tokens) ||
+      !in_range(given.max_sequences, 1, 1u << 16) || !in_range(given.token_budget, given.max_sequences, 1u << 24) ||
+      given.kv_tokens > (std::uint64_t{1} << 32) || given.host_tier_tokens > (std::uint64_t{1} << 40) ||
+      given.link_bytes_per_second == 0) {
+    return SAGA_ERR_INVALID_ARGUMENT;
+  }
+  ClusterOptions made;
+  made.workers = given.workers;
+  made.hardware = static_cast<Hardware>(given.hardware);
+  made.kv_tokens = given.kv_tokens != 0 ? given.kv_tokens : default_kv_tokens(made.hardware);
+  made.max_sequences = given.max_sequences;
+  made.token_budget = given.token_budget;
+  made.host_tier_tokens = given.host_tier_tokens;
+  made.link_bytes_per_second = given.link_bytes_per_second;
+  const std::uint64_t capacity = made.kv_tokens / given.page_tokens;
+  if (!in_range(capacity, 1, 1u << 28)) return SAGA_ERR_INVALID_ARGUMENT;
+  return guarded([&]() -> saga_status_t {
+    auto built = std::unique_ptr<saga_cluster_t>(new (std::nothrow) saga_cluster_t{
+        workload->workload, workload->expected, PageTree::for_cluster(*workload->workload, given.page_tokens),
+        static_cast<std::uint32_t>(capacity), made, {}});
+    if (built == nullptr) return SAGA_ERR_OUT_OF_MEMORY;
+    const Status status = ideal_completion(*built->workload, built->tree, built->options, &built->ideal);
+    if (status != Status::kOk) return saga::capi::to_c(status);
+    built->options.ideal = &built->ideal;
+    built->options.expected = built->expected.get();
+    *cluster = built.release();
+    return SAGA_OK;
+  });
+}
+
+void saga_cluster_destroy(saga_cluster_t* cluster) { delete cluster; }
+
+saga_status_t saga_cluster_run(const saga_cluster_t* cluster, const saga_run_options_t* options,
+                               saga_run_result_t* result, uint64_t* progress) {
+  saga_run_options_t given = default_run_options();
+  ClusterOptions run;
+  if (cluster == nullptr || result == nullptr || !read_options(options, &given) ||
+      !run_options(*cluster, given, &run) || !((given.rate > 0) != (given.live > 0)) || !(given.rate < 1e9)) {
+    return SAGA_ERR_INVALID_ARGUMENT;
+  }
+  return guarded([&]() -> saga_status_t {
+    EnginePlacement engine(*cluster->workload, cluster->tree, run.workers, cluster->capacity_pages, run.placement,
+                           run.seed, given.journal, given.journal_context);
+    ClusterResult played;
+    const Status status =
+        simulate_cluster(*cluster->workload, cluster->tree, run, &played, as_atomic(progress), &engine, &engine);
+    engine.finish_journal();
+    if (status != Status::kOk) return saga::capi::to_c(status);
+    *result = saga_run_result_t{};
+    result->tasks_completed = played.tasks_completed;
+    result->completion = to_c(played.completion);
+    result->completion_without_gaps = to_c(played.completion_without_gaps);
+    result->ideal_seconds = played.ideal_seconds;
+    result->prefix_hit_rate = played.prefix_hit_rate;
+    result->capacity_pages = cluster->capacity_pages;
+    result->requested_pages = played.requested_pages;
+    result->missed_pages = played.missed_pages;
+    result->evicted_pages = played.evicted_pages;
+    result->belady_ratio = played.belady_ratio;
+    result->cost_ratio = played.cost_ratio;
+    result->regenerated_tokens = played.regenerated_tokens;
+    result->memory_utilization = played.memory_utilization;
+    result->slo_attainment = played.slo_attainment;
+    result->slo_attainment_paper = played.slo_attainment_paper;
+    result->throughput_tokens_per_second = played.throughput_tokens_per_second;
+    result->output_tokens = played.output_tokens;
+    result->preemptions = played.preemptions;
+    result->steps = played.steps;
+    result->engine_digest = engine.engine().digest();
+    return SAGA_OK;
+  });
+}
+
+saga_status_t saga_cluster_saturation(const saga_cluster_t* cluster, const saga_run_options_t* options,
+                                      double* tasks_per_second, uint64_t* progress) {
+  saga_run_options_t given = default_run_options();
+  ClusterOptions run;
+  if (cluster == nullptr || tasks_per_second == nullptr || !read_options(options, &given) ||
+      !run_options(*cluster, given, &run)) {
+    return SAGA_ERR_INVALID_ARGUMENT;
+  }
+  return guarded([&] {
+    return saga::capi::to_c(
+        find_saturation(*cluster->workload, cluster->tree, run, tasks_per_second, as_atomic(progress)));
+  });
+}
+
+saga_status_t saga_cluster_live_for_pressure(const saga_cluster_t* cluster, double pressure, uint32_t* live) {
+  if (cluster == nullptr || live == nullptr || !(pressure > 0) || !(pressure < 1e6)) return SAGA_ERR_INVALID_ARGUMENT;
+  *live = live_for_pressure(*cluster->workload, cluster->options, pressure);
+  return SAGA_OK;
 }
 
 }  // extern "C"

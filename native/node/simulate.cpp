@@ -2,6 +2,9 @@
 // show progress and use both cores; the handles they work on are immutable. Results go to a Float64Array, progress to a
 // BigUint64Array (one element; over shared memory if it is to be read while the run lasts).
 #include <chrono>
+#include <cstdio>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "binding.hpp"
@@ -12,6 +15,7 @@ namespace {
 // Type tags, so that one handle cannot be passed for another.
 constexpr napi_type_tag kWorkloadTag = {0x5A6A0001'00000001ull, 0x9B3F1D2C'77E04A01ull};
 constexpr napi_type_tag kCacheReplayTag = {0x5A6A0001'00000002ull, 0x9B3F1D2C'77E04A02ull};
+constexpr napi_type_tag kClusterTag = {0x5A6A0001'00000003ull, 0x9B3F1D2C'77E04A03ull};
 
 template <typename T, void (*Destroy)(T*)>
 Napi::Value wrap(Napi::Env env, T* handle, const napi_type_tag& tag) {
@@ -190,6 +194,170 @@ Napi::Value run_cache_replay(const Napi::CallbackInfo& info) {
   });
 }
 
+// createCluster(workload, options: Float64Array of 8 in the order of saga_cluster_options_t from `workers`) -> Promise of the
+// cluster, or minus the status. It takes as long as playing every task alone.
+class CreateCluster : public Napi::AsyncWorker {
+ public:
+  CreateCluster(Napi::Env env, Napi::Value workload, const saga_cluster_options_t& options)
+      : Napi::AsyncWorker(env),
+        deferred_(Napi::Promise::Deferred::New(env)),
+        workload_(unwrap<saga_workload_t>(workload, kWorkloadTag)),
+        options_(options) {
+    Napi::Array kept = Napi::Array::New(env, 1);
+    kept.Set(std::uint32_t{0}, workload);
+    kept_ = Napi::Persistent(kept);
+  }
+  Napi::Promise promise() const { return deferred_.Promise(); }
+
+ protected:
+  void Execute() override { status_ = saga_cluster_create(workload_, &options_, &cluster_); }
+  void OnOK() override {
+    if (status_ == SAGA_OK) {
+      deferred_.Resolve(wrap<saga_cluster_t, saga_cluster_destroy>(Env(), cluster_, kClusterTag));
+    } else {
+      deferred_.Resolve(Napi::Number::New(Env(), -static_cast<double>(status_)));
+    }
+  }
+  void OnError(const Napi::Error& error) override { deferred_.Reject(error.Value()); }
+
+ private:
+  Napi::Promise::Deferred deferred_;
+  Napi::Reference<Napi::Array> kept_;
+  const saga_workload_t* workload_;
+  saga_cluster_options_t options_;
+  saga_cluster_t* cluster_ = nullptr;
+  saga_status_t status_ = SAGA_OK;
+};
+
+Napi::Value create_cluster(const Napi::CallbackInfo& info) {
+  const auto values = elements<double>(info.Env(), info[1]);
+  saga_cluster_options_t options;
+  saga_cluster_options_init(&options);
+  if (values.count == 8) {
+    options.workers = static_cast<std::uint32_t>(values.data[0]);
+    options.hardware = static_cast<std::uint32_t>(values.data[1]);
+    options.page_tokens = static_cast<std::uint32_t>(values.data[2]);
+    options.max_sequences = static_cast<std::uint32_t>(values.data[3]);
+    options.token_budget = static_cast<std::uint32_t>(values.data[4]);
+    options.kv_tokens = static_cast<std::uint64_t>(values.data[5]);
+    options.host_tier_tokens = static_cast<std::uint64_t>(values.data[6]);
+    options.link_bytes_per_second = static_cast<std::uint64_t>(values.data[7]);
+  } else {
+    options.struct_size = 0;  // refused
+  }
+  auto* worker = new CreateCluster(info.Env(), info[0], options);
+  Napi::Promise promise = worker->promise();
+  worker->Queue();
+  return promise;
+}
+
+saga_run_options_t run_options_of(const Elements<double>& values) {
+  saga_run_options_t options;
+  saga_run_options_init(&options);
+  if (values.count == 5) {
+    options.placement = static_cast<std::uint32_t>(values.data[0]);
+    options.eviction = static_cast<std::uint32_t>(values.data[1]);
+    options.live = static_cast<std::uint32_t>(values.data[2]);
+    options.rate = values.data[3];
+    options.seed = static_cast<std::uint64_t>(values.data[4]);
+  } else {
+    options.struct_size = 0;  // refused
+  }
+  return options;
+}
+
+// The file that a run writes its journal to.
+struct JournalFile {
+  std::FILE* file = nullptr;
+  std::uint64_t bytes = 0;
+  bool failed = false;
+  ~JournalFile() {
+    if (file != nullptr) std::fclose(file);
+  }
+  static void append(void* context, const std::uint8_t* bytes, std::size_t count) {
+    auto* journal = static_cast<JournalFile*>(context);
+    if (std::fwrite(bytes, 1, count, journal->file) != count) journal->failed = true;
+    journal->bytes += count;
+  }
+};
+
+// runCluster(cluster, options: Float64Array of 5 [placement, eviction, live, rate, seed], journal: path or '',
+// result: Float64Array of 28, see src/native.d.cts, progress)
+Napi::Value run_cluster(const Napi::CallbackInfo& info) {
+  const auto* cluster = unwrap<saga_cluster_t>(info[0], kClusterTag);
+  saga_run_options_t options = run_options_of(elements<double>(info.Env(), info[1]));
+  const auto path = std::make_shared<const std::string>(info[2].As<Napi::String>().Utf8Value());
+  const auto result = elements<double>(info.Env(), info[3]);
+  std::uint64_t* progress = elements<std::uint64_t>(info.Env(), info[4]).data;
+  return start_run(info, [cluster, options, path, result, progress]() -> saga_status_t {
+    if (result.count != 28) return SAGA_ERR_INVALID_ARGUMENT;
+    saga_run_options_t run = options;
+    JournalFile journal;
+    if (!path->empty()) {
+      journal.file = std::fopen(path->c_str(), "wb");
+      if (journal.file == nullptr) return SAGA_ERR_NOT_FOUND;
+      run.journal = &JournalFile::append;
+      run.journal_context = &journal;
+    }
+    saga_run_result_t played{};
+    const saga_status_t status = saga_cluster_run(cluster, &run, &played, progress);
+    if (journal.file != nullptr && (std::fflush(journal.file) != 0 || journal.failed)) return SAGA_ERR_JOURNAL_FULL;
+    if (status != SAGA_OK) return status;
+    const saga_distribution_t& all = played.completion;
+    const saga_distribution_t& busy = played.completion_without_gaps;
+    const double written[] = {static_cast<double>(played.tasks_completed),
+                              all.mean,
+                              all.p50,
+                              all.p95,
+                              all.p99,
+                              busy.mean,
+                              busy.p50,
+                              busy.p95,
+                              busy.p99,
+                              played.ideal_seconds,
+                              played.prefix_hit_rate,
+                              static_cast<double>(played.capacity_pages),
+                              static_cast<double>(played.requested_pages),
+                              static_cast<double>(played.missed_pages),
+                              static_cast<double>(played.evicted_pages),
+                              played.belady_ratio,
+                              played.cost_ratio,
+                              static_cast<double>(played.regenerated_tokens),
+                              played.memory_utilization,
+                              played.slo_attainment,
+                              played.slo_attainment_paper,
+                              played.throughput_tokens_per_second,
+                              static_cast<double>(played.output_tokens),
+                              static_cast<double>(played.preemptions),
+                              static_cast<double>(played.steps),
+                              static_cast<double>(played.engine_digest >> 32),
+                              static_cast<double>(played.engine_digest & 0xFFFFFFFFu),
+                              static_cast<double>(journal.bytes)};
+    static_assert(std::size(written) == 28);
+    for (std::size_t i = 0; i < std::size(written); ++i) result.data[i] = written[i];
+    return SAGA_OK;
+  });
+}
+
+// clusterSaturation(cluster, options as of runCluster, result: Float64Array of 1, progress)
+Napi::Value cluster_saturation(const Napi::CallbackInfo& info) {
+  const auto* cluster = unwrap<saga_cluster_t>(info[0], kClusterTag);
+  const saga_run_options_t options = run_options_of(elements<double>(info.Env(), info[1]));
+  const auto result = elements<double>(info.Env(), info[2]);
+  std::uint64_t* progress = elements<std::uint64_t>(info.Env(), info[3]).data;
+  return start_run(info, [=] {
+    return result.count == 1 ? saga_cluster_saturation(cluster, &options, result.data, progress)
+                             : SAGA_ERR_INVALID_ARGUMENT;
+  });
+}
+
+Napi::Value cluster_live_for_pressure(const Napi::CallbackInfo& info) {
+  std::uint32_t live = 0;
+  const saga_status_t status =
+      saga_cluster_live_for_pressure(unwrap<saga_cluster_t>(info[0], kClusterTag), number(info, 1), &live);
+  return answer(info, status, live);
+}
+
 }  // namespace
 
 void register_simulate(Napi::Env env, Napi::Object exports) {
@@ -197,6 +365,11 @@ void register_simulate(Napi::Env env, Napi::Object exports) {
   exports.Set("createCacheReplay", Napi::Function::New<create_cache_replay>(env, "createCacheReplay"));
   exports.Set("cacheReplayDistinctPages", Napi::Function::New<distinct_pages>(env, "cacheReplayDistinctPages"));
   exports.Set("runCacheReplay", Napi::Function::New<run_cache_replay>(env, "runCacheReplay"));
+  exports.Set("createCluster", Napi::Function::New<create_cluster>(env, "createCluster"));
+  exports.Set("runCluster", Napi::Function::New<run_cluster>(env, "runCluster"));
+  exports.Set("clusterSaturation", Napi::Function::New<cluster_saturation>(env, "clusterSaturation"));
+  exports.Set("clusterLiveForPressure",
+              Napi::Function::New<cluster_live_for_pressure>(env, "clusterLiveForPressure"));
 }
 
 }  // namespace saga::node

@@ -15,6 +15,7 @@
 #include "../base/random.hpp"
 #include "../base/types.hpp"
 #include "../evict/page_cache.hpp"
+#include "../place/placement.hpp"
 
 namespace saga {
 
@@ -108,7 +109,6 @@ class AffinityPlacement final : public PlacementPolicy {
   std::vector<std::uint32_t> matched_;
 };
 
-enum class PlacementKind : std::uint8_t { kRoundRobin = 0, kAffinity = 1 };
 std::unique_ptr<PlacementPolicy> make_placement_policy(PlacementKind kind, std::uint64_t seed);
 
 }  // namespace saga

@@ -94,10 +94,102 @@ typedef struct saga_cache_result_t {
   uint64_t overflows;            /* cuts that pinned pages alone prevented */
 } saga_cache_result_t;
 
-SAGA_API void saga_cache_options_init(saga_cache_options_t* options);
+/* As saga_engine_options_init(_sized). */
+SAGA_API void saga_cache_options_init_sized(saga_cache_options_t* options, uint32_t struct_size);
+static inline void saga_cache_options_init(saga_cache_options_t* options) {
+  saga_cache_options_init_sized(options, (uint32_t)sizeof(saga_cache_options_t));
+}
 /* `progress`, if not NULL, receives the number of requests done, atomically, while it runs. May run on several threads at once. */
 SAGA_API saga_status_t saga_cache_replay_run(const saga_cache_replay_t* replay, const saga_cache_options_t* options,
                                              saga_cache_result_t* result, uint64_t* progress);
+
+/* ------------------------------------------------------------------------------------------------------ cluster simulation */
+
+/* Simulated workers of one kind and the tasks they are to serve (native/core/sim/cluster.hpp). */
+typedef struct saga_cluster_t saga_cluster_t;
+
+typedef enum saga_hardware_t {
+  SAGA_HARDWARE_H100_TP4 = 0,
+  SAGA_HARDWARE_H100_TP8 = 1,
+  SAGA_HARDWARE_A100_TP4 = 2,
+  SAGA_HARDWARE_A100_TP8 = 3
+} saga_hardware_t;
+
+typedef struct saga_cluster_options_t {
+  uint32_t struct_size;
+  uint32_t workers;             /* 1 to 1,024, default 16 */
+  uint32_t hardware;            /* saga_hardware_t, default A100 TP4 */
+  uint32_t page_tokens;         /* a multiple or a divisor of block_tokens, default 16 */
+  uint32_t max_sequences;       /* calls in one step, default 256 */
+  uint32_t token_budget;        /* tokens in one step, default 2,048; at least max_sequences */
+  uint64_t kv_tokens;           /* KV room of a worker; 0 (default): 448,000 for TP4, 1,327,000 for TP8 */
+  uint64_t host_tier_tokens;    /* 0 (default): none */
+  uint64_t link_bytes_per_second; /* default 25e9 */
+} saga_cluster_options_t;
+
+typedef struct saga_run_options_t {
+  uint32_t struct_size;
+  uint32_t placement; /* saga_placement_t, default affinity */
+  uint32_t eviction;  /* saga_eviction_t but BELADY, default LRU */
+  uint32_t live;      /* closed loop: tasks live at one time; 0 = open loop */
+  double rate;        /* open loop: tasks a second; exactly one of live and rate is above 0 */
+  uint64_t seed;      /* of arrivals and placement, default 0 */
+  /* If given, receives the engine's journal in pieces, on the thread of the run. Default NULL. */
+  void (*journal)(void* context, const uint8_t* bytes, size_t count);
+  void* journal_context;
+} saga_run_options_t;
+
+typedef struct saga_distribution_t {
+  double mean, p50, p95, p99; /* seconds; quantiles by nearest rank */
+} saga_distribution_t;
+
+typedef struct saga_run_result_t {
+  uint64_t tasks_completed;
+  saga_distribution_t completion;              /* first submit to last answer */
+  saga_distribution_t completion_without_gaps; /* less the gaps on the task's critical path */
+  double ideal_seconds;                        /* mean over the tasks, each alone on an idle worker */
+  double prefix_hit_rate;                      /* prompt tokens hit / prompt tokens */
+  uint64_t capacity_pages;                     /* of one worker */
+  uint64_t requested_pages;
+  uint64_t missed_pages;
+  uint64_t evicted_pages;
+  double belady_ratio; /* missed pages / those of pinned OPT on the same requests per worker */
+  double cost_ratio;
+  uint64_t regenerated_tokens; /* prompt tokens computed although some worker had computed them before */
+  double memory_utilization;
+  double slo_attainment;       /* completion <= 3 x ideal */
+  double slo_attainment_paper; /* completion <= 1.5 x task_expected; 0 where there is none */
+  double throughput_tokens_per_second;
+  uint64_t output_tokens;
+  uint64_t preemptions;
+  uint64_t steps;
+  uint64_t engine_digest; /* of the scheduling engine after the run */
+} saga_run_result_t;
+
+/* As saga_engine_options_init(_sized). */
+SAGA_API void saga_cluster_options_init_sized(saga_cluster_options_t* options, uint32_t struct_size);
+static inline void saga_cluster_options_init(saga_cluster_options_t* options) {
+  saga_cluster_options_init_sized(options, (uint32_t)sizeof(saga_cluster_options_t));
+}
+SAGA_API void saga_run_options_init_sized(saga_run_options_t* options, uint32_t struct_size);
+static inline void saga_run_options_init(saga_run_options_t* options) {
+  saga_run_options_init_sized(options, (uint32_t)sizeof(saga_run_options_t));
+}
+
+/* Builds the page tree and plays every task alone on an idle worker (its ideal completion time). A call that does not fit into the
+ * KV room of a worker: SAGA_ERR_INVALID_ARGUMENT. */
+SAGA_API saga_status_t saga_cluster_create(const saga_workload_t* workload, const saga_cluster_options_t* options,
+                                           saga_cluster_t** cluster);
+SAGA_API void saga_cluster_destroy(saga_cluster_t* cluster);
+/* Plays all tasks. `progress`, if not NULL, receives the number of tasks completed, atomically. May run on several threads. */
+SAGA_API saga_status_t saga_cluster_run(const saga_cluster_t* cluster, const saga_run_options_t* options,
+                                        saga_run_result_t* result, uint64_t* progress);
+/* The rate at which the mean completion time is 3 times the mean ideal, by bisection to 2 %. `live` and `rate` of the
+ * options are ignored. SAGA_ERR_NOT_FOUND: so few tasks that no rate reaches it. `progress` counts runs. */
+SAGA_API saga_status_t saga_cluster_saturation(const saga_cluster_t* cluster, const saga_run_options_t* options,
+                                               double* tasks_per_second, uint64_t* progress);
+/* The number of live tasks whose mean contexts fill the cluster's KV room `pressure` times over; at least 1. */
+SAGA_API saga_status_t saga_cluster_live_for_pressure(const saga_cluster_t* cluster, double pressure, uint32_t* live);
 
 #ifdef __cplusplus
 }
