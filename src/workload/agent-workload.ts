@@ -41,12 +41,12 @@ const rememberedBranches = 4;
 /**
  * Draws sessions.
  *
- * @throws SagaError `SAGA_BAD_OPTION` for a number of sessions that is not whole and positive
+ * @throws SagaError `SAGA_ERR_OPTION` for a number of sessions that is not whole and positive
  */
 export function generateAgentSessions(options: AgentWorkloadOptions = {}): RequestLog {
   const sessions = options.sessions ?? 445;
   if (!Number.isInteger(sessions) || sessions < 1) {
-    throw new SagaError('SAGA_BAD_OPTION', `expected a whole number of sessions, at least 1, not ${sessions}`);
+    throw new SagaError('SAGA_ERR_OPTION', `expected a whole number of sessions, at least 1, not ${sessions}`);
   }
   const root = new Random(options.seed ?? 42);
   const log = new RequestLog(agentBlockTokens);

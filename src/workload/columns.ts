@@ -33,6 +33,8 @@ export interface NativeColumns {
   readonly blockTokens: number;
   /** Per task: dense tenant number. */
   readonly taskTenant: Uint32Array;
+  /** Per task: expected completion time in microseconds, the base of the paper's deadline; 0 where there is none. */
+  readonly taskExpected: Float64Array;
   /** `[tasks + 1]`: the calls of task t are `[first[t], first[t + 1])`. */
   readonly taskFirstCall: Uint32Array;
   /** Per call: thread, dense over the whole workload. */
@@ -69,8 +71,6 @@ export interface WorkloadColumns extends NativeColumns {
   readonly classNames: readonly string[];
   /** Per task: index into `classNames`. */
   readonly taskClass: Uint8Array;
-  /** Per task: expected completion time in seconds, the base of the paper's deadline; 0 where the paper gives none. */
-  readonly taskExpectedSeconds: Float64Array;
   /** Per task: weight of its tenant. */
   readonly taskWeight: Float64Array;
   /** Per task: recorded arrival in microseconds. Only in traces with arrival times, which are played at them in cache mode. */
@@ -183,6 +183,7 @@ export interface TaskFields {
   name: string;
   tenant: number;
   taskClass: number;
+  /** Expected completion time in seconds; 0 where there is none. */
   expectedSeconds: number;
   weight: number;
   /** Arrival in microseconds; NaN where there is none. */
@@ -197,7 +198,7 @@ export class WorkloadBuilder {
   private readonly taskTenant = new GrowableColumn(Uint32Array);
   private readonly taskFirstCall = new GrowableColumn(Uint32Array);
   private readonly taskClass = new GrowableColumn(Uint8Array);
-  private readonly taskExpectedSeconds = new GrowableColumn(Float64Array);
+  private readonly taskExpected = new GrowableColumn(Float64Array);
   private readonly taskWeight = new GrowableColumn(Float64Array);
   private readonly taskArrival = new GrowableColumn(Float64Array);
   private readonly taskNames: string[] = [];
@@ -236,7 +237,7 @@ export class WorkloadBuilder {
     this.taskNames.push(task.name);
     this.taskTenant.push(task.tenant);
     this.taskClass.push(task.taskClass);
-    this.taskExpectedSeconds.push(task.expectedSeconds);
+    this.taskExpected.push(Math.round(task.expectedSeconds * 1e6));
     this.taskWeight.push(task.weight);
     this.taskArrival.push(task.arrival);
     if (!Number.isNaN(task.arrival)) this.anyArrival = true;
@@ -280,16 +281,17 @@ export class WorkloadBuilder {
     this.runLength.push(length);
   }
 
-  /** The finished workload. Fails with `SAGA_TRACE_EMPTY` when there is no call. */
+  /** The finished workload. Fails with `SAGA_ERR_TRACE_EMPTY` when there is no call. */
   finish(): WorkloadColumns {
     if (this.calls === 0)
-      throw new SagaError('SAGA_TRACE_EMPTY', 'expected at least one request in the workload, found none');
+      throw new SagaError('SAGA_ERR_TRACE_EMPTY', 'expected at least one request in the workload, found none');
     this.taskFirstCall.push(this.calls);
     this.callFirstPredecessor.push(this.predecessorCall.length);
     this.callFirstRun.push(this.runLength.length);
     return {
       blockTokens: this.blockTokens,
       taskTenant: this.taskTenant.finish(),
+      taskExpected: this.taskExpected.finish(),
       taskFirstCall: this.taskFirstCall.finish(),
       callThread: this.callThread.finish(),
       promptTokens: this.promptTokens.finish(),
@@ -306,7 +308,6 @@ export class WorkloadBuilder {
       taskNames: this.taskNames,
       classNames: this.classNames,
       taskClass: this.taskClass.finish(),
-      taskExpectedSeconds: this.taskExpectedSeconds.finish(),
       taskWeight: this.taskWeight.finish(),
       taskArrival: this.anyArrival ? this.taskArrival.finish() : undefined,
       callSeconds: this.anySeconds ? this.callSeconds.finish() : undefined,
@@ -316,4 +317,40 @@ export class WorkloadBuilder {
       callMain: this.callMain.finish(),
     };
   }
+}
+
+/** The first tasks of a workload, as views into its columns: nothing is copied but the offsets. */
+export function firstTasks(columns: WorkloadColumns, tasks: number): WorkloadColumns {
+  if (tasks >= taskCount(columns)) return columns;
+  const calls = columns.taskFirstCall[tasks] as number;
+  const predecessors = columns.callFirstPredecessor[calls] as number;
+  const runs = columns.callFirstRun[calls] as number;
+  return {
+    blockTokens: columns.blockTokens,
+    taskTenant: columns.taskTenant.subarray(0, tasks),
+    taskExpected: columns.taskExpected.subarray(0, tasks),
+    taskFirstCall: columns.taskFirstCall.subarray(0, tasks + 1),
+    callThread: columns.callThread.subarray(0, calls),
+    promptTokens: columns.promptTokens.subarray(0, calls),
+    outputTokens: columns.outputTokens.subarray(0, calls),
+    promptKind: columns.promptKind.subarray(0, calls),
+    stopReason: columns.stopReason.subarray(0, calls),
+    toolClass: columns.toolClass.subarray(0, calls),
+    callFirstPredecessor: columns.callFirstPredecessor.subarray(0, calls + 1),
+    predecessorCall: columns.predecessorCall.subarray(0, predecessors),
+    predecessorGap: columns.predecessorGap.subarray(0, predecessors),
+    callFirstRun: columns.callFirstRun.subarray(0, calls + 1),
+    runFirstId: columns.runFirstId.subarray(0, runs),
+    runLength: columns.runLength.subarray(0, runs),
+    taskNames: columns.taskNames.slice(0, tasks),
+    classNames: columns.classNames,
+    taskClass: columns.taskClass.subarray(0, tasks),
+    taskWeight: columns.taskWeight.subarray(0, tasks),
+    taskArrival: columns.taskArrival?.subarray(0, tasks),
+    callSeconds: columns.callSeconds?.subarray(0, calls),
+    callTime: columns.callTime.subarray(0, calls),
+    callGapSeconds: columns.callGapSeconds.subarray(0, calls),
+    callNumber: columns.callNumber.subarray(0, calls),
+    callMain: columns.callMain.subarray(0, calls),
+  };
 }

@@ -11,7 +11,7 @@ export const longestLine = 256 * 1024 * 1024;
 /**
  * Calls `each` with every line (without its end) and its number from 1.
  *
- * @throws SagaError `SAGA_TRACE_UNREADABLE` when the file cannot be read or a line is longer than {@link longestLine}
+ * @throws SagaError `SAGA_ERR_TRACE_UNREADABLE` when the file cannot be read or a line is longer than {@link longestLine}
  */
 export async function forEachLine(path: string, each: (line: string, number: number) => void): Promise<void> {
   const decoder = new StringDecoder('utf8');
@@ -35,7 +35,10 @@ export async function forEachLine(path: string, each: (line: string, number: num
       pieces.push(text.slice(from));
       length += text.length - from;
       if (length > longestLine) {
-        throw new SagaError('SAGA_TRACE_UNREADABLE', `expected lines of at most ${longestLine} characters in ${path}`);
+        throw new SagaError(
+          'SAGA_ERR_TRACE_UNREADABLE',
+          `expected lines of at most ${longestLine} characters in ${path}`,
+        );
       }
     }
   };
@@ -53,5 +56,5 @@ export async function forEachLine(path: string, each: (line: string, number: num
 /** The error for a path that cannot be read. */
 export function unreadable(path: string, cause: unknown): SagaError {
   const reason = cause instanceof Error ? cause.message : String(cause);
-  return new SagaError('SAGA_TRACE_UNREADABLE', `expected a readable trace at ${path}: ${reason}`, { cause });
+  return new SagaError('SAGA_ERR_TRACE_UNREADABLE', `expected a readable trace at ${path}: ${reason}`, { cause });
 }

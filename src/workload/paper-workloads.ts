@@ -185,13 +185,13 @@ export function toolLogNormal(latency: ToolLatency, variation?: number): { mu: n
  * Draws a workload. Task n is the same however many follow it. The tenant of each task is drawn in proportion to the rates,
  * which is what a superposition of the tenants' Poisson processes gives.
  *
- * @throws SagaError `SAGA_BAD_OPTION` for a number of tasks that is not whole and positive, or no classes
+ * @throws SagaError `SAGA_ERR_OPTION` for a number of tasks that is not whole and positive, or no classes
  */
 export function generateTasks(options: GenerateTasksOptions): WorkloadColumns {
   const { classes, tasks } = options;
   if (!Number.isInteger(tasks) || tasks < 1)
-    throw new SagaError('SAGA_BAD_OPTION', `expected a whole number of tasks, at least 1, not ${tasks}`);
-  if (classes.length === 0) throw new SagaError('SAGA_BAD_OPTION', 'expected at least one task class');
+    throw new SagaError('SAGA_ERR_OPTION', `expected a whole number of tasks, at least 1, not ${tasks}`);
+  if (classes.length === 0) throw new SagaError('SAGA_ERR_OPTION', 'expected at least one task class');
   const blockTokens = options.blockTokens ?? 16;
   const gapCap = options.gapCapSeconds ?? 1800;
   const shortest = options.shortestToolMilliseconds ?? 1;

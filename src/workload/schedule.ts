@@ -39,7 +39,7 @@ export function closedLoop(workload: WorkloadColumns, options: ScheduleOptions =
   const live = options.live ?? 32;
   const gapCap = options.gapCapSeconds ?? 1800;
   if (!Number.isInteger(live) || live < 1) {
-    throw new SagaError('SAGA_BAD_OPTION', `expected a whole number of live sessions, at least 1, not ${live}`);
+    throw new SagaError('SAGA_ERR_OPTION', `expected a whole number of live sessions, at least 1, not ${live}`);
   }
   const calls = callCount(workload);
   const start = new Float64Array(calls);
@@ -104,16 +104,6 @@ function arrivalSchedule(workload: WorkloadColumns, arrival: Float64Array): Cach
   order.sort((a, b) => (start[a] as number) - (start[b] as number) || a - b);
   const sorted = Float64Array.from(order, (call) => start[call] as number);
   return { call: order, start: sorted, end: sorted.slice() };
-}
-
-/** The first `percent` per cent of a schedule, rounded down, but at least one call. */
-export function firstPart(schedule: CacheSchedule, percent: number): CacheSchedule {
-  const count = Math.max(1, Math.min(schedule.call.length, Math.floor((schedule.call.length * percent) / 100)));
-  return {
-    call: schedule.call.slice(0, count),
-    start: schedule.start.slice(0, count),
-    end: schedule.end.slice(0, count),
-  };
 }
 
 /** Place of each name in the order of code points; equal names share a place. */

@@ -14,7 +14,7 @@
 import { readdir, readFile, stat, open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { SagaError } from '../errors.js';
-import { PromptKind, StopReason, ToolClass, WorkloadBuilder, type WorkloadColumns } from './columns.js';
+import { PromptKind, StopReason, ToolClass, firstTasks, WorkloadBuilder, type WorkloadColumns } from './columns.js';
 import { forEachLine, unreadable } from './lines.js';
 import { RequestLog, type ArrangeOptions } from './request-log.js';
 import {
@@ -51,7 +51,7 @@ export interface MalformedInput {
 
 /** How a trace is read. */
 export interface ReadTraceOptions {
-  /** What a malformed line or document does: `fail` (default) ends reading with `SAGA_TRACE_MALFORMED`; `skip` drops and counts it. */
+  /** What a malformed line or document does: `fail` (default) ends reading with `SAGA_ERR_TRACE_MALFORMED`; `skip` drops and counts it. */
   onError?: 'skip' | 'fail';
   /** Called for each malformed line or document that is skipped. */
   onMalformed?: (report: MalformedInput) => void;
@@ -80,15 +80,15 @@ export class Trace {
   /** Tasks in the order in which they are played; gap cap and order do not apply to a trace with arrival times. */
   workload(options: ArrangeOptions = {}): WorkloadColumns {
     if (this.source instanceof RequestLog) return this.source.arrange(options);
-    return this.source;
+    return options.limit === undefined ? this.source : firstTasks(this.source, options.limit);
   }
 }
 
 /**
  * Reads a trace file, or a directory of session documents (its files ending in `.json`, in the order of their names).
  *
- * @throws SagaError `SAGA_TRACE_UNREADABLE` (no such file, no permission), `SAGA_TRACE_FORMAT` (none of the formats),
- * `SAGA_TRACE_MALFORMED` (with `onError: 'fail'`), `SAGA_TRACE_EMPTY` (no request in it)
+ * @throws SagaError `SAGA_ERR_TRACE_UNREADABLE` (no such file, no permission), `SAGA_ERR_TRACE_FORMAT` (none of the formats),
+ * `SAGA_ERR_TRACE_MALFORMED` (with `onError: 'fail'`), `SAGA_ERR_TRACE_EMPTY` (no request in it)
  */
 export async function readTrace(path: string, options: ReadTraceOptions = {}): Promise<Trace> {
   const files = await filesOf(path);
@@ -106,7 +106,7 @@ export async function readTrace(path: string, options: ReadTraceOptions = {}): P
     } catch (error) {
       if (!(error instanceof Malformed)) throw error;
       if ((options.onError ?? 'fail') === 'fail') {
-        throw new SagaError('SAGA_TRACE_MALFORMED', `${file}:${line}: ${error.message}`, { cause: error });
+        throw new SagaError('SAGA_ERR_TRACE_MALFORMED', `${file}:${line}: ${error.message}`, { cause: error });
       }
       ++malformed;
       options.onMalformed?.({ file, line, reason: error.message });
@@ -124,7 +124,7 @@ export async function readTrace(path: string, options: ReadTraceOptions = {}): P
   }
   if (reader.requests === 0) {
     throw new SagaError(
-      'SAGA_TRACE_EMPTY',
+      'SAGA_ERR_TRACE_EMPTY',
       `expected at least one request in ${path}, found none${malformed > 0 ? ` (${malformed} malformed lines skipped)` : ''}`,
     );
   }
@@ -139,7 +139,10 @@ async function filesOf(path: string): Promise<string[]> {
   } catch (error) {
     throw unreadable(path, error);
   }
-  throw new SagaError('SAGA_TRACE_EMPTY', `expected session documents (*.json) in the directory ${path}, found none`);
+  throw new SagaError(
+    'SAGA_ERR_TRACE_EMPTY',
+    `expected session documents (*.json) in the directory ${path}, found none`,
+  );
 }
 
 async function readText(file: string): Promise<string> {
@@ -182,9 +185,10 @@ async function formatOf(files: readonly string[]): Promise<TraceFormat> {
       if (/"timestamp"\s*:/.test(line) && /"(hash_ids|input_length)"\s*:/.test(line)) return 'mooncake';
     }
   }
-  if (!anything) throw new SagaError('SAGA_TRACE_EMPTY', `expected at least one request in ${files[0]}, found none`);
+  if (!anything)
+    throw new SagaError('SAGA_ERR_TRACE_EMPTY', `expected at least one request in ${files[0]}, found none`);
   throw new SagaError(
-    'SAGA_TRACE_FORMAT',
+    'SAGA_ERR_TRACE_FORMAT',
     `expected request lines (with "sid"), Mooncake lines (with "timestamp" and "hash_ids") or session documents (with "requests") in ${files[0]}`,
   );
 }
@@ -244,7 +248,7 @@ class RequestLines implements TraceReader {
       if (!Array.isArray(run) || run.length !== 2 || !isId(run[0]) || !isCount(run[1])) {
         throw new Malformed('expected "h" to be runs [first id, length] of whole numbers, length at least 1');
       }
-      blocks += run[1] as number;
+      blocks += run[1];
     }
     checkBlocks(blocks, promptTokens, this.blockTokens, 'h');
     this.log.add({

@@ -22,7 +22,7 @@ export function pagesOf(
       const first = workload.runFirstId[run] as number;
       for (let id = first; id < first + (workload.runLength[run] as number); ++id) {
         let children = trie.get(id);
-        if (children === undefined) trie.set(id, (children = new Map()));
+        if (children === undefined) trie.set(id, (children = new Map<number, number>()));
         let next = children.get(node);
         if (next === undefined) children.set(node, (next = nodes++));
         node = next;
