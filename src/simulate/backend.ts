@@ -1,0 +1,107 @@
+/**
+ * What the simulations need of the native side. This is the one file of `simulate/` that knows the addon; tests put a fake in
+ * its place.
+ */
+import type { CacheSchedule, WorkloadColumns } from '../workload/columns.js';
+import type { CacheModel, CachePolicy, ClusterPolicy, Hardware } from './options.js';
+
+/** Called while a run is under way with how much of it is done, from 0 to 1. */
+export type OnProgress = (done: number) => void;
+
+/** Runs of one workload and schedule against caches of any size. */
+export interface CacheReplay {
+  /** Distinct pages of all prompts of the workload, whether the schedule reaches them or not. */
+  readonly distinctPages: number;
+  /** Runs one policy. Several may run at once. */
+  run(options: CacheRunOptions, onProgress?: OnProgress): Promise<CacheRunResult>;
+}
+
+/** One run of cache mode. */
+export interface CacheRunOptions {
+  policy: CachePolicy;
+  model: CacheModel;
+  /** Size of the cache in pages, at least 1. */
+  capacityPages: number;
+  /** Only so many requests of the schedule, at least 1. */
+  requestLimit: number;
+  /** Measure the time of decisions. */
+  timing: boolean;
+}
+
+/** Counts of one run of cache mode. */
+export interface CacheRunResult {
+  requests: number;
+  requestedPages: number;
+  /** Requested pages behind the leading run of resident ones. */
+  missedPages: number;
+  evictedPages: number;
+  /** Weighted tokens: a token at position p counts 1 + p / 60,000. */
+  missedCost: number;
+  /** Time of all evictions; 0 without `timing`. */
+  evictionNanoseconds: number;
+}
+
+/** Runs of one workload on clusters of one kind. */
+export interface ClusterSimulation {
+  /** Runs one policy at one load. Several may run at once. */
+  run(options: ClusterRunOptions, onProgress?: OnProgress): Promise<ClusterRunResult>;
+  /** The rate in tasks a second at which a policy's mean completion time is 3 times the mean ideal, to 2 %. */
+  saturation(options: SaturationOptions, onRun?: (runs: number) => void): Promise<number>;
+}
+
+/** The cluster: what all runs of a {@link ClusterSimulation} share. */
+export interface ClusterHardware {
+  workers: number;
+  hardware: Hardware;
+  pageTokens: number;
+  /** KV room of a worker in tokens. */
+  kvTokens: number;
+  maxSequences: number;
+  /** Token budget of a step. */
+  stepTokens: number;
+  /** 0: no host tier. */
+  hostTierTokens: number;
+  linkBytesPerSecond: number;
+}
+
+/** Which policy, and with which seed. */
+export interface SaturationOptions {
+  policy: ClusterPolicy;
+  seed: number;
+}
+
+/** One run of cluster mode. Exactly one of `rate` (tasks a second, open loop) and `live` (tasks, closed loop) is above 0. */
+export interface ClusterRunOptions extends SaturationOptions {
+  rate: number;
+  live: number;
+}
+
+/** A distribution over tasks in seconds; percentiles by nearest rank. */
+export interface Distribution {
+  mean: number;
+  p50: number;
+  p95: number;
+  p99: number;
+}
+
+/** Results of one run of cluster mode; the fields are defined with {@link ClusterResultRow}. */
+export interface ClusterRunResult {
+  tasksCompleted: number;
+  taskCompletionSeconds: Distribution;
+  taskCompletionSecondsWithoutGaps: Distribution;
+  idealSeconds: number;
+  prefixHitRate: number;
+  beladyRatio: number;
+  costRatio: number;
+  regeneratedTokens: number;
+  memoryUtilization: number;
+  sloAttainment: number;
+  sloAttainmentPaper: number;
+  throughputTokensPerSecond: number;
+}
+
+/** The native side. */
+export interface SimulationBackend {
+  openCache(workload: WorkloadColumns, pageTokens: number, schedule: CacheSchedule): CacheReplay;
+  openCluster(workload: WorkloadColumns, cluster: ClusterHardware): ClusterSimulation;
+}

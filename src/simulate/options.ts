@@ -1,0 +1,351 @@
+/**
+ * Options of `saga simulate`: from texts, as a command line gives them, to checked values.
+ *
+ * Every mistake is a {@link SagaError} with the code `SAGA_ERR_OPTION` and one sentence that says what was expected. Options of
+ * the other mode are mistakes too: what is silently ignored is believed to have had an effect.
+ */
+import { SagaError } from '../errors.js';
+
+/** What is simulated: one shared cache, or a cluster of workers in time. */
+export const modes = ['cache', 'cluster'] as const;
+/** One of {@link modes}. */
+export type Mode = (typeof modes)[number];
+
+/** Eviction policies of cache mode. `belady` is the offline optimum. */
+export const cachePolicies = ['lru', 'lru-prefix', 'wa-lru', 'ttl', 'belady'] as const;
+/** One of {@link cachePolicies}. */
+export type CachePolicy = (typeof cachePolicies)[number];
+
+/** Policies of cluster mode. The first two evict by LRU, the others place by affinity. */
+export const clusterPolicies = ['round-robin', 'affinity', 'wa-lru', 'ttl'] as const;
+/** One of {@link clusterPolicies}. */
+export type ClusterPolicy = (typeof clusterPolicies)[number];
+
+/**
+ * Evaluation models of cache mode. `atomic`: a call is an instant. `pinned`: it runs from start to end, and nobody can evict
+ * its pages meanwhile.
+ */
+export const cacheModels = ['atomic', 'pinned'] as const;
+/** One of {@link cacheModels}. */
+export type CacheModel = (typeof cacheModels)[number];
+
+/** Machines of cluster mode: GPU and tensor parallelism of a worker. */
+export const hardwareNames = ['a100-tp4', 'a100-tp8', 'h100-tp4', 'h100-tp8'] as const;
+/** One of {@link hardwareNames}. */
+export type Hardware = (typeof hardwareNames)[number];
+
+/** Generated workloads. */
+export const workloadNames = ['swe-bench', 'web-arena', 'multi-tenant', 'agent'] as const;
+/** One of {@link workloadNames}. */
+export type WorkloadName = (typeof workloadNames)[number];
+
+/** KV room of a worker in tokens: 80 GB GPUs at 0.9 of their memory, a 70B model in bf16. */
+export const defaultKvTokens: Readonly<Record<Hardware, number>> = {
+  'a100-tp4': 448_000,
+  'a100-tp8': 1_327_000,
+  'h100-tp4': 448_000,
+  'h100-tp8': 1_327_000,
+};
+
+/** Where the calls come from. */
+export interface InputOptions {
+  /** Trace file or directory; undefined with `workload`. */
+  trace: string | undefined;
+  workload: WorkloadName | undefined;
+  /** Seed of the generator and of whatever else is drawn. Default 42. */
+  seed: number;
+  /** Number of tasks; undefined: the default of the workload, or all of a trace. */
+  tasks: number | undefined;
+  /** Longest gap kept, seconds. Default 1,800. */
+  gapCapSeconds: number;
+  /** Another order of sessions; undefined: the order of the SHA-256 of their names. */
+  orderSalt: number | undefined;
+  onBadLine: 'skip' | 'fail';
+}
+
+/** A percentage as it was given; `text` is exact. */
+export interface Percentage {
+  readonly text: string;
+  readonly value: number;
+}
+
+/** Checked options of cache mode. */
+export interface CacheOptions extends InputOptions {
+  mode: 'cache';
+  policies: CachePolicy[];
+  /** Sessions live at once; undefined: 32 for sessions, none for a trace with arrival times. */
+  live: number | undefined;
+  model: CacheModel;
+  /** Cache sizes in tokens; undefined with `cacheShares`. */
+  cacheTokens: number[] | undefined;
+  /** Cache sizes in per cent of the distinct pages of the whole input. */
+  cacheShares: Percentage[] | undefined;
+  pageTokens: number;
+  /** Only the first so many per cent of the merged requests; undefined: all. */
+  first: Percentage | undefined;
+  timing: boolean;
+}
+
+/** How tasks arrive in cluster mode. */
+export type Arrivals =
+  /** Open loop, multiples of the rate at which `affinity` saturates. */
+  | { kind: 'load'; loads: number[] }
+  /** Open loop, tasks a second. */
+  | { kind: 'rate'; tasksPerSecond: number }
+  /** Closed loop: so many tasks live. */
+  | { kind: 'live'; tasks: number }
+  /** Closed loop: as many tasks live as fill the KV room so many times. */
+  | { kind: 'pressure'; pressure: number };
+
+/** Checked options of cluster mode. */
+export interface ClusterOptions extends InputOptions {
+  mode: 'cluster';
+  policies: ClusterPolicy[];
+  workers: number;
+  hardware: Hardware;
+  arrivals: Arrivals;
+  /** Policies whose saturation rate is searched for besides. */
+  saturation: ClusterPolicy[];
+  pageTokens: number;
+  kvTokens: number;
+  maxSequences: number;
+  stepTokens: number;
+  /** Host memory for pages a worker, in tokens; 0: no host tier. */
+  hostTierTokens: number;
+  linkGigabytesPerSecond: number;
+}
+
+/** Checked options. */
+export type SimulateOptions = CacheOptions | ClusterOptions;
+
+/** Names of the options with a value, by mode. Flags stand apart. */
+const commonNames = [
+  'mode',
+  'trace',
+  'workload',
+  'policies',
+  'seed',
+  'tasks',
+  'gapCap',
+  'orderSalt',
+  'onBadLine',
+  'live',
+  'pageTokens',
+];
+const cacheNames = ['model', 'cacheTokens', 'cacheShares', 'first', 'timing'];
+const clusterNames = [
+  'workers',
+  'hardware',
+  'load',
+  'rate',
+  'pressure',
+  'saturation',
+  'kvTokens',
+  'maxSequences',
+  'stepTokens',
+  'hostTierTokens',
+  'linkGigabytes',
+];
+
+/** Options as texts by name in camel case; undefined where not given. `timing` is a flag. */
+export type RawOptions = Readonly<Record<string, string | boolean | undefined>>;
+
+/** An option that cannot be used. */
+export function optionError(message: string): SagaError {
+  return new SagaError('SAGA_ERR_OPTION', message);
+}
+
+/**
+ * Checks the options.
+ *
+ * @throws SagaError `SAGA_ERR_OPTION`
+ */
+export function parseSimulateOptions(raw: RawOptions): SimulateOptions {
+  const mode = oneOf('mode', textOf(raw, 'mode') ?? 'cache', modes);
+  const foreign = (mode === 'cache' ? clusterNames : cacheNames).find((name) => raw[name] !== undefined);
+  if (foreign !== undefined) {
+    throw optionError(
+      `expected no ${flag(foreign)} with --mode ${mode}: it belongs to --mode ${mode === 'cache' ? 'cluster' : 'cache'}`,
+    );
+  }
+  const unknown = Object.keys(raw).find((name) => ![...commonNames, ...cacheNames, ...clusterNames].includes(name));
+  if (unknown !== undefined) throw optionError(`expected a known option, not ${flag(unknown)}`);
+  const input = parseInput(raw, mode);
+  return mode === 'cache' ? parseCache(raw, input) : parseCluster(raw, input);
+}
+
+function parseInput(raw: RawOptions, mode: Mode): InputOptions {
+  const trace = textOf(raw, 'trace');
+  const given = textOf(raw, 'workload');
+  if ((trace === undefined) === (given === undefined)) {
+    throw optionError('expected either --trace FILE or --workload NAME');
+  }
+  const workload =
+    given === undefined ? undefined : oneOf('workload', given, mode === 'cache' ? (['agent'] as const) : workloadNames);
+  return {
+    trace,
+    workload,
+    seed: integerOf(raw, 'seed', 0, Number.MAX_SAFE_INTEGER) ?? 42,
+    tasks: integerOf(raw, 'tasks', 1, 10_000_000),
+    gapCapSeconds: numberOf(raw, 'gapCap', 0, 1e9) ?? 1800,
+    orderSalt: integerOf(raw, 'orderSalt', 0, Number.MAX_SAFE_INTEGER),
+    onBadLine: oneOf('onBadLine', textOf(raw, 'onBadLine') ?? 'fail', ['skip', 'fail'] as const),
+  };
+}
+
+function parseCache(raw: RawOptions, input: InputOptions): CacheOptions {
+  const tokens = listOf(raw, 'cacheTokens')?.map((text) =>
+    wholeNumber('cacheTokens', text, 1, Number.MAX_SAFE_INTEGER),
+  );
+  const shares = listOf(raw, 'cacheShares')?.map((text) => percentage('cacheShares', text));
+  if (tokens !== undefined && shares !== undefined) {
+    throw optionError('expected either --cache-tokens N,.. or --cache-shares PERCENT,.., not both');
+  }
+  const first = textOf(raw, 'first');
+  const pageTokens = integerOf(raw, 'pageTokens', 1, 1 << 20) ?? 512;
+  const tooSmall = tokens?.find((size) => size < pageTokens);
+  if (tooSmall !== undefined) {
+    throw optionError(`expected a cache of at least one page (${pageTokens} tokens), not --cache-tokens ${tooSmall}`);
+  }
+  return {
+    ...input,
+    mode: 'cache',
+    policies: policiesOf(raw, 'policies', cachePolicies) ?? [...cachePolicies],
+    live: integerOf(raw, 'live', 1, 10_000_000),
+    model: oneOf('model', textOf(raw, 'model') ?? 'pinned', cacheModels),
+    cacheTokens: tokens,
+    cacheShares:
+      tokens === undefined ? (shares ?? defaultShares.map((text) => percentage('cacheShares', text))) : undefined,
+    pageTokens,
+    first: first === undefined ? undefined : percentage('first', first),
+    timing: raw['timing'] === true,
+  };
+}
+
+const defaultShares = ['0.25', '0.5', '1', '2', '5'];
+
+function parseCluster(raw: RawOptions, input: InputOptions): ClusterOptions {
+  const hardware = oneOf('hardware', textOf(raw, 'hardware') ?? 'a100-tp4', hardwareNames);
+  const kvTokens = integerOf(raw, 'kvTokens', 1, 2 ** 40) ?? defaultKvTokens[hardware];
+  const pageTokens = integerOf(raw, 'pageTokens', 1, 1 << 20) ?? 16;
+  if (kvTokens < pageTokens)
+    throw optionError(`expected a KV room of at least one page (${pageTokens} tokens), not --kv-tokens ${kvTokens}`);
+  return {
+    ...input,
+    mode: 'cluster',
+    policies: policiesOf(raw, 'policies', clusterPolicies) ?? [...clusterPolicies],
+    workers: integerOf(raw, 'workers', 1, 4096) ?? 16,
+    hardware,
+    arrivals: parseArrivals(raw),
+    saturation: policiesOf(raw, 'saturation', clusterPolicies) ?? [],
+    pageTokens,
+    kvTokens,
+    maxSequences: integerOf(raw, 'maxSequences', 1, 65_536) ?? 256,
+    stepTokens: integerOf(raw, 'stepTokens', 1, 1 << 24) ?? 2048,
+    hostTierTokens: integerOf(raw, 'hostTierTokens', 0, 2 ** 44) ?? 0,
+    linkGigabytesPerSecond: numberOf(raw, 'linkGigabytes', 0.001, 100_000) ?? 25,
+  };
+}
+
+function parseArrivals(raw: RawOptions): Arrivals {
+  const names = ['load', 'rate', 'live', 'pressure'].filter((name) => raw[name] !== undefined);
+  if (names.length !== 1) {
+    throw optionError(
+      'expected exactly one of --load X,.., --rate TASKS_PER_SECOND, --live N and --pressure X with --mode cluster',
+    );
+  }
+  switch (names[0]) {
+    case 'load':
+      return { kind: 'load', loads: (listOf(raw, 'load') ?? []).map((text) => positiveNumber('load', text, 1000)) };
+    case 'rate':
+      return { kind: 'rate', tasksPerSecond: positiveNumber('rate', textOf(raw, 'rate') as string, 1e6) };
+    case 'live':
+      return { kind: 'live', tasks: integerOf(raw, 'live', 1, 10_000_000) as number };
+    default:
+      return { kind: 'pressure', pressure: positiveNumber('pressure', textOf(raw, 'pressure') as string, 1e6) };
+  }
+}
+
+/** `cacheShares` -> `--cache-shares`. */
+export function flag(name: string): string {
+  return `--${name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
+}
+
+function textOf(raw: RawOptions, name: string): string | undefined {
+  const value = raw[name];
+  if (value === undefined) return undefined;
+  if (typeof value !== 'string' || value.trim() === '') throw optionError(`expected a value after ${flag(name)}`);
+  return value.trim();
+}
+
+function oneOf<T extends string>(name: string, text: string, allowed: readonly T[]): T {
+  const found = allowed.find((one) => one === text);
+  if (found === undefined) throw optionError(`expected ${flag(name)} to be ${alternatives(allowed)}, not "${text}"`);
+  return found;
+}
+
+function alternatives(words: readonly string[]): string {
+  if (words.length === 1) return words[0] as string;
+  return `${words.slice(0, -1).join(', ')} or ${words[words.length - 1] as string}`;
+}
+
+function listOf(raw: RawOptions, name: string): string[] | undefined {
+  const text = textOf(raw, name);
+  if (text === undefined) return undefined;
+  const items = text.split(',').map((item) => item.trim());
+  if (items.includes('')) throw optionError(`expected ${flag(name)} to be a list separated by commas, not "${text}"`);
+  return items;
+}
+
+function policiesOf<T extends string>(raw: RawOptions, name: string, allowed: readonly T[]): T[] | undefined {
+  const items = listOf(raw, name)?.map((item) => oneOf(name, item, allowed));
+  return items === undefined ? undefined : [...new Set(items)];
+}
+
+function wholeNumber(name: string, text: string, low: number, high: number): number {
+  const value = Number(text);
+  if (!/^\d+$/.test(text) || value < low || value > high) {
+    throw optionError(`expected ${flag(name)} to be a whole number from ${low} to ${high}, not "${text}"`);
+  }
+  return value;
+}
+
+function integerOf(raw: RawOptions, name: string, low: number, high: number): number | undefined {
+  const text = textOf(raw, name);
+  return text === undefined ? undefined : wholeNumber(name, text, low, high);
+}
+
+const decimal = /^(\d+(\.\d*)?|\.\d+)$/;
+
+function numberOf(raw: RawOptions, name: string, low: number, high: number): number | undefined {
+  const text = textOf(raw, name);
+  if (text === undefined) return undefined;
+  const value = Number(text);
+  if (!decimal.test(text) || value < low || value > high) {
+    throw optionError(`expected ${flag(name)} to be a number from ${low} to ${high}, not "${text}"`);
+  }
+  return value;
+}
+
+function positiveNumber(name: string, text: string, high: number): number {
+  const value = Number(text);
+  if (!decimal.test(text) || value <= 0 || value > high) {
+    throw optionError(`expected ${flag(name)} to be a number above 0 and at most ${high}, not "${text}"`);
+  }
+  return value;
+}
+
+function percentage(name: string, text: string): Percentage {
+  const value = Number(text);
+  if (!decimal.test(text) || value <= 0 || value > 100) {
+    throw optionError(`expected ${flag(name)} to be per cent above 0 and at most 100, not "${text}"`);
+  }
+  return { text, value };
+}
+
+/** A percentage of a count, rounded down, without the error of binary fractions. */
+export function shareOf(count: number, share: Percentage): number {
+  const [whole = '', fraction = ''] = share.text.split('.');
+  const scaled = BigInt(count) * BigInt(`${whole}${fraction}` || '0');
+  return Number(scaled / (100n * 10n ** BigInt(fraction.length)));
+}
