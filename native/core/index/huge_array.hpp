@@ -18,6 +18,14 @@
 
 #include "../base/assert.hpp"
 
+// For functions that do nothing but prefetch: GCC takes such a function for one without effect and drops the calls that it
+// does not inline. And for probes, which overlap only when they are inlined.
+#if defined(__GNUC__)
+#define SAGA_ALWAYS_INLINE __attribute__((always_inline)) inline
+#else
+#define SAGA_ALWAYS_INLINE inline
+#endif
+
 namespace saga {
 
 template <class T>
@@ -72,6 +80,13 @@ class HugeArray {
   const T& operator[](std::size_t i) const {
     SAGA_ASSERT(i < length_);
     return data_[i];
+  }
+  SAGA_ALWAYS_INLINE void prefetch(std::size_t i) const {
+#if defined(__GNUC__)
+    __builtin_prefetch(data_ + i);
+#else
+    (void)i;
+#endif
   }
   T* data() { return data_; }
   const T* data() const { return data_; }

@@ -13,8 +13,10 @@ namespace {
 
 // How far a query looks ahead, in lines: table entries are fetched kFetchAhead lines before they are needed, and the lines
 // they name kLocateAhead lines before.
-constexpr std::size_t kFetchAhead = 8;
-constexpr std::size_t kLocateAhead = 4;
+constexpr std::size_t kFetchAhead = 12;
+constexpr std::size_t kLocateAhead = 8;
+constexpr std::size_t kRing = 16;          // >= kLocateAhead
+constexpr std::uint32_t kStreamAhead = 4;  // the same for lines that follow each other in memory
 
 std::uint32_t bits_between(std::uint32_t first, std::uint32_t count) { return ((1u << count) - 1) << first; }
 
@@ -40,7 +42,7 @@ PrefixIndex::PrefixIndex(const PrefixIndexOptions& options)
 
 // ---- the table of places ----------------------------------------------------------------------------------------------------
 
-PrefixIndex::Place PrefixIndex::find(BlockHash hash) const {
+SAGA_ALWAYS_INLINE PrefixIndex::Place PrefixIndex::find(BlockHash hash) const {
   const std::uint32_t tag = tag_of(hash);
   for (std::uint64_t i = home_of(tag);; i = after(i)) {
     const Entry entry = table_[i];
@@ -50,7 +52,7 @@ PrefixIndex::Place PrefixIndex::find(BlockHash hash) const {
 }
 
 // A place whose tag fits, without a look at the hash there: the caller compares it later, when the line has arrived.
-PrefixIndex::Place PrefixIndex::find_candidate(BlockHash hash) const {
+SAGA_ALWAYS_INLINE PrefixIndex::Place PrefixIndex::find_candidate(BlockHash hash) const {
   const std::uint32_t tag = tag_of(hash);
   for (std::uint64_t i = home_of(tag);; i = after(i)) {
     const Entry entry = table_[i];
@@ -59,7 +61,7 @@ PrefixIndex::Place PrefixIndex::find_candidate(BlockHash hash) const {
 }
 
 // The place of the hash, or 0 and the empty entry that ended the probe.
-PrefixIndex::Place PrefixIndex::find_or_insertion(BlockHash hash, std::uint64_t* entry_index) const {
+SAGA_ALWAYS_INLINE PrefixIndex::Place PrefixIndex::find_or_insertion(BlockHash hash, std::uint64_t* entry_index) const {
   const std::uint32_t tag = tag_of(hash);
   for (std::uint64_t i = home_of(tag);; i = after(i)) {
     const Entry entry = table_[i];
@@ -90,7 +92,7 @@ void PrefixIndex::erase_entry(BlockHash hash, Place place) {
 // ---- lines --------------------------------------------------------------------------------------------------------------------
 
 // How many places from `place` on, within its line, hold chain[0], chain[1], ... (at most `limit`).
-std::uint32_t PrefixIndex::run_length(Place place, const BlockHash* chain, std::size_t limit) const {
+SAGA_ALWAYS_INLINE std::uint32_t PrefixIndex::run_length(Place place, const BlockHash* chain, std::size_t limit) const {
   const std::uint32_t slot = place % kLine;
   const std::uint32_t occupied = lines_[place / kLine].occupied;
   const BlockHash* here = &hashes_[place];
@@ -298,7 +300,7 @@ bool PrefixIndex::store(WorkerId worker, Tier tier, std::span<const BlockHash> h
   const std::size_t n = hashes.size();
   if (held_count != nullptr) *held_count = 0;
   if (n == 0) return true;
-  prefetch_entry(hashes[0]);
+  for (std::size_t i = 0; i < n && i < kLine; ++i) prefetch_entry(hashes[i]);
   if (parent != 0) prefetch_entry(parent);
   sets_.collect_if_worthwhile();
 
@@ -319,7 +321,6 @@ bool PrefixIndex::store(WorkerId worker, Tier tier, std::span<const BlockHash> h
     if (place != 0) {  // a stretch of blocks that the index knows
       const std::uint32_t run = run_length(place, &hashes[i], n - i);
       const std::uint32_t slot = place % kLine;
-      if (i + run < n) prefetch_entry(hashes[i + run]);
       const std::uint32_t already = add_holder(place / kLine, bits_between(slot, run), holder);
       added += run - count_bits(already);
       if (held != nullptr) {
@@ -333,8 +334,7 @@ bool PrefixIndex::store(WorkerId worker, Tier tier, std::span<const BlockHash> h
     }
 
     // New blocks: put them side by side as far as the line reaches.
-    for (std::size_t k = i + 1; k < n && k < i + kLine; ++k) prefetch_entry(hashes[k]);
-    if (i == 0 && parent != 0) previous = find(parent);
+    if (i == 0 && parent != 0) previous = find_candidate(parent);  // a wrong one costs nothing but room
     place = place_after(previous);
     const std::uint32_t line = place / kLine;
     const std::uint32_t free = ~static_cast<std::uint32_t>(lines_[line].occupied) & kFullLine;
@@ -362,7 +362,7 @@ void PrefixIndex::remove(WorkerId worker, Tier tier, std::span<const BlockHash> 
   SAGA_ASSERT(worker < max_workers_ && static_cast<std::uint32_t>(tier) < kTierCount);
   const std::size_t n = hashes.size();
   if (n == 0) return;
-  for (std::size_t i = 0; i < n && i < 4; ++i) prefetch_entry(hashes[i]);
+  for (std::size_t i = 0; i < n && i < 2 * kLine; ++i) prefetch_entry(hashes[i]);
   sets_.collect_if_worthwhile();
 
   const std::uint32_t holder = HolderSets::holder(worker, tier);
@@ -381,7 +381,10 @@ void PrefixIndex::remove(WorkerId worker, Tier tier, std::span<const BlockHash> 
       while (run <= slot && i + run < n && is_at(place - run, hashes[i + run])) ++run;
       slots = bits_between(slot + 1 - run, run);
     }
-    if (i + run < n) prefetch_entry(hashes[i + run]);
+    for (std::size_t k = i + 2 * kLine; k < n && k < i + 2 * kLine + run; ++k) prefetch_entry(hashes[k]);
+    if (i + run < n) {
+      prefetch_line(find_candidate(hashes[i + run]));
+    }
     removed += count_bits(remove_holder(place / kLine, slots, holder));
     i += run;
   }
@@ -421,33 +424,57 @@ bool PrefixIndex::holds(WorkerId worker, Tier tier, BlockHash hash) const {
 
 // Calls visitor.change(i, set) for block 0 and wherever the holder set of block i differs from that of block i - 1, until it
 // returns false (nobody left), an unknown block comes or the chain ends. Returns the depth reached.
+//
+// Memory latency is the cost, so the walk looks ahead. A chain that was stored in one go lies in consecutive lines: the next
+// line is tried first, without the table. Where that fails the boundaries between lines are still known in advance (every
+// sixteenth block, counted from the start of the stretch), and table entries and lines of the next ones are fetched together.
 template <class Visitor>
 std::uint32_t PrefixIndex::walk(std::span<const BlockHash> chain, Visitor& visitor) const {
   const std::size_t n = chain.size();
   if (n == 0) return 0;
-  Place place = find(chain[0]);
+  for (std::size_t k = 0; k < n && k <= kLocateAhead * kLine; k += kLine) prefetch_entry(chain[k]);
+  Place place = find_candidate(chain[0]);
   if (place == 0) return 0;
 
-  // The next line boundaries of the chain are known in advance (while it goes on as it does): fetch[] and locate[] run ahead.
-  Place ahead[kFetchAhead];         // candidate places of the boundaries in [boundary, located)
-  std::size_t expected = 0;         // the boundary that the look-ahead goes on from
+  Place ahead[kRing];               // candidate places of line boundaries, up to `located`
+  std::size_t located = 0;          // boundaries of the chain below this one are in ahead[]
   std::size_t fetched = 0;          // table entries of boundaries below this one are on their way
-  std::size_t located = 0;          // and the lines of boundaries below this one
-  std::size_t reach = 1;            // lines to locate ahead: grows with what was found
+  std::size_t limit = n;            // the first boundary known to be unknown, if one is
   HolderSetId current = kEmptySet;  // set of the block before
+  bool consecutive = false;         // the line at hand was found behind the one before
+
+  const auto look_ahead = [&](std::size_t from) {
+    while (located <= limit && located < n && located < from + kLocateAhead * kLine) {
+      const Place candidate = find_candidate(chain[located]);
+      ahead[located / kLine % kRing] = candidate;
+      if (candidate == 0) limit = located;
+      located += kLine;
+      prefetch_line(candidate);
+    }
+    for (; fetched < limit && fetched < from + kFetchAhead * kLine; fetched += kLine) prefetch_entry(chain[fetched]);
+  };
 
   std::size_t i = 0;
   for (;;) {
+    const std::uint32_t number = place / kLine;
     const std::uint32_t slot = place % kLine;
-    const std::size_t boundary = i + (kLine - slot);
-    if (boundary != expected) expected = fetched = located = boundary;  // the phase of the lines changed
-    for (; fetched < n && fetched < boundary + kFetchAhead * kLine; fetched += kLine) prefetch_entry(chain[fetched]);
+    const std::size_t boundary = i + (kLine - slot);  // where the line at hand ends
+    if (located < boundary || (located - boundary) % kLine != 0) {
+      located = fetched = boundary;
+      limit = n;
+    }
+    const Line line = lines_[number];
+    if (consecutive) {
+      prefetch_line(std::min(number + kStreamAhead, line_limit_ - 1) * kLine);
+    } else {
+      look_ahead(boundary);
+    }
 
-    const Line line = lines_[place / kLine];
     const std::uint32_t run = run_length(place, &chain[i], n - i);
     if (run == 0) {  // only the tag had fitted
       place = find(chain[i]);
       if (place == 0) return static_cast<std::uint32_t>(i);
+      consecutive = false;
       continue;
     }
     if (line.mixed == 0) {
@@ -466,23 +493,14 @@ std::uint32_t PrefixIndex::walk(std::span<const BlockHash> chain, Visitor& visit
     }
     if (i == n) return static_cast<std::uint32_t>(i);
 
-    if (i == boundary) {
-      for (; located < n && located < boundary + reach * kLine; located += kLine) {
-        const Place candidate = find_candidate(chain[located]);
-        ahead[located / kLine % kFetchAhead] = candidate;
-        if (candidate == 0) {
-          located += kLine;
-          break;
-        }
-        __builtin_prefetch(&lines_[candidate / kLine]);
-        __builtin_prefetch(&hashes_[candidate]);
-        __builtin_prefetch(&hashes_[candidate | 8]);
-      }
-      reach = std::min(reach + 1, kLocateAhead);
-      place = ahead[boundary / kLine % kFetchAhead];
-      expected = boundary + kLine;
+    consecutive = false;
+    if (i != boundary) {
+      place = find_candidate(chain[i]);
+    } else if (number + 1 < unused_line_ && is_at(place = (number + 1) * kLine, chain[i])) {
+      consecutive = true;
     } else {
-      place = find(chain[i]);
+      if (located == boundary) look_ahead(boundary);
+      place = ahead[boundary / kLine % kRing];
     }
     if (place == 0) return static_cast<std::uint32_t>(i);
   }

@@ -125,7 +125,12 @@ class PrefixIndex {
   }
   std::uint64_t home_of(std::uint32_t tag) const { return (tag * table_size_) >> 32; }
   std::uint64_t after(std::uint64_t slot) const { return slot + 1 == table_size_ ? 0 : slot + 1; }
-  void prefetch_entry(BlockHash hash) const { __builtin_prefetch(&table_[home_of(tag_of(hash))]); }
+  SAGA_ALWAYS_INLINE void prefetch_entry(BlockHash hash) const { table_.prefetch(home_of(tag_of(hash))); }
+  SAGA_ALWAYS_INLINE void prefetch_line(Place place) const {
+    lines_.prefetch(place / kLine);
+    hashes_.prefetch(place & ~(kLine - 1));
+    hashes_.prefetch(place | (kLine / 2));
+  }
   bool is_at(Place place, BlockHash hash) const {
     return hashes_[place] == hash && (lines_[place / kLine].occupied >> (place % kLine) & 1) != 0;
   }
