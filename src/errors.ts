@@ -26,6 +26,12 @@ export type SagaErrorCode =
   | 'SAGA_ERR_OUT_OF_MEMORY'
   /** Made by, or asking for, another version of the format or the interface. */
   | 'SAGA_ERR_VERSION_MISMATCH'
+  /** Fewer free blocks than the operation needs in all; nothing was changed. Free, swap out or wait. */
+  | 'SAGA_ERR_OUT_OF_BLOCKS'
+  /** Some blocks of the sequence are not in GPU memory: swap it in first. */
+  | 'SAGA_ERR_NOT_RESIDENT'
+  /** A plan of the sequence is neither committed nor aborted. */
+  | 'SAGA_ERR_BUSY'
   /** No worker is active, so a call cannot be placed now. */
   | 'SAGA_ERR_NO_WORKER'
   /** There is no native binary for this platform, or it does not load. */
@@ -75,10 +81,13 @@ export class SagaArgumentError extends SagaError {
   }
 }
 
-/** The event does not fit what is there: not found, wrong state, time reversed, no worker, closed. */
+/** The event does not fit what is there: not found, wrong state, time reversed, not resident, busy, no worker, closed. */
 export class SagaStateError extends SagaError {}
 
-/** A bound fixed at construction is reached: `SAGA_ERR_FULL`, `SAGA_ERR_JOURNAL_FULL`, `SAGA_ERR_OUT_OF_MEMORY`. */
+/**
+ * A bound fixed at construction is reached: `SAGA_ERR_FULL`, `SAGA_ERR_JOURNAL_FULL`, `SAGA_ERR_OUT_OF_MEMORY`; or blocks are
+ * short: `SAGA_ERR_OUT_OF_BLOCKS`.
+ */
 export class SagaCapacityError extends SagaError {}
 
 /** A journal cannot be used: corrupt, another version, or the replay differs. */
@@ -100,6 +109,9 @@ const statusCodes = [
   'SAGA_ERR_JOURNAL_MISMATCH',
   'SAGA_ERR_OUT_OF_MEMORY',
   'SAGA_ERR_VERSION_MISMATCH',
+  'SAGA_ERR_OUT_OF_BLOCKS',
+  'SAGA_ERR_NOT_RESIDENT',
+  'SAGA_ERR_BUSY',
 ] as const;
 
 /**
@@ -115,6 +127,7 @@ export function errorOfStatus(status: number, message: string): SagaError {
     case 'SAGA_ERR_FULL':
     case 'SAGA_ERR_JOURNAL_FULL':
     case 'SAGA_ERR_OUT_OF_MEMORY':
+    case 'SAGA_ERR_OUT_OF_BLOCKS':
       return new SagaCapacityError(code, message);
     case 'SAGA_ERR_JOURNAL_CORRUPT':
     case 'SAGA_ERR_JOURNAL_MISMATCH':

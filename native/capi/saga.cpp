@@ -21,6 +21,9 @@ static_assert(SAGA_ERR_JOURNAL_CORRUPT == static_cast<int>(Status::kJournalCorru
 static_assert(SAGA_ERR_JOURNAL_MISMATCH == static_cast<int>(Status::kJournalMismatch));
 static_assert(SAGA_ERR_OUT_OF_MEMORY == static_cast<int>(Status::kOutOfMemory));
 static_assert(SAGA_ERR_VERSION_MISMATCH == static_cast<int>(Status::kVersionMismatch));
+static_assert(SAGA_ERR_OUT_OF_BLOCKS == static_cast<int>(Status::kOutOfBlocks));
+static_assert(SAGA_ERR_NOT_RESIDENT == static_cast<int>(Status::kNotResident));
+static_assert(SAGA_ERR_BUSY == static_cast<int>(Status::kBusy));
 static_assert(SAGA_TIER_GPU == static_cast<int>(Tier::kGpu) && SAGA_TIER_HOST == static_cast<int>(Tier::kHost) &&
               SAGA_TIER_DISK == static_cast<int>(Tier::kDisk) && SAGA_TIER_COUNT == kTierCount);
 static_assert(SAGA_STOP_TOOL_USE == static_cast<int>(StopReason::kToolUse) &&
@@ -63,6 +66,9 @@ const char* saga_status_text(saga_status_t status) {
     case SAGA_ERR_JOURNAL_MISMATCH: return "the replay decided otherwise than the journal says";
     case SAGA_ERR_OUT_OF_MEMORY: return "out of memory";
     case SAGA_ERR_VERSION_MISMATCH: return "another version of the format or the interface";
+    case SAGA_ERR_OUT_OF_BLOCKS: return "fewer free blocks than the operation needs";
+    case SAGA_ERR_NOT_RESIDENT: return "some blocks of the sequence are not in GPU memory: swap it in first";
+    case SAGA_ERR_BUSY: return "a plan of the sequence is neither committed nor aborted";
   }
   return "unknown status";
 }

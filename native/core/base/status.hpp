@@ -18,6 +18,9 @@ enum class Status : std::int32_t {
   kJournalMismatch = 8,   // the replay decided otherwise than the journal says
   kOutOfMemory = 9,
   kVersionMismatch = 10,  // made by, or asking for, another version of the format or the ABI
+  kOutOfBlocks = 11,      // fewer free blocks than the operation needs in all
+  kNotResident = 12,      // some of the sequence's blocks are not in GPU memory
+  kBusy = 13,             // a plan of the sequence is neither committed nor aborted
 };
 
 }  // namespace saga

@@ -67,7 +67,10 @@ typedef enum saga_status_t {
   SAGA_ERR_JOURNAL_CORRUPT = 7,  /* not a journal, cut off, or a checksum does not fit */
   SAGA_ERR_JOURNAL_MISMATCH = 8, /* the replay decided otherwise than the journal says */
   SAGA_ERR_OUT_OF_MEMORY = 9,
-  SAGA_ERR_VERSION_MISMATCH = 10 /* made by, or asking for, another version of the format or the interface */
+  SAGA_ERR_VERSION_MISMATCH = 10, /* made by, or asking for, another version of the format or the interface */
+  SAGA_ERR_OUT_OF_BLOCKS = 11,    /* fewer free blocks than the operation needs in all: free, swap out or wait */
+  SAGA_ERR_NOT_RESIDENT = 12,     /* some of the sequence's blocks are not in GPU memory: swap in first */
+  SAGA_ERR_BUSY = 13              /* a plan of the sequence is neither committed nor aborted */
 } saga_status_t;
 
 SAGA_API const char* saga_status_text(saga_status_t status);
@@ -280,6 +283,8 @@ SAGA_API saga_status_t saga_engine_replay(const uint8_t* journal, size_t size, s
 }
 #endif
 
+/* Page tables of a worker whose KV blocks SAGA owns. */
+#include "pages.h"
 /* Workloads, cache replay and cluster simulation. */
 #include "simulate.h"
 
