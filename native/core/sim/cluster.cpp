@@ -85,6 +85,7 @@ class Cluster final : public ClusterControl, public WorkerObserver, public Prefi
           PlacementPolicy& placement, PrefixDirectory* directory, std::atomic<std::uint64_t>* progress);
 
   Status run();
+  bool verify() const;
   void report(ClusterResult& result);
   const std::vector<Time>& completion() const { return completion_; }
 
@@ -424,6 +425,7 @@ Status Cluster::run() {
     }
     tasks_arrived_ = tasks;
   }
+  std::uint64_t events_done = 0;
   while (!events_.empty() && tasks_completed_ < tasks) {
     const Event event = events_.pop();
     SAGA_ASSERT(event.time >= now_);
@@ -459,8 +461,23 @@ Status Cluster::run() {
         break;
     }
     if (over_limit()) return Status::kFull;
+    if (options_.verify_every > 0 && ++events_done % options_.verify_every == 0 && !verify())
+      return Status::kWrongState;
   }
-  return tasks_completed_ == tasks ? Status::kOk : Status::kWrongState;
+  return tasks_completed_ == tasks && (options_.verify_every == 0 || verify()) ? Status::kOk : Status::kWrongState;
+}
+
+bool Cluster::verify() const {
+  if (!events_.verify() || !placement_.verify()) return false;
+  for (const auto& worker : workers_) {
+    if (!worker->verify()) return false;
+  }
+  std::uint64_t open = 0;
+  for (const std::uint32_t calls : open_calls_) open += calls;
+  std::uint64_t sent = 0;
+  for (const auto& worker : workers_) sent += worker->waiting_calls() + worker->running_calls();
+  if (open != sent) return false;
+  return tasks_completed_ < workload_.tasks() || open == 0;
 }
 
 void Cluster::report(ClusterResult& result) {

@@ -47,6 +47,7 @@ struct ClusterOptions {
   bool optimum = true;                          // replay pinned OPT on each worker's requests (beladyRatio, costRatio)
   bool single_step = false;                     // slow reference mode of the workers
   bool record_calls = false;
+  std::uint32_t verify_every = 0;  // for tests: every so many events verify everything; a failure ends in kWrongState
   // Stop with kFull as soon as the completion times of all tasks together are sure to exceed this; 0: never.
   Time total_completion_limit = 0;
 };

@@ -1,6 +1,7 @@
 #include "sim_worker.hpp"
 
 #include <algorithm>
+#include <tuple>
 
 #include "../base/assert.hpp"
 
@@ -364,14 +365,8 @@ bool SimWorker::admit(std::uint32_t& budget, Time now) {
   return true;
 }
 
-void SimWorker::begin_step(Time now) {
-  SAGA_ASSERT(!in_step_ && wake_ == Wake::kStepBegin);
-  for (const std::uint32_t slot : loaded_) {
-    running_.push_back(slot);
-    --loading_;
-  }
-  loaded_.clear();
-
+// Preempted anything; scheduled anything.
+std::pair<bool, bool> SimWorker::compose_step(Time now) {
   std::uint32_t budget = options_.token_budget;
   bool preempted = false;
   for (const std::uint32_t slot : running_) sequences_[slot].scheduled = 0;
@@ -399,6 +394,23 @@ void SimWorker::begin_step(Time now) {
       if (!admit(budget, now)) break;
     }
   }
+  return {preempted, budget < options_.token_budget};
+}
+
+void SimWorker::begin_step(Time now) {
+  SAGA_ASSERT(!in_step_ && wake_ == Wake::kStepBegin);
+  for (const std::uint32_t slot : loaded_) {
+    running_.push_back(slot);
+    --loading_;
+  }
+  loaded_.clear();
+
+  // A call that had to preempt itself ends the step's round, even if nothing is scheduled yet; then the next follows at once.
+  bool preempted = false;
+  bool scheduled = false;
+  do {
+    std::tie(preempted, scheduled) = compose_step(now);
+  } while (preempted && !scheduled);
   plan(preempted, now);
 }
 

@@ -35,6 +35,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <utility>
 #include <vector>
 
 #include "../base/types.hpp"
@@ -174,6 +175,7 @@ class SimWorker {
   std::size_t newest_running() const;  // index in running_ of the call that is preempted next
   void preempt(std::size_t index, Time now);
   bool admit(std::uint32_t& budget, Time now);
+  std::pair<bool, bool> compose_step(Time now);
   std::uint32_t pages_to_pin(NodeId leaf, std::uint32_t matched) const;
   void unpin_accounting(NodeId leaf, std::uint32_t frontier);
   void enqueue(const Waiting& call, bool front);

@@ -1,0 +1,571 @@
+#include "../core/sim/cluster.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "agent_tasks.hpp"
+
+namespace saga {
+namespace {
+
+using test::WorkloadBuilder;
+
+ClusterOptions linear_a100(std::uint32_t workers) {
+  ClusterOptions options;
+  options.workers = workers;
+  options.step_time_curve = StepTimeCurve::kLinear;
+  options.record_calls = true;
+  options.verify_every = 1;
+  return options;
+}
+
+// 28.6 + 0.178 P + 4.7e-6 S + 0.141 B + 7.8e-5 KV, in the comments below.
+
+TEST(Cluster, OneTaskByHand) {
+  // 100 + 3 tokens; a tool of one second; 47 tokens of observation; 2 tokens.
+  WorkloadBuilder builder;
+  const CallId first = builder.call(0, 100, 3, {{0, 6}});
+  builder.call(0, 150, 2, {{0, 9}}, {{first, 1'000'000}});
+  builder.end_task();
+  const PageTree tree = PageTree::for_cluster(builder.get(), 16);
+  ClusterOptions options = linear_a100(1);
+  options.live = 1;
+  const std::vector<Time> expected{780'612};  // 1.5 x this is exactly the completion time
+  options.expected = &expected;
+  ClusterResult result;
+  ASSERT_EQ(simulate_cluster(builder.get(), tree, options, &result), Status::kOk);
+  EXPECT_EQ(result.calls[0].first_token, 46'424u);            // 28.6 + 17.8 + 0.0235
+  EXPECT_EQ(result.calls[0].finished, 46'424u + 2 * 28'749);  // 28.6 + 0.141 + 7.8e-5 * 101 and 102
+  EXPECT_EQ(result.calls[1].sent, 1'103'922u);
+  EXPECT_EQ(result.calls[1].first_token, 1'103'922u + 38'243);  // 54 tokens behind 96: 28.6 + 9.612 + 0.0312174
+  EXPECT_EQ(result.calls[1].finished, 1'170'918u);              // + 28.752778
+  EXPECT_EQ(result.task_completion[0], 1'170'918u);
+  EXPECT_DOUBLE_EQ(result.completion.mean, 1.170918);
+  EXPECT_DOUBLE_EQ(result.completion.p99, 1.170918);
+  EXPECT_DOUBLE_EQ(result.completion_without_gaps.mean, 0.170918);
+  EXPECT_DOUBLE_EQ(result.ideal_seconds, 1.170918);
+  EXPECT_EQ(result.tasks_completed, 1u);
+  EXPECT_EQ(result.requested_pages, 15u);
+  EXPECT_EQ(result.missed_pages, 9u);
+  EXPECT_EQ(result.optimum_missed_pages, 9u);
+  EXPECT_DOUBLE_EQ(result.belady_ratio, 1.0);
+  EXPECT_DOUBLE_EQ(result.cost_ratio, 1.0);
+  EXPECT_DOUBLE_EQ(result.prefix_hit_rate, 96.0 / 250.0);
+  EXPECT_EQ(result.regenerated_tokens, 0u);
+  EXPECT_EQ(result.output_tokens, 5u);
+  EXPECT_EQ(result.prefilled_tokens, 154u);
+  EXPECT_EQ(result.steps, 5u);
+  EXPECT_DOUBLE_EQ(result.slo_attainment, 1.0);
+  EXPECT_DOUBLE_EQ(result.slo_attainment_paper, 1.0);
+}
+
+// Two tasks of two calls each; the second task's first call ends earlier.
+Workload two_by_two() {
+  WorkloadBuilder builder;
+  const CallId a = builder.call(0, 100, 3, {{0, 6}});
+  builder.call(0, 150, 1, {{0, 9}}, {{a, 20'000}});
+  builder.end_task();
+  const CallId b = builder.call(1, 100, 2, {{100, 6}});
+  builder.call(1, 120, 1, {{100, 7}}, {{b, 10'000}});
+  builder.end_task();
+  return builder.get();
+}
+
+TEST(Cluster, RoundRobinByHand) {
+  const Workload workload = two_by_two();
+  const PageTree tree = PageTree::for_cluster(workload, 16);
+  ClusterOptions options = linear_a100(2);
+  options.placement = PlacementKind::kRoundRobin;
+  options.live = 2;
+  ClusterResult result;
+  ASSERT_EQ(simulate_cluster(workload, tree, options, &result), Status::kOk);
+  EXPECT_EQ(result.calls[0].worker, 0u);
+  EXPECT_EQ(result.calls[2].worker, 1u);
+  EXPECT_EQ(result.calls[2].finished, 75'173u);  // 46.424 + 28.749
+  // The other task's second call comes to worker 0 in its third step and waits for its end.
+  EXPECT_EQ(result.calls[3].worker, 0u);
+  EXPECT_EQ(result.calls[3].sent, 85'173u);
+  EXPECT_EQ(result.calls[3].admitted, 103'922u);
+  EXPECT_EQ(result.calls[3].finished, 153'916u);  // 28.6 + 21.36 + 0.03384
+  EXPECT_EQ(result.calls[1].worker, 1u);
+  EXPECT_EQ(result.calls[1].finished, 123'922u + 55'353);  // 28.6 + 26.7 + 0.052875
+  EXPECT_EQ(result.regenerated_tokens, 192u);              // 6 pages each: prompt and answer of the call before
+  EXPECT_EQ(result.requested_pages, 28u);
+  EXPECT_EQ(result.missed_pages, 28u);
+  EXPECT_EQ(result.optimum_missed_pages, 28u);
+  EXPECT_DOUBLE_EQ(result.prefix_hit_rate, 0.0);
+}
+
+TEST(Cluster, AffinityByHand) {
+  const Workload workload = two_by_two();
+  const PageTree tree = PageTree::for_cluster(workload, 16);
+  ClusterOptions options = linear_a100(2);
+  options.live = 2;
+  ClusterResult result;
+  ASSERT_EQ(simulate_cluster(workload, tree, options, &result), Status::kOk);
+  EXPECT_EQ(result.calls[0].worker, 0u);
+  EXPECT_EQ(result.calls[2].worker, 1u);  // both idle, but worker 0 has an open call
+  EXPECT_EQ(result.calls[3].worker, 1u);
+  EXPECT_EQ(result.calls[3].finished, 85'173u + 32'884);  // 24 tokens behind 96: 28.6 + 4.272 + 0.0121824
+  EXPECT_EQ(result.calls[1].worker, 0u);
+  EXPECT_EQ(result.calls[1].finished, 123'922u + 38'243);
+  EXPECT_EQ(result.regenerated_tokens, 0u);
+  EXPECT_EQ(result.missed_pages, 16u);
+  // Everything ran alone: completion is the ideal.
+  EXPECT_DOUBLE_EQ(result.completion.mean, result.ideal_seconds);
+}
+
+TEST(Cluster, MemoryUtilizationAndThroughputByHand) {
+  // One worker of 100 pages, one live task: the second arrives when the first ends, at 1.170918 s.
+  WorkloadBuilder builder;
+  const CallId first = builder.call(0, 100, 3, {{0, 6}});
+  builder.call(0, 150, 2, {{0, 9}}, {{first, 1'000'000}});
+  builder.end_task();
+  builder.call(1, 100, 3, {{100, 6}});
+  builder.end_task();
+  const PageTree tree = PageTree::for_cluster(builder.get(), 16);
+  ClusterOptions options = linear_a100(1);
+  options.kv_tokens = 1'600;
+  options.live = 1;
+  ClusterResult result;
+  ASSERT_EQ(simulate_cluster(builder.get(), tree, options, &result), Status::kOk);
+  EXPECT_EQ(result.last_arrival, 1'170'918u);
+  // 7 pages while the first call runs (103.922 ms), 6 while the tool runs (1 s), 10 while the second runs (66.996 ms).
+  const double area = 7 * 103'922.0 + 6 * 1'000'000.0 + 10 * 66'996.0;
+  EXPECT_NEAR(result.memory_utilization, area / 1'170'918.0 / 100.0, 1e-12);
+  EXPECT_NEAR(result.throughput_tokens_per_second, 5 / 1.170918, 1e-9);
+}
+
+TEST(Cluster, ForkAndJoinFollowTheCriticalPath) {
+  // One call, two branches (gaps 1 s and 3 s), a join 0.5 s after either answer.
+  WorkloadBuilder builder;
+  const CallId root = builder.call(0, 64, 1, {{0, 4}});
+  const CallId left = builder.call(1, 64, 1, {{100, 4}}, {{root, 1'000'000}});
+  const CallId right = builder.call(2, 64, 1, {{200, 4}}, {{root, 3'000'000}});
+  builder.call(0, 128, 1, {{0, 8}}, {{left, 500'000}, {right, 500'000}});
+  builder.end_task();
+  const PageTree tree = PageTree::for_cluster(builder.get(), 16);
+  ClusterOptions options = linear_a100(2);
+  options.live = 1;
+  ClusterResult result;
+  ASSERT_EQ(simulate_cluster(builder.get(), tree, options, &result), Status::kOk);
+  const Time step = 40'002;  // 64 tokens: 28.6 + 11.392 + 0.0096256 = 40.0016
+  EXPECT_EQ(result.calls[0].finished, step);
+  EXPECT_EQ(result.calls[2].sent, step + 3'000'000);
+  EXPECT_EQ(result.calls[3].sent, 2 * step + 3'500'000);
+  EXPECT_NEAR(result.completion.mean - result.completion_without_gaps.mean, 3.5, 1e-9);
+}
+
+TEST(Cluster, AffinityLeavesAnOverloadedWorker) {
+  // 30 calls with one common prompt: the first warms worker 0, the others come while it is cached there. They pile up on
+  // worker 0 until it is 11 calls ahead; from there on two-choice spreads them.
+  WorkloadBuilder builder;
+  const CallId first = builder.call(0, 1600, 1, {{0, 100}});
+  for (ThreadId i = 1; i <= 30; ++i) builder.call(i, 1600 + i, 50, {{0, 100}}, {{first, 1000 + i}});
+  builder.end_task();
+  const PageTree tree = PageTree::for_cluster(builder.get(), 16);
+  ClusterOptions options = linear_a100(4);
+  options.live = 1;
+  ClusterResult result;
+  ASSERT_EQ(simulate_cluster(builder.get(), tree, options, &result), Status::kOk);
+  for (CallId call = 1; call <= 11; ++call) EXPECT_EQ(result.calls[call].worker, 0u) << call;
+  std::uint32_t elsewhere = 0;
+  for (CallId call = 12; call <= 30; ++call) elsewhere += result.calls[call].worker != 0 ? 1u : 0u;
+  EXPECT_GE(elsewhere, 9u);
+  EXPECT_LE(elsewhere, 19u);
+}
+
+TEST(Cluster, AffinityNeedsATenthOfThePrompt) {
+  // 32 of 336 tokens match (9.5 %): not enough; 32 of 320 are.
+  for (const bool enough : {false, true}) {
+    WorkloadBuilder builder;
+    const CallId first = builder.call(0, 32, 400, {{0, 2}});
+    builder.call(1, enough ? 320 : 336, 1, {{0, 2}, {500, enough ? 18u : 19u}}, {{first, 1000}});
+    // Keeps worker 0 busy, on another prompt, until the second call has come.
+    builder.call(2, 32, 2000, {{900, 2}});
+    builder.end_task();
+    const PageTree tree = PageTree::for_cluster(builder.get(), 16);
+    ClusterOptions options = linear_a100(3);
+    options.live = 1;
+    ClusterResult result;
+    ASSERT_EQ(simulate_cluster(builder.get(), tree, options, &result), Status::kOk);
+    EXPECT_EQ(result.calls[0].worker, 0u);
+    EXPECT_EQ(result.calls[2].worker, 1u);
+    // All idle but worker 1: without a match worker 0 (smallest id).
+    EXPECT_EQ(result.calls[1].worker, 0u);
+    EXPECT_DOUBLE_EQ(result.prefix_hit_rate, 32.0 / (64 + (enough ? 320 : 336)));
+  }
+}
+
+// Holds every call for a second, sends them to one worker with priorities, prefetches to another, and places the
+// rest by what it sees.
+class ScriptedPlacement final : public PlacementPolicy {
+ public:
+  WorkerId place(CallId call, Time now, ClusterControl& cluster) override {
+    if (call == 0) {
+      held = call;
+      cluster.wake_at(now + 1'000'000);
+      return kNone;
+    }
+    return 1;
+  }
+  void timer(Time, ClusterControl& cluster) override { cluster.send(held, 0); }
+  void call_finished(CallId call, WorkerId worker, StopReason, ToolClass, Time, ClusterControl& cluster) override {
+    if (call == 0) copied = cluster.copy(1, worker, 1);  // the next prompt's pages follow the call to worker 1
+  }
+  CallId held = kNone;
+  std::uint32_t copied = 0;
+};
+
+TEST(Cluster, PolicyHoldsAndMigrates) {
+  WorkloadBuilder builder;
+  const CallId first = builder.call(0, 100, 3, {{0, 6}});
+  builder.call(0, 150, 2, {{0, 9}}, {{first, 1'000'000}});
+  builder.end_task();
+  const PageTree tree = PageTree::for_cluster(builder.get(), 16);
+  ClusterOptions options = linear_a100(2);
+  options.live = 1;
+  ScriptedPlacement placement;
+  ClusterResult result;
+  ASSERT_EQ(simulate_cluster(builder.get(), tree, options, &result, nullptr, &placement), Status::kOk);
+  EXPECT_EQ(placement.copied, 6u);
+  EXPECT_EQ(result.copied_pages, 6u);
+  EXPECT_EQ(result.calls[0].admitted, 1'000'000u);
+  EXPECT_EQ(result.calls[1].worker, 1u);
+  EXPECT_EQ(result.task_completion[0], 2'170'918u);  // as alone, a second later
+  EXPECT_DOUBLE_EQ(result.prefix_hit_rate, 96.0 / 250.0);
+}
+
+// Never sends anything.
+class HoldingPlacement final : public PlacementPolicy {
+ public:
+  WorkerId place(CallId, Time, ClusterControl&) override { return kNone; }
+};
+
+TEST(Cluster, CallsHeldForEverAreReported) {
+  const Workload workload = two_by_two();
+  const PageTree tree = PageTree::for_cluster(workload, 16);
+  ClusterOptions options = linear_a100(2);
+  options.live = 2;
+  HoldingPlacement placement;
+  ClusterResult result;
+  EXPECT_EQ(simulate_cluster(workload, tree, options, &result, nullptr, &placement), Status::kWrongState);
+}
+
+TEST(Cluster, RefusesOptionsOutOfRange) {
+  const Workload workload = two_by_two();
+  const PageTree tree = PageTree::for_cluster(workload, 16);
+  ClusterResult result;
+  ClusterOptions options = linear_a100(2);
+  EXPECT_EQ(simulate_cluster(workload, tree, options, &result), Status::kInvalidArgument);  // neither rate nor live
+  options.live = 1;
+  options.rate = 1;
+  EXPECT_EQ(simulate_cluster(workload, tree, options, &result), Status::kInvalidArgument);  // both
+  options.rate = 0;
+  options.kv_tokens = 159;  // 9 pages; the longest call needs 10
+  EXPECT_EQ(simulate_cluster(workload, tree, options, &result), Status::kInvalidArgument);
+  options.kv_tokens = 160;
+  EXPECT_EQ(simulate_cluster(workload, tree, options, &result), Status::kOk);
+  options.eviction = PolicyKind::kBelady;
+  EXPECT_EQ(simulate_cluster(workload, tree, options, &result), Status::kInvalidArgument);
+}
+
+TEST(Cluster, LiveForPressure) {
+  const Workload workload = two_by_two();  // contexts 101.5, 150.5, 101, 120.5: mean 118.375
+  ClusterOptions options;
+  options.workers = 2;
+  options.kv_tokens = 5'000;
+  EXPECT_EQ(live_for_pressure(workload, options, 1.0), 84u);  // 84.48
+  EXPECT_EQ(live_for_pressure(workload, options, 1.1), 93u);  // 92.93
+  EXPECT_EQ(live_for_pressure(workload, options, 0.001), 1u);
+}
+
+TEST(Cluster, ExponentialVariates) {
+  Random random(1);
+  double sum = 0;
+  double squares = 0;
+  int above_two = 0;
+  constexpr int kDraws = 200'000;
+  for (int i = 0; i < kDraws; ++i) {
+    const double x = exponential(random);
+    ASSERT_GE(x, 0.0);
+    sum += x;
+    squares += x * x;
+    if (x > 2) ++above_two;
+  }
+  EXPECT_NEAR(sum / kDraws, 1.0, 0.01);
+  EXPECT_NEAR(squares / kDraws, 2.0, 0.05);
+  EXPECT_NEAR(static_cast<double>(above_two) / kDraws, std::exp(-2.0), 0.003);
+}
+
+// Small tasks of every shape: chains that continue, chains that are cut back (compaction), forks that share their prefix, joins.
+Workload tangled(std::uint64_t seed, std::uint32_t tasks) {
+  Random random(seed);
+  WorkloadBuilder builder;
+  const auto up_to = [&random](std::uint64_t bound) { return static_cast<std::uint32_t>(random.below(bound)); };
+  std::uint64_t fresh = 1000;
+  ThreadId thread = 0;
+  for (std::uint32_t t = 0; t < tasks; ++t) {
+    const std::uint64_t common = random.below(3) * 100;  // three system prompts of 20 blocks
+    struct Branch {
+      ThreadId thread;
+      std::vector<std::pair<std::uint64_t, std::uint32_t>> ids;
+      std::uint32_t prompt;
+      std::vector<std::pair<CallId, Time>> after;
+    };
+    std::vector<Branch> open{{thread++, {{common, 20}}, 320 + up_to(16), {}}};
+    const std::uint32_t calls = 1 + up_to(14);
+    for (std::uint32_t i = 0; i < calls; ++i) {
+      const std::size_t at = random.below(open.size());
+      Branch& branch = open[at];
+      const std::uint32_t output = 1 + up_to(90);
+      const CallId call = builder.call(branch.thread, branch.prompt, output, branch.ids, branch.after,
+                                       static_cast<ToolClass>(random.below(5)));
+      const Time gap = random.below(3) == 0 ? 0 : random.below(2'000'000);
+      branch.after = {{call, gap}};
+      const std::uint32_t kind = up_to(10);
+      if (kind < 6) {  // continue: the answer and an observation follow
+        const std::uint32_t prompt = branch.prompt + output + up_to(100);
+        std::uint32_t blocks = 0;
+        for (const auto& run : branch.ids) blocks += run.second;
+        if (prompt / 16 > blocks) {
+          branch.ids.push_back({fresh, prompt / 16 - blocks});
+          fresh += prompt / 16 - blocks;
+        }
+        branch.prompt = prompt;
+      } else if (kind < 7) {  // cut back to the system prompt
+        branch.ids = {{common, 20}, {fresh, 4}};
+        fresh += 4;
+        branch.prompt = 24 * 16 + up_to(16);
+      } else if (kind < 9 && open.size() < 4) {  // fork: two branches with this prompt as their beginning
+        Branch copy = branch;
+        copy.thread = thread++;
+        copy.ids.push_back({fresh, 3});
+        fresh += 3;
+        std::uint32_t blocks = 0;
+        for (const auto& run : copy.ids) blocks += run.second;
+        copy.prompt = blocks * 16 + up_to(16);
+        open.push_back(copy);
+      } else if (open.size() > 1) {  // join: another branch waits for this one
+        open[at == 0 ? 1 : 0].after.push_back({call, gap / 2});
+        open.erase(open.begin() + static_cast<std::ptrdiff_t>(at));
+      }
+    }
+    builder.end_task();
+  }
+  return builder.get();
+}
+
+void expect_same(const ClusterResult& a, const ClusterResult& b) {
+  EXPECT_EQ(a.task_completion, b.task_completion);
+  ASSERT_EQ(a.calls.size(), b.calls.size());
+  for (std::size_t i = 0; i < a.calls.size(); ++i) {
+    ASSERT_EQ(a.calls[i].worker, b.calls[i].worker) << i;
+    ASSERT_EQ(a.calls[i].sent, b.calls[i].sent) << i;
+    ASSERT_EQ(a.calls[i].admitted, b.calls[i].admitted) << i;
+    ASSERT_EQ(a.calls[i].first_token, b.calls[i].first_token) << i;
+    ASSERT_EQ(a.calls[i].finished, b.calls[i].finished) << i;
+  }
+  EXPECT_EQ(a.missed_pages, b.missed_pages);
+  EXPECT_EQ(a.evicted_pages, b.evicted_pages);
+  EXPECT_EQ(a.optimum_missed_pages, b.optimum_missed_pages);
+  EXPECT_EQ(a.regenerated_tokens, b.regenerated_tokens);
+  EXPECT_EQ(a.prefilled_tokens, b.prefilled_tokens);
+  EXPECT_EQ(a.output_tokens, b.output_tokens);
+  EXPECT_EQ(a.preemptions, b.preemptions);
+  EXPECT_EQ(a.preempted_tokens, b.preempted_tokens);
+  EXPECT_EQ(a.loaded_tokens, b.loaded_tokens);
+  EXPECT_EQ(a.steps, b.steps);
+  EXPECT_EQ(a.memory_utilization, b.memory_utilization);
+  EXPECT_EQ(a.throughput_tokens_per_second, b.throughput_tokens_per_second);
+  EXPECT_EQ(a.prefix_hit_rate, b.prefix_hit_rate);
+}
+
+struct Scenario {
+  ClusterOptions options;
+  Workload workload;
+};
+
+Scenario random_scenario(std::uint64_t seed) {
+  Random random(seed + 1'000'000);
+  Scenario scenario;
+  scenario.workload = tangled(seed, 12);
+  ClusterOptions& options = scenario.options;
+  options.workers = 1 + static_cast<std::uint32_t>(random.below(3));
+  options.hardware = static_cast<Hardware>(random.below(kHardwareCount));
+  std::uint32_t longest = 0;
+  for (CallId call = 0; call < scenario.workload.calls(); ++call) {
+    longest = std::max(longest, scenario.workload.prompt_tokens[call] + scenario.workload.output_tokens[call]);
+  }
+  options.kv_tokens = longest + 16 + random.below(random.below(2) == 0 ? 600 : 6'000);  // from thrashing to roomy
+  options.max_sequences = 1 + static_cast<std::uint32_t>(random.below(20));
+  options.token_budget = 32 + static_cast<std::uint32_t>(random.below(500));
+  options.host_tier_tokens = random.below(3) == 0 ? 16 * random.below(400) : 0;
+  options.placement = static_cast<PlacementKind>(random.below(2));
+  options.eviction = static_cast<PolicyKind>(random.below(4));
+  options.priority_scheduling = random.below(4) == 0;
+  options.seed = seed;
+  if (random.below(2) == 0) {
+    options.live = 1 + static_cast<std::uint32_t>(random.below(12));
+  } else {
+    options.rate = 0.2 + random.uniform() * 4;
+  }
+  options.record_calls = true;
+  return scenario;
+}
+
+TEST(Cluster, LazyDecodingEqualsSingleSteps) {
+  std::uint64_t preemptions = 0;
+  std::uint64_t loaded = 0;
+  for (std::uint64_t seed = 0; seed < 150; ++seed) {
+    SCOPED_TRACE(seed);
+    Scenario scenario = random_scenario(seed);
+    const PageTree tree = PageTree::for_cluster(scenario.workload, 16);
+    ClusterResult lazy;
+    ClusterResult single;
+    ASSERT_EQ(simulate_cluster(scenario.workload, tree, scenario.options, &lazy), Status::kOk);
+    scenario.options.single_step = true;
+    ASSERT_EQ(simulate_cluster(scenario.workload, tree, scenario.options, &single), Status::kOk);
+    expect_same(lazy, single);
+    preemptions += lazy.preemptions;
+    loaded += lazy.loaded_tokens;
+    if (HasFailure()) break;
+  }
+  EXPECT_GT(preemptions, 100u);  // the scenarios reach what they are meant to reach
+  EXPECT_GT(loaded, 1000u);
+}
+
+TEST(Cluster, EverythingHoldsAtEveryEvent) {
+  for (std::uint64_t seed = 200; seed < 240; ++seed) {
+    SCOPED_TRACE(seed);
+    Scenario scenario = random_scenario(seed);
+    scenario.options.verify_every = 1;
+    const PageTree tree = PageTree::for_cluster(scenario.workload, 16);
+    ClusterResult result;
+    ASSERT_EQ(simulate_cluster(scenario.workload, tree, scenario.options, &result), Status::kOk);
+    EXPECT_EQ(result.tasks_completed, scenario.workload.tasks());
+    std::uint64_t output = 0;
+    for (const std::uint32_t tokens : scenario.workload.output_tokens) output += tokens;
+    EXPECT_EQ(result.output_tokens, output);
+    for (CallId call = 0; call < scenario.workload.calls(); ++call) {
+      const CallRecord& record = result.calls[call];
+      EXPECT_LE(record.sent, record.admitted);
+      EXPECT_LT(record.admitted, record.first_token);
+      EXPECT_LE(record.first_token, record.finished);
+    }
+    EXPECT_GE(result.memory_utilization, 0.0);
+    EXPECT_LE(result.memory_utilization, 1.0);
+  }
+}
+
+TEST(Cluster, SameSeedSameResult) {
+  const Workload workload = test::swe_bench_like(60, 5, 20);
+  const PageTree tree = PageTree::for_cluster(workload, 16);
+  ClusterOptions options;
+  options.workers = 2;
+  options.kv_tokens = 60'000;
+  options.rate = 0.2;
+  options.seed = 3;
+  options.record_calls = true;
+  ClusterResult first;
+  ClusterResult second;
+  ASSERT_EQ(simulate_cluster(workload, tree, options, &first), Status::kOk);
+  ASSERT_EQ(simulate_cluster(workload, tree, options, &second), Status::kOk);
+  expect_same(first, second);
+  options.seed = 4;
+  ASSERT_EQ(simulate_cluster(workload, tree, options, &second), Status::kOk);
+  EXPECT_NE(first.task_completion, second.task_completion);
+}
+
+TEST(Cluster, NoTaskIsFasterThanAlone) {
+  // Chains without anything in common: whatever happens around a task can only delay it.
+  const Workload workload = test::swe_bench_like(80, 11, 25);
+  const PageTree tree = PageTree::for_cluster(workload, 16);
+  for (const PlacementKind placement : {PlacementKind::kRoundRobin, PlacementKind::kAffinity}) {
+    for (const PolicyKind eviction : {PolicyKind::kLru, PolicyKind::kWaLru, PolicyKind::kTtl}) {
+      ClusterOptions options;
+      options.workers = 2;
+      options.kv_tokens = 100'000;
+      options.placement = placement;
+      options.eviction = eviction;
+      options.rate = 0.3;
+      std::vector<Time> ideal;
+      ASSERT_EQ(ideal_completion(workload, tree, options, &ideal), Status::kOk);
+      ClusterResult result;
+      ASSERT_EQ(simulate_cluster(workload, tree, options, &result), Status::kOk);
+      for (std::uint32_t t = 0; t < workload.tasks(); ++t) ASSERT_GE(result.task_completion[t], ideal[t]) << t;
+      EXPECT_GE(result.belady_ratio, 0.999);
+    }
+  }
+}
+
+TEST(Cluster, IdealDoesNotDependOnTheOrderOfTasks) {
+  // Each task alone: a workload of one task gives the same time as that task among others.
+  const Workload all = test::swe_bench_like(5, 21, 12);
+  const PageTree tree = PageTree::for_cluster(all, 16);
+  ClusterOptions options;
+  std::vector<Time> ideal;
+  ASSERT_EQ(ideal_completion(all, tree, options, &ideal), Status::kOk);
+  const Workload one = test::swe_bench_like(1, 21, 12);  // the same first task
+  const PageTree single = PageTree::for_cluster(one, 16);
+  std::vector<Time> alone;
+  ASSERT_EQ(ideal_completion(one, single, options, &alone), Status::kOk);
+  EXPECT_EQ(ideal[0], alone[0]);
+}
+
+TEST(Cluster, SaturationIsWhereTheMeanIsThreeTimesTheIdeal) {
+  const Workload workload = test::swe_bench_like(120, 9, 20);
+  const PageTree tree = PageTree::for_cluster(workload, 16);
+  ClusterOptions options;
+  options.workers = 1;
+  options.kv_tokens = 80'000;
+  double rate = 0;
+  ASSERT_EQ(find_saturation(workload, tree, options, &rate), Status::kOk);
+  ClusterResult below;
+  ClusterResult above;
+  options.rate = rate * 0.985;
+  ASSERT_EQ(simulate_cluster(workload, tree, options, &below), Status::kOk);
+  options.rate = rate * 1.015;
+  ASSERT_EQ(simulate_cluster(workload, tree, options, &above), Status::kOk);
+  EXPECT_LE(below.completion.mean, 3 * below.ideal_seconds);
+  EXPECT_GE(above.completion.mean, 3 * above.ideal_seconds);
+  const Workload few = test::swe_bench_like(1, 9, 3);
+  const PageTree small = PageTree::for_cluster(few, 16);
+  EXPECT_EQ(find_saturation(few, small, options, &rate), Status::kNotFound);
+}
+
+TEST(Cluster, OptimumByHand) {
+  // Room for 3 pages. A (1 page), B (1), C (2: with one pinned page left MIN keeps whichever returns first).
+  WorkloadBuilder builder;
+  const auto one_call = [&builder](std::uint64_t id, std::uint32_t blocks) {
+    const CallId call = builder.call(static_cast<ThreadId>(id), blocks * 16, 1, {{id, blocks}});
+    builder.end_task();
+    return call;
+  };
+  const CallId a = one_call(0, 1);
+  const CallId b = one_call(10, 1);
+  const CallId c = one_call(20, 2);
+  const CallId b2 = one_call(10, 1);
+  const CallId a2 = one_call(0, 1);
+  const PageTree tree = PageTree::for_cluster(builder.get(), 16);
+  const std::vector<ServedRequest> served{{a, 0, 1}, {b, 2, 3}, {c, 4, 5}, {b2, 6, 7}, {a2, 8, 9}};
+  const OptimumResult optimum = replay_optimum(builder.get(), tree, served, 3);
+  EXPECT_EQ(optimum.missed_pages, 5u);  // a, b, 2 x c; then b stays (returns first), a is computed again
+  EXPECT_EQ(optimum.missed_cost, 4 * page_cost(16, 0, 1) + page_cost(16, 1, 2));
+  EXPECT_EQ(replay_optimum(builder.get(), tree, served, 4).missed_pages, 4u);
+}
+
+TEST(Cluster, ProgressCountsTasks) {
+  const Workload workload = two_by_two();
+  const PageTree tree = PageTree::for_cluster(workload, 16);
+  ClusterOptions options = linear_a100(2);
+  options.live = 1;
+  std::atomic<std::uint64_t> progress{0};
+  ClusterResult result;
+  ASSERT_EQ(simulate_cluster(workload, tree, options, &result, &progress), Status::kOk);
+  EXPECT_EQ(progress.load(), 2u);
+}
+
+}  // namespace
+}  // namespace saga
