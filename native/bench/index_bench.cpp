@@ -431,9 +431,16 @@ void pinned(double target_holder_blocks) {
     if (chain.holders.size() == 64 && chain.hashes.size() >= 78) wide.push_back(&chain);
   }
   const double clock = clock_cost_ns();
+  std::vector<WorkerId> workers(kPinnedWorkers);
+  bool sparse = false;
   const auto timed = [&](std::span<const BlockHash> chain, std::uint32_t expected, Latencies& into) {
+    std::uint32_t reached = expected;
     const double begin = now_ns();
-    const std::uint32_t reached = index.match(chain, depth.data());
+    if (sparse) {
+      (void)index.match_gpu(chain, workers.data(), depth.data());
+    } else {
+      reached = index.match(chain, depth.data());
+    }
     into.add(std::max(0.0, now_ns() - begin - clock), chain.size());
     if (reached != expected) std::abort();
   };
@@ -465,6 +472,11 @@ void pinned(double target_holder_blocks) {
   Latencies cold;
   wide_queries(true, cold);
   cold.print("78 blocks x 64 holders, flushed");
+  sparse = true;
+  Latencies cold_sparse;
+  wide_queries(true, cold_sparse);
+  cold_sparse.print("the same (match_gpu)");
+  sparse = false;
   Latencies miss;
   std::vector<BlockHash> unknown(64);
   for (int q = 0; q < 20000; ++q) {

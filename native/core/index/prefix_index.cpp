@@ -512,9 +512,15 @@ namespace {
 template <std::uint32_t kFirst, std::uint32_t kLast>
 inline void write_depths(std::uint32_t* depths, std::uint32_t word, std::uint64_t workers, std::uint32_t depth) {
   std::uint32_t* const base = depths + static_cast<std::size_t>(word) * 64 * kTierCount;
-  for (; workers != 0; workers &= workers - 1) {
-    std::uint32_t* const of_worker = base + static_cast<std::size_t>(std::countr_zero(workers)) * kTierCount;
-    for (std::uint32_t tier = kFirst; tier <= kLast; ++tier) of_worker[tier] = depth;
+  while (workers != 0) {
+    const auto first = static_cast<std::uint32_t>(std::countr_zero(workers));
+    if (kFirst == 0 && kLast == kTierCount - 1 && first % 8 == 0 && (workers >> first & 0xFF) == 0xFF) {
+      std::fill_n(base + first * kTierCount, 8 * kTierCount, depth);  // a shared root is held by nearly all
+      workers &= ~(std::uint64_t{0xFF} << first);
+      continue;
+    }
+    for (std::uint32_t tier = kFirst; tier <= kLast; ++tier) base[first * kTierCount + tier] = depth;
+    workers &= workers - 1;
   }
 }
 
