@@ -207,7 +207,7 @@ describe('the command saga', () => {
 
   it('doctor shows the prebuilt binary', () => {
     const { status, stdout, stderr } = saga(['doctor']);
-    expect(stdout).toMatch(/prebuilds/);
+    expect(stdout).toContain('prebuilds');
     expect(stdout).toMatch(/self-test\s+passed/);
     expect(stderr).toBe('');
     expect(status).toBe(0);
@@ -247,8 +247,10 @@ describe('on a platform without a prebuilt binary', () => {
   });
 
   it('saga build compiles the addon with a Node that has no headers beside it, and all is well again', () => {
-    const main = join(installed, 'dist/esm/cli/main.js');
-    const built = run(nodeOf(nodeVersions[0] ?? ''), [main, 'build']);
+    const lonely = join(work, 'lonely/bin/node');
+    mkdirSync(dirname(lonely), { recursive: true });
+    copyFileSync(nodeOf(nodeVersions[0] ?? ''), lonely);
+    const built = run(lonely, [join(installed, 'dist/esm/cli/main.js'), 'build']);
     expect(built.status, built.stderr).toBe(0);
     const { status, stdout } = saga(['doctor', '--json']);
     const report = JSON.parse(stdout) as { ok: boolean; binary: string };
