@@ -1,6 +1,5 @@
 /**
- * What the simulations need of the native side. This is the one file of `simulate/` that knows the addon; tests put a fake in
- * its place.
+ * What the simulations need of the native side (`native-backend.ts`); tests put a fake in its place.
  */
 import type { CacheSchedule, WorkloadColumns } from '../workload/columns.js';
 import type { CacheModel, CachePolicy, ClusterPolicy, Hardware } from './options.js';
@@ -74,6 +73,8 @@ export interface SaturationOptions {
 export interface ClusterRunOptions extends SaturationOptions {
   rate: number;
   live: number;
+  /** A file to write the engine's journal of events to. Default: none. */
+  journal?: string;
 }
 
 /** A distribution over tasks in seconds; percentiles by nearest rank. */
@@ -91,6 +92,11 @@ export interface ClusterRunResult {
   taskCompletionSecondsWithoutGaps: Distribution;
   idealSeconds: number;
   prefixHitRate: number;
+  /** Pages of the KV room of one worker. */
+  capacityPages: number;
+  requestedPages: number;
+  missedPages: number;
+  evictedPages: number;
   beladyRatio: number;
   costRatio: number;
   regeneratedTokens: number;
@@ -98,10 +104,17 @@ export interface ClusterRunResult {
   sloAttainment: number;
   sloAttainmentPaper: number;
   throughputTokensPerSecond: number;
+  outputTokens: number;
+  preemptions: number;
+  /** Digest of the scheduling engine's state after the run, 16 hexadecimal digits. */
+  stateDigest: string;
+  /** Bytes of the journal; 0 without one. */
+  journalBytes: number;
 }
 
 /** The native side. */
 export interface SimulationBackend {
   openCache(workload: WorkloadColumns, pageTokens: number, schedule: CacheSchedule): CacheReplay;
+  /** Begins to play every task alone, for its ideal completion time; the first run waits for that. */
   openCluster(workload: WorkloadColumns, cluster: ClusterHardware): ClusterSimulation;
 }

@@ -113,6 +113,8 @@ export interface ClusterOptions extends InputOptions {
   /** Host memory for pages a worker, in tokens; 0: no host tier. */
   hostTierTokens: number;
   linkGigabytesPerSecond: number;
+  /** File for the engine's journal; only with one policy and one load. */
+  journal: string | undefined;
 }
 
 /** Checked options. */
@@ -145,6 +147,7 @@ const clusterNames = [
   'stepTokens',
   'hostTierTokens',
   'linkGigabytes',
+  'journal',
 ];
 
 /** Options as texts by name in camel case; undefined where not given. `timing` is a flag. */
@@ -230,20 +233,34 @@ function parseCluster(raw: RawOptions, input: InputOptions): ClusterOptions {
   const pageTokens = integerOf(raw, 'pageTokens', 1, 1 << 20) ?? 16;
   if (kvTokens < pageTokens)
     throw optionError(`expected a KV room of at least one page (${pageTokens} tokens), not --kv-tokens ${kvTokens}`);
+  const maxSequences = integerOf(raw, 'maxSequences', 1, 65_536) ?? 256;
+  const stepTokens = integerOf(raw, 'stepTokens', 1, 1 << 24) ?? 2048;
+  if (stepTokens < maxSequences) {
+    throw optionError(
+      `expected --step-tokens to be at least the ${maxSequences} sequences of a step, not ${stepTokens}`,
+    );
+  }
+  const policies = policiesOf(raw, 'policies', clusterPolicies) ?? [...clusterPolicies];
+  const arrivals = parseArrivals(raw);
+  const journal = textOf(raw, 'journal');
+  if (journal !== undefined && policies.length * (arrivals.kind === 'load' ? arrivals.loads.length : 1) > 1) {
+    throw optionError('expected one policy and one load with --journal FILE: it holds the events of one run');
+  }
   return {
     ...input,
     mode: 'cluster',
-    policies: policiesOf(raw, 'policies', clusterPolicies) ?? [...clusterPolicies],
-    workers: integerOf(raw, 'workers', 1, 4096) ?? 16,
+    policies,
+    workers: integerOf(raw, 'workers', 1, 1024) ?? 16,
     hardware,
-    arrivals: parseArrivals(raw),
+    arrivals,
     saturation: policiesOf(raw, 'saturation', clusterPolicies) ?? [],
     pageTokens,
     kvTokens,
-    maxSequences: integerOf(raw, 'maxSequences', 1, 65_536) ?? 256,
-    stepTokens: integerOf(raw, 'stepTokens', 1, 1 << 24) ?? 2048,
+    maxSequences,
+    stepTokens,
     hostTierTokens: integerOf(raw, 'hostTierTokens', 0, 2 ** 44) ?? 0,
-    linkGigabytesPerSecond: numberOf(raw, 'linkGigabytes', 0.001, 100_000) ?? 25,
+    linkGigabytesPerSecond: numberOf(raw, 'linkGigabytes', 0.001, 10_000) ?? 25,
+    journal,
   };
 }
 

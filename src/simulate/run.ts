@@ -4,7 +4,7 @@
  * A report is plain data in the form of the `--json` output. It holds no clock reading (unless `timing` is asked for), so that
  * the same options give the same bytes.
  */
-import { callCount, type WorkloadColumns } from '../workload/columns.js';
+import { callCount, selectTasks, taskCount, type WorkloadColumns } from '../workload/columns.js';
 import { scheduleOf } from '../workload/schedule.js';
 import type { CacheReplay, CacheRunResult, ClusterRunResult, Distribution, SimulationBackend } from './backend.js';
 import {
@@ -57,7 +57,7 @@ export interface CacheReport {
 }
 
 /** One load and policy. */
-export interface ClusterResultRow extends Omit<ClusterRunResult, 'sloAttainmentPaper'> {
+export interface ClusterResultRow extends Omit<ClusterRunResult, 'sloAttainmentPaper' | 'journalBytes'> {
   policy: ClusterPolicy;
   /** Multiple of the saturation rate as given; null where tasks arrive otherwise. */
   load: number | null;
@@ -75,6 +75,8 @@ export interface ClusterReport {
   options: Record<string, unknown>;
   requests: number;
   tasks: number;
+  /** Tasks left out because a call of theirs does not fit into the KV room of a worker. */
+  tasksTooLarge: number;
   /** Rate at which `affinity` saturates; null where no load is relative to it. */
   saturationTasksPerSecond: number | null;
   /** Rates of the policies named by `--saturation`. */
@@ -256,12 +258,13 @@ function ratio(value: number, optimum: number): number {
  * @throws SagaError `SAGA_ERR_OPTION` where an option does not fit the workload
  */
 export async function simulateCluster(
-  workload: WorkloadColumns,
+  input: WorkloadColumns,
   options: ClusterOptions,
   backend: SimulationBackend,
   progress: ProgressListener,
 ): Promise<ClusterReport> {
-  checkPages(options.pageTokens, workload.blockTokens);
+  checkPages(options.pageTokens, input.blockTokens);
+  const workload = tasksThatFit(input, options);
   const cluster = backend.openCluster(workload, {
     workers: options.workers,
     hardware: options.hardware,
@@ -270,7 +273,7 @@ export async function simulateCluster(
     maxSequences: options.maxSequences,
     stepTokens: options.stepTokens,
     hostTierTokens: options.hostTierTokens,
-    linkBytesPerSecond: options.linkGigabytesPerSecond * 1e9,
+    linkBytesPerSecond: Math.round(options.linkGigabytesPerSecond * 1e9),
   });
   const { arrivals, seed } = options;
   const wanted = [
@@ -290,11 +293,12 @@ export async function simulateCluster(
     progress.end();
   }
 
+  const journal = options.journal === undefined ? {} : { journal: options.journal };
   const points = pointsOf(arrivals, saturation.get('affinity'), workload, options);
   const cells = points.flatMap((point) => options.policies.map((policy) => ({ point, policy })));
   progress.begin('simulating', cells.length);
   const results = await runAll(cells, progress, ({ point, policy }, onProgress) =>
-    cluster.run({ policy, seed, rate: point.rate ?? 0, live: point.live ?? 0 }, onProgress),
+    cluster.run({ policy, seed, rate: point.rate ?? 0, live: point.live ?? 0, ...journal }, onProgress),
   );
   progress.end();
 
@@ -303,13 +307,34 @@ export async function simulateCluster(
     schema: 'saga.simulate.cluster/1',
     options: clusterOptions(options),
     requests: callCount(workload),
-    tasks: workload.taskTenant.length,
+    tasks: taskCount(workload),
+    tasksTooLarge: taskCount(input) - taskCount(workload),
     saturationTasksPerSecond: arrivals.kind === 'load' ? (saturation.get('affinity') as number) : null,
     saturationByPolicy: Object.fromEntries(options.saturation.map((policy) => [policy, saturation.get(policy)])),
     results: cells.map(({ point, policy }, index) =>
       clusterRow(policy, point, results[index] as ClusterRunResult, hasExpected),
     ),
   };
+}
+
+/** The tasks of which every call fits into the KV room of a worker; an engine refuses a longer call. */
+function tasksThatFit(workload: WorkloadColumns, options: ClusterOptions): WorkloadColumns {
+  const room = Math.floor(options.kvTokens / options.pageTokens);
+  let longest = 0;
+  const fitting = selectTasks(workload, (task) => {
+    let fits = true;
+    const last = workload.taskFirstCall[task + 1] as number;
+    for (let call = workload.taskFirstCall[task] as number; call < last; ++call) {
+      const tokens = (workload.promptTokens[call] as number) + (workload.outputTokens[call] as number) - 1;
+      longest = Math.max(longest, tokens);
+      if (Math.ceil(tokens / options.pageTokens) > room) fits = false;
+    }
+    return fits;
+  });
+  if (fitting === undefined) {
+    throw optionError(`expected a KV room of at least ${longest} tokens for the longest call, not ${options.kvTokens}`);
+  }
+  return fitting;
 }
 
 interface LoadPoint {
@@ -371,6 +396,7 @@ function clusterOptions(options: ClusterOptions): Record<string, unknown> {
     stepTokens: options.stepTokens,
     hostTierTokens: options.hostTierTokens,
     linkGigabytes: options.linkGigabytesPerSecond,
+    journal: options.journal ?? null,
     policies: options.policies,
   };
 }
@@ -398,6 +424,13 @@ function clusterRow(
     sloAttainment: result.sloAttainment,
     sloAttainmentPaper: hasExpected ? result.sloAttainmentPaper : null,
     throughputTokensPerSecond: result.throughputTokensPerSecond,
+    capacityPages: result.capacityPages,
+    requestedPages: result.requestedPages,
+    missedPages: result.missedPages,
+    evictedPages: result.evictedPages,
+    outputTokens: result.outputTokens,
+    preemptions: result.preemptions,
+    stateDigest: result.stateDigest,
   };
 }
 

@@ -98,6 +98,12 @@ export const compactedRatio: Quantiles = [[0, 0.135], [0.1, 0.163], [0.25, 0.212
 /** Context at which a session is compacted, tokens. */
 export const contextLimitTokens: Quantiles = [[0, 120_000], [0.25, 150_000], [0.5, 156_000], [0.85, 172_000], [0.95, 200_000], [1, 530_000]]; // prettier-ignore
 
+/**
+ * Longest prompt that is drawn: 0.1 % of the recorded ones are longer, up to 526,123 tokens, but do not fit into the KV room of
+ * a four-GPU worker.
+ */
+export const longestPromptTokens = 400_000;
+
 /** Stop reasons, in the order of the counts below. */
 export const stops = ['toolUse', 'endTurn', 'unknown'] as const;
 

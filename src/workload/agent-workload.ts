@@ -202,11 +202,14 @@ function drawTokens(random: Random, quantiles: Quantiles): number {
 
 /** The first prompt of a session. */
 function drawStart(random: Random, world: World, large: boolean): Prompt {
-  const wanted = Math.round(drawQuantiles(random, large ? calibration.largeStartTokens : calibration.smallStartTokens));
+  const drawn = drawQuantiles(random, large ? calibration.largeStartTokens : calibration.smallStartTokens);
+  const wanted = Math.min(calibration.longestPromptTokens, Math.round(drawn));
   if (large && random.chance(calibration.forkedStartShare)) {
     const origin = world.anyEarlier(random);
     if (origin !== undefined && origin.tokens > agentBlockTokens) {
-      return origin.prefix(wanted).grown(drawTokens(random, calibration.growthTokens.later), world);
+      const kept = origin.prefix(wanted);
+      const room = calibration.longestPromptTokens - kept.tokens;
+      return kept.grown(Math.min(room, drawTokens(random, calibration.growthTokens.later)), world);
     }
   }
   const head = world.drawHead(random);
@@ -223,7 +226,8 @@ function drawSession(log: RequestLog, world: World, name: string, random: Random
   const large = random.chance(calibration.largeStartShare);
   const calls = drawCount(random, large ? calibration.callsOfLargeStart : calibration.callsOfSmallStart);
   let prompt = drawStart(random, world, large);
-  const limit = Math.max(drawQuantiles(random, calibration.contextLimitTokens), prompt.tokens * 1.05);
+  const usual = drawQuantiles(random, calibration.contextLimitTokens);
+  const limit = Math.min(calibration.longestPromptTokens, Math.max(usual, prompt.tokens * 1.05));
   const main = new Agent(log, name, 'main', random);
   const spawnAt = drawSpawns(random, calls);
 

@@ -354,3 +354,57 @@ export function firstTasks(columns: WorkloadColumns, tasks: number): WorkloadCol
     callMain: columns.callMain.subarray(0, calls),
   };
 }
+
+/**
+ * A workload of the tasks for which `keep` says so, in the same order; threads are numbered anew. The workload itself where
+ * all are kept, undefined where none is.
+ */
+export function selectTasks(columns: WorkloadColumns, keep: (task: number) => boolean): WorkloadColumns | undefined {
+  const kept: number[] = [];
+  for (let task = 0; task < taskCount(columns); ++task) if (keep(task)) kept.push(task);
+  if (kept.length === taskCount(columns)) return columns;
+  if (kept.length === 0) return undefined;
+  const builder = new WorkloadBuilder(columns.blockTokens, columns.classNames);
+  const threads = new Map<number, number>();
+  for (const task of kept) {
+    builder.beginTask({
+      name: columns.taskNames[task] as string,
+      tenant: columns.taskTenant[task] as number,
+      taskClass: columns.taskClass[task] as number,
+      expectedSeconds: (columns.taskExpected[task] as number) / 1e6,
+      weight: columns.taskWeight[task] as number,
+      arrival: columns.taskArrival?.[task] ?? Number.NaN,
+    });
+    const first = columns.taskFirstCall[task] as number;
+    const shift = builder.calls - first;
+    for (let call = first; call < (columns.taskFirstCall[task + 1] as number); ++call) {
+      const thread = columns.callThread[call] as number;
+      if (!threads.has(thread)) threads.set(thread, threads.size);
+      builder.addCall({
+        thread: threads.get(thread) as number,
+        promptTokens: columns.promptTokens[call] as number,
+        outputTokens: columns.outputTokens[call] as number,
+        promptKind: columns.promptKind[call] as number,
+        stopReason: columns.stopReason[call] as number,
+        toolClass: columns.toolClass[call] as number,
+        seconds: columns.callSeconds?.[call] ?? Number.NaN,
+        time: columns.callTime[call] as number,
+        gapSeconds: columns.callGapSeconds[call] as number,
+        number: columns.callNumber[call] as number,
+        main: columns.callMain[call] === 1,
+      });
+      const lastPredecessor = columns.callFirstPredecessor[call + 1] as number;
+      for (let at = columns.callFirstPredecessor[call] as number; at < lastPredecessor; ++at) {
+        builder.addPredecessor(
+          (columns.predecessorCall[at] as number) + shift,
+          (columns.predecessorGap[at] as number) / 1e6,
+        );
+      }
+      const lastRun = columns.callFirstRun[call + 1] as number;
+      for (let run = columns.callFirstRun[call] as number; run < lastRun; ++run) {
+        builder.addRun(columns.runFirstId[run] as number, columns.runLength[run] as number);
+      }
+    }
+  }
+  return builder.finish();
+}

@@ -22,7 +22,14 @@ import {
 } from './json-fields.js';
 import { PromptKind, ToolClass } from './columns.js';
 import { RequestLog, type SessionRequest } from './request-log.js';
-import { checkBlocks, isId, requestLineBlockTokens, stopReasonOf, type TraceReader } from './trace-format.js';
+import {
+  checkBlocks,
+  isId,
+  longestText,
+  requestLineBlockTokens,
+  stopReasonOf,
+  type TraceReader,
+} from './trace-format.js';
 
 /** Ids of a `local` session are renumbered from here on, beyond any id that a recorder gives. */
 const firstLocalId = 2 ** 44;
@@ -51,7 +58,7 @@ export class SessionDocuments implements TraceReader {
   add(document: JsonObject): void {
     const session = text(document, 'id');
     const blockTokens =
-      document['block_size'] === undefined ? requestLineBlockTokens : integer(document, 'block_size', 1, 1 << 20);
+      document['block_size'] === undefined ? requestLineBlockTokens : integer(document, 'block_size', 1, 4096);
     if (this.size !== undefined && blockTokens !== this.size) {
       throw new Malformed(`expected "block_size" ${this.size} as in the documents before, found ${blockTokens}`);
     }
@@ -116,14 +123,14 @@ function callsOf(
     if (type !== 'n' && type !== 's')
       throw new Malformed(`expected "type" to be "n", "s" or "subagent", found "${type}"`);
     const time = origin + number(request, 't', 0);
-    const promptTokens = integer(request, 'in', 1, 0xffff_ffff);
+    const promptTokens = integer(request, 'in', 1, longestText);
     const ids = array(request, 'hash_ids');
     for (const id of ids)
       if (!isId(id)) throw new Malformed('expected "hash_ids" to be whole numbers from 0 to 2^53 - 1');
     checkBlocks(ids.length, promptTokens, blockTokens, 'hash_ids');
     const seconds = optionalNumber(request, 'api_time', 0) ?? Number.NaN;
     const stop = stopReasonOf(optionalText(request, 'stop') ?? '');
-    const outputTokens = Math.max(1, integer(request, 'out', 0, 0xffff_ffff));
+    const outputTokens = Math.max(1, integer(request, 'out', 0, longestText));
     const before = calls[calls.length - 1];
     if (before !== undefined && before.type === 's' && type === 'n' && sameIds(before.ids, ids as readonly number[])) {
       Object.assign(before.request, { time, promptTokens, outputTokens, seconds, stopReason: stop });

@@ -5,6 +5,9 @@ import { StopReason, type WorkloadColumns } from './columns.js';
 import { Malformed, type JsonObject } from './json-fields.js';
 import type { RequestLog } from './request-log.js';
 
+/** Most tokens of a prompt or an answer that the simulation takes. */
+export const longestText = 2 ** 28;
+
 /** Tokens of a block id of request lines. */
 export const requestLineBlockTokens = 64;
 /** Tokens of a block id of a Mooncake trace. */

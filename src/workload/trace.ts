@@ -20,6 +20,7 @@ import { RequestLog, type ArrangeOptions } from './request-log.js';
 import {
   checkBlocks,
   isId,
+  longestText,
   mooncakeBlockTokens,
   requestLineBlockTokens,
   stopReasonOf,
@@ -235,8 +236,8 @@ class RequestLines implements TraceReader {
     const agent = text(row, 'aid');
     const callNumber = integer(row, 'k', 0, 0xffff_ffff);
     const time = number(row, 't', 0);
-    const promptTokens = integer(row, 'in', 1, 0xffff_ffff);
-    const outputTokens = Math.max(1, integer(row, 'out', 0, 0xffff_ffff));
+    const promptTokens = integer(row, 'in', 1, longestText);
+    const outputTokens = Math.max(1, integer(row, 'out', 0, longestText));
     const seconds = optionalNumber(row, 'llm_s', 0) ?? Number.NaN;
     const gapSeconds = number(row, 'gap_s', 0);
     const kind = kinds[text(row, 'gap_kind')];
@@ -284,8 +285,8 @@ class MooncakeLines implements TraceReader {
 
   add(row: JsonObject): void {
     const timestamp = number(row, 'timestamp', 0);
-    const promptTokens = integer(row, 'input_length', 1, 0xffff_ffff);
-    const outputTokens = Math.max(1, integer(row, 'output_length', 0, 0xffff_ffff));
+    const promptTokens = integer(row, 'input_length', 1, longestText);
+    const outputTokens = Math.max(1, integer(row, 'output_length', 0, longestText));
     const ids = array(row, 'hash_ids');
     for (const id of ids)
       if (!isId(id)) throw new Malformed('expected "hash_ids" to be whole numbers from 0 to 2^53 - 1');
