@@ -8,6 +8,17 @@ import native from './native.cjs';
 export * from './errors.js';
 export { BlockHasher, type BlockHasherOptions, type HashAlgorithm, type RequestKeys } from './hasher.js';
 export {
+  PageTable,
+  type BlockEvents,
+  type BlockPoolStats,
+  type OpenedSequence,
+  type PageTableOptions,
+  type PageTableStats,
+  type Plan,
+  type PrefixHit,
+  type SequenceState,
+} from './page-table.js';
+export {
   Scheduler,
   type At,
   type Call,

@@ -18,13 +18,7 @@ declare namespace native {
     addWorker(now: number, capacityBlocks: number): number;
     removeWorker(now: number, worker: number): number;
     /** With `hasParent` = 1 the first element of `hashes` is the parent of the second. */
-    blocksStored(
-      now: number,
-      worker: number,
-      tier: number,
-      hashes: BigUint64Array,
-      hasParent: number,
-    ): number;
+    blocksStored(now: number, worker: number, tier: number, hashes: BigUint64Array, hasParent: number): number;
     blocksRemoved(now: number, worker: number, tier: number, hashes: BigUint64Array): number;
     blocksCleared(now: number, worker: number): number;
     workerLoad(now: number, worker: number, blocksInUse: number): number;
@@ -32,13 +26,7 @@ declare namespace native {
     workerState(worker: number): number;
     openWorkflow(now: number, tenant: number): number;
     closeWorkflow(now: number, workflow: number): number;
-    submitCall(
-      now: number,
-      workflow: number,
-      promptTokens: number,
-      chain: BigUint64Array,
-      count: number,
-    ): number;
+    submitCall(now: number, workflow: number, promptTokens: number, chain: BigUint64Array, count: number): number;
     firstToken(now: number, call: number): number;
     finishCall(now: number, call: number, stop: number, tool: number, outputTokens: number): number;
     toolStarted(now: number, workflow: number, tool: number): number;
@@ -52,6 +40,46 @@ declare namespace native {
     digest(): bigint;
     verify(): number;
     journalRead(bytes: Uint8Array): number;
+    destroy(): number;
+  }
+
+  /** `words` and `stats` are the registered arrays. A copy is four words: source tier and block, target tier and block. */
+  interface PageTable {
+    /** Tokens that hit; in `words`: in all, then by tier. */
+    match(hashes: BigUint64Array, tokenCount: number, slowest: number): number;
+    /** The sequence; in `words` as of match. */
+    open(hashes: BigUint64Array, tokenCount: number, slowest: number): number;
+    /** 1 if there is a copy to execute, which is in `words`. */
+    allocateSlots(sequence: number, newTokens: number): number;
+    cacheFullBlocks(sequence: number, hashes: BigUint64Array): number;
+    /** The new sequence. */
+    fork(parent: number): number;
+    truncate(sequence: number, tokenCount: number): number;
+    free(sequence: number): number;
+    /** In `words`: token count, block count, cached blocks, resident, busy. */
+    sequenceState(sequence: number): number;
+    exportBlockTables(sequences: Uint32Array, width: number, padding: number, blockTables: Int32Array): number;
+    /** Number of slots. `ranges`: sequence, first token, token count. */
+    exportSlotMapping(ranges: Uint32Array, slotMapping: BigInt64Array): number;
+    /** The plan; the number of copies in `words[0]`. So the next two. */
+    planSwapOut(sequence: number, target: number, copies: Uint32Array): number;
+    planSwapIn(sequence: number, copies: Uint32Array): number;
+    planCopy(source: number, hashes: BigUint64Array, target: number, copies: Uint32Array): number;
+    commit(plan: number): number;
+    abort(plan: number): number;
+    /** How many hashes were found. */
+    evict(tier: number, hashes: BigUint64Array): number;
+    /** How many blocks were found free. */
+    evictFirst(tier: number, hashes: BigUint64Array): number;
+    /** 1 if it was done. */
+    resetPrefixCache(tier: number): number;
+    /** Number of hashes. */
+    cachedHashes(tier: number, hashes: BigUint64Array): number;
+    /** Number of events. */
+    drainEvents(hashes: BigUint64Array, blocks: Uint32Array, tiers: Uint8Array, kinds: Uint8Array): number;
+    stats(): number;
+    verify(): number;
+    digest(): bigint | number;
     destroy(): number;
   }
 }
@@ -106,6 +134,11 @@ declare const native: {
   ): native.Engine | number;
   /** `result`: status, events, decisions, good bytes. The digest of the state, or minus a status where there is none. */
   replayJournal(journal: Uint8Array, result: Float64Array): bigint | number;
+  /**
+   * `options`: blockTokens, blocks of GPU, host and disk, maxSequences, maxBlocksPerSequence, maxPlans, eventCapacity,
+   * uncachedFirst. `words` (8) and `stats` (35) are registered and written later.
+   */
+  createPageTable(options: Float64Array, words: Uint32Array, stats: Float64Array): native.PageTable | number;
 
   createWorkload(columns: native.Columns): native.Workload | number;
   createCacheReplay(

@@ -85,6 +85,7 @@ class Bound {
 
 void register_hash(Napi::Env env, Napi::Object exports);
 void register_engine(Napi::Env env, Napi::Object exports);
+void register_pages(Napi::Env env, Napi::Object exports);
 void register_simulate(Napi::Env env, Napi::Object exports);
 
 }  // namespace saga::node
