@@ -3,7 +3,6 @@
 #include <optional>
 #include <string_view>
 
-
 #include "../core/base/types.hpp"
 #include "../core/hash/block_hash.hpp"
 #include "check.hpp"
@@ -55,20 +54,34 @@ const char* saga_version(void) { return SAGA_VERSION; }
 
 const char* saga_status_text(saga_status_t status) {
   switch (status) {
-    case SAGA_OK: return "success";
-    case SAGA_ERR_INVALID_ARGUMENT: return "an argument lies outside its stated range";
-    case SAGA_ERR_NOT_FOUND: return "no such worker, workflow, call or sequence, or it has ended";
-    case SAGA_ERR_FULL: return "a bound fixed at creation is reached";
-    case SAGA_ERR_WRONG_STATE: return "the event does not fit the state of the object";
-    case SAGA_ERR_TIME_REVERSED: return "the time lies before an event that was applied already";
-    case SAGA_ERR_JOURNAL_FULL: return "the journal buffer is full: read it first";
-    case SAGA_ERR_JOURNAL_CORRUPT: return "not a journal, or it is cut off or damaged";
-    case SAGA_ERR_JOURNAL_MISMATCH: return "the replay decided otherwise than the journal says";
-    case SAGA_ERR_OUT_OF_MEMORY: return "out of memory";
-    case SAGA_ERR_VERSION_MISMATCH: return "another version of the format or the interface";
-    case SAGA_ERR_OUT_OF_BLOCKS: return "fewer free blocks than the operation needs";
-    case SAGA_ERR_NOT_RESIDENT: return "some blocks of the sequence are not in GPU memory: swap it in first";
-    case SAGA_ERR_BUSY: return "a plan of the sequence is neither committed nor aborted";
+    case SAGA_OK:
+      return "success";
+    case SAGA_ERR_INVALID_ARGUMENT:
+      return "an argument lies outside its stated range";
+    case SAGA_ERR_NOT_FOUND:
+      return "no such worker, workflow, call or sequence, or it has ended";
+    case SAGA_ERR_FULL:
+      return "a bound fixed at creation is reached";
+    case SAGA_ERR_WRONG_STATE:
+      return "the event does not fit the state of the object";
+    case SAGA_ERR_TIME_REVERSED:
+      return "the time lies before an event that was applied already";
+    case SAGA_ERR_JOURNAL_FULL:
+      return "the journal buffer is full: read it first";
+    case SAGA_ERR_JOURNAL_CORRUPT:
+      return "not a journal, or it is cut off or damaged";
+    case SAGA_ERR_JOURNAL_MISMATCH:
+      return "the replay decided otherwise than the journal says";
+    case SAGA_ERR_OUT_OF_MEMORY:
+      return "out of memory";
+    case SAGA_ERR_VERSION_MISMATCH:
+      return "another version of the format or the interface";
+    case SAGA_ERR_OUT_OF_BLOCKS:
+      return "fewer free blocks than the operation needs";
+    case SAGA_ERR_NOT_RESIDENT:
+      return "some blocks of the sequence are not in GPU memory: swap it in first";
+    case SAGA_ERR_BUSY:
+      return "a plan of the sequence is neither committed nor aborted";
   }
   return "unknown status";
 }
@@ -80,7 +93,8 @@ saga_status_t saga_hasher_create(saga_hash_algorithm_t algorithm, uint32_t block
   }
   const std::string_view text(root_size == 0 ? "" : root, root_size);
   const bool own = algorithm == SAGA_HASH_SAGA;
-  if (!own && algorithm != SAGA_HASH_SHA256_CBOR && algorithm != SAGA_HASH_XXHASH_CBOR) return SAGA_ERR_INVALID_ARGUMENT;
+  if (!own && algorithm != SAGA_HASH_SHA256_CBOR && algorithm != SAGA_HASH_XXHASH_CBOR)
+    return SAGA_ERR_INVALID_ARGUMENT;
   if (!own && !in_range(root_size, 1, kMaxHashSeedBytes)) return SAGA_ERR_INVALID_ARGUMENT;
   return guarded([&] {
     auto* made = new (std::nothrow) saga_hasher_t;
@@ -90,9 +104,8 @@ saga_status_t saga_hasher_create(saga_hash_algorithm_t algorithm, uint32_t block
     if (own) {
       made->root_state = made->state = chain_root(text);
     } else {
-      made->vllm_root.emplace(algorithm == SAGA_HASH_SHA256_CBOR ? VllmHashAlgorithm::kSha256Cbor
-                                                                             : VllmHashAlgorithm::kXxhashCbor,
-                                          text);
+      made->vllm_root.emplace(
+          algorithm == SAGA_HASH_SHA256_CBOR ? VllmHashAlgorithm::kSha256Cbor : VllmHashAlgorithm::kXxhashCbor, text);
       made->vllm = made->vllm_root;
     }
     *hasher = made;

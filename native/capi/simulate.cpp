@@ -160,9 +160,8 @@ void saga_cache_options_init_sized(saga_cache_options_t* options, uint32_t struc
 saga_status_t saga_cache_replay_run(const saga_cache_replay_t* replay, const saga_cache_options_t* options,
                                     saga_cache_result_t* result, uint64_t* progress) {
   saga_cache_options_t given = default_cache_options();
-  if (replay == nullptr || result == nullptr || !read_options(options, &given) ||
-      given.policy > SAGA_EVICTION_BELADY || given.model > SAGA_CACHE_PINNED || given.capacity_pages == 0 ||
-      given.infer_threads > 1) {
+  if (replay == nullptr || result == nullptr || !read_options(options, &given) || given.policy > SAGA_EVICTION_BELADY ||
+      given.model > SAGA_CACHE_PINNED || given.capacity_pages == 0 || given.infer_threads > 1) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
   CacheReplayOptions run;
@@ -217,9 +216,13 @@ saga_status_t saga_cluster_create(const saga_workload_t* workload, const saga_cl
   const std::uint64_t capacity = made.kv_tokens / given.page_tokens;
   if (!in_range(capacity, 1, 1u << 28)) return SAGA_ERR_INVALID_ARGUMENT;
   return guarded([&]() -> saga_status_t {
-    auto built = std::unique_ptr<saga_cluster_t>(new (std::nothrow) saga_cluster_t{
-        workload->workload, workload->expected, PageTree::for_cluster(*workload->workload, given.page_tokens),
-        static_cast<std::uint32_t>(capacity), made, {}});
+    auto built = std::unique_ptr<saga_cluster_t>(
+        new (std::nothrow) saga_cluster_t{workload->workload,
+                                          workload->expected,
+                                          PageTree::for_cluster(*workload->workload, given.page_tokens),
+                                          static_cast<std::uint32_t>(capacity),
+                                          made,
+                                          {}});
     if (built == nullptr) return SAGA_ERR_OUT_OF_MEMORY;
     const Status status = ideal_completion(*built->workload, built->tree, built->options, &built->ideal);
     if (status != Status::kOk) return saga::capi::to_c(status);

@@ -10,7 +10,8 @@
 namespace saga::capi {
 
 // Offsets of a ragged array: 0 first, never falling, `total` last.
-inline bool offsets_valid(const std::uint32_t* offsets, std::uint32_t rows, std::uint32_t total, std::uint32_t least_per_row) {
+inline bool offsets_valid(const std::uint32_t* offsets, std::uint32_t rows, std::uint32_t total,
+                          std::uint32_t least_per_row) {
   if (offsets == nullptr || offsets[0] != 0 || offsets[rows] != total) return false;
   for (std::uint32_t row = 0; row < rows; ++row) {
     if (offsets[row + 1] < offsets[row] || offsets[row + 1] - offsets[row] < least_per_row) return false;
@@ -49,7 +50,8 @@ inline bool workload_columns_valid(const saga_workload_columns_t& columns) {
       }
       std::uint64_t blocks = 0;
       for (std::uint32_t run = columns.call_first_run[call]; run < columns.call_first_run[call + 1]; ++run) {
-        if (columns.run_length[run] == 0 || columns.run_first_id[run] > UINT64_MAX - columns.run_length[run]) return false;
+        if (columns.run_length[run] == 0 || columns.run_first_id[run] > UINT64_MAX - columns.run_length[run])
+          return false;
         blocks += columns.run_length[run];
       }
       if (blocks > kMostTokens) return false;

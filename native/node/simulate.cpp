@@ -44,7 +44,8 @@ std::vector<std::uint64_t> integers(const Elements<double>& values) {
 
 std::uint64_t steady_nanoseconds() {
   return static_cast<std::uint64_t>(
-      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count());
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+          .count());
 }
 
 // createWorkload(columns): see NativeColumns in src/workload/columns.ts
@@ -132,7 +133,10 @@ template <typename Run>
 class AsyncRun : public Napi::AsyncWorker {
  public:
   AsyncRun(Napi::Env env, Napi::Array kept, Run run)
-      : Napi::AsyncWorker(env), deferred_(Napi::Promise::Deferred::New(env)), kept_(Napi::Persistent(kept)), run_(run) {}
+      : Napi::AsyncWorker(env),
+        deferred_(Napi::Promise::Deferred::New(env)),
+        kept_(Napi::Persistent(kept)),
+        run_(run) {}
   Napi::Promise promise() const { return deferred_.Promise(); }
 
  protected:
@@ -368,8 +372,7 @@ void register_simulate(Napi::Env env, Napi::Object exports) {
   exports.Set("createCluster", Napi::Function::New<create_cluster>(env, "createCluster"));
   exports.Set("runCluster", Napi::Function::New<run_cluster>(env, "runCluster"));
   exports.Set("clusterSaturation", Napi::Function::New<cluster_saturation>(env, "clusterSaturation"));
-  exports.Set("clusterLiveForPressure",
-              Napi::Function::New<cluster_live_for_pressure>(env, "clusterLiveForPressure"));
+  exports.Set("clusterLiveForPressure", Napi::Function::New<cluster_live_for_pressure>(env, "clusterLiveForPressure"));
 }
 
 }  // namespace saga::node

@@ -37,8 +37,8 @@ EngineOptions EnginePlacement::options_for(const Workload& workload, const PageT
   for (const std::uint32_t pages : longest) options.max_open_blocks += (pages + 255) / 256 * 256;
   options.max_chain_blocks = longest_of_all;
   // What all workers hold at once, and what one of them reports stored before it reports evicted.
-  options.max_blocks = std::min<std::uint64_t>(tree.distinct_pages(), std::uint64_t{workers} * capacity_pages) +
-                       capacity_pages;
+  options.max_blocks =
+      std::min<std::uint64_t>(tree.distinct_pages(), std::uint64_t{workers} * capacity_pages) + capacity_pages;
   options.block_tokens = tree.page_tokens();
   options.seed = seed;
   options.placement.kind = kind;
@@ -47,8 +47,8 @@ EngineOptions EnginePlacement::options_for(const Workload& workload, const PageT
 }
 
 EnginePlacement::EnginePlacement(const Workload& workload, const PageTree& tree, std::uint32_t workers,
-                                 std::uint32_t capacity_pages, PlacementKind kind, std::uint64_t seed,
-                                 JournalSink sink, void* sink_context)
+                                 std::uint32_t capacity_pages, PlacementKind kind, std::uint64_t seed, JournalSink sink,
+                                 void* sink_context)
     : workload_(workload),
       tree_(tree),
       workers_(workers),
@@ -123,8 +123,7 @@ void EnginePlacement::first_token(CallId call, WorkerId, Time now, ClusterContro
   expect_ok(engine_.first_token(at(now), handle_[call]));
 }
 
-void EnginePlacement::call_finished(CallId call, WorkerId, StopReason stop, ToolClass tool, Time now,
-                                    ClusterControl&) {
+void EnginePlacement::call_finished(CallId call, WorkerId, StopReason stop, ToolClass tool, Time now, ClusterControl&) {
   drain(64);
   expect_ok(engine_.finish_call(at(now), handle_[call], stop, tool, workload_.output_tokens[call]));
 }
@@ -147,7 +146,7 @@ void EnginePlacement::pages_changed(WorkerId worker, const std::vector<PageCache
       continue;
     }
     const NodeId above = tree_.node(range.node).parent;
-    const BlockHash parent = range.first > 0 ? tree_.page_hash(range.node, range.first - 1)
+    const BlockHash parent = range.first > 0  ? tree_.page_hash(range.node, range.first - 1)
                              : above != kNone ? tree_.page_hash(above, tree_.node(above).pages - 1)
                                               : 0;
     expect_ok(engine_.blocks_stored(at(now), worker, Tier::kGpu, parent, chain_));
