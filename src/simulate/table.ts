@@ -65,7 +65,7 @@ function cacheTable(report: CacheReport): string {
     row.costRatio.toFixed(3),
     count(row.missedPages),
     count(row.evictedPages),
-    ...(timed ? [row.decisionNanoseconds == null ? '-' : row.decisionNanoseconds.toFixed(0)] : []),
+    ...(timed ? [row.decisionNanoseconds?.toFixed(0) ?? '-'] : []),
   ]);
   const requested = report.results[0]?.requestedPages ?? 0;
   return [

@@ -1,0 +1,63 @@
+#!/usr/bin/env node
+/**
+ * The command `saga`. Each sub-command lies in a file of its own; nothing native is loaded until one needs it, so that
+ * `saga build` and `saga doctor` work where the addon is missing.
+ */
+import { readFileSync } from 'node:fs';
+import { Command, CommanderError } from 'commander';
+import { build, type BuildOptions } from './build.js';
+import { doctor, type DoctorOptions } from './doctor.js';
+import { registerReplay } from './replay.js';
+import { registerSimulate } from './simulate.js';
+
+const manifest = JSON.parse(readFileSync(new URL('../../../package.json', import.meta.url), 'utf8')) as {
+  version: string;
+};
+
+const program = new Command('saga')
+  .description('Workflow-atomic scheduling for AI-agent inference.')
+  .version(manifest.version)
+  .showSuggestionAfterError()
+  .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, 'saga: ')) })
+  .exitOverride()
+  .addHelpText(
+    'after',
+    `
+Examples:
+  saga simulate --workload agent --plot cache.svg
+  saga simulate --mode cluster --workload swe-bench --load 0.5,0.9,1.1
+  saga doctor`,
+  );
+
+registerSimulate(program);
+registerReplay(program);
+program
+  .command('doctor')
+  .description('say whether SAGA works on this machine: platform, binary, self-test')
+  .option('--json', 'print one JSON object')
+  .action((options: DoctorOptions) => {
+    process.exitCode = doctor(options);
+  });
+program
+  .command('build')
+  .description('compile the addon on this machine, for a platform without a prebuilt binary')
+  .option('--jobs <n>', 'compiler processes at a time; default: one a core', jobCount)
+  .option('--verbose', 'print every compiler command')
+  .action(async (options: BuildOptions) => {
+    process.exitCode = await build(options);
+  });
+
+function jobCount(text: string): number {
+  if (!/^[1-9]\d{0,3}$/.test(text))
+    throw new CommanderError(2, 'saga.jobs', `expected --jobs to be a whole number from 1, not "${text}"`);
+  return Number(text);
+}
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  if (!(error instanceof CommanderError)) throw error;
+  if (error.code === 'saga.jobs') process.stderr.write(`saga: ${error.message}\n`);
+  // Help and version end with 0; everything else that commander refuses is a bad option.
+  process.exitCode = error.exitCode === 0 ? 0 : 2;
+}
