@@ -221,6 +221,25 @@ TEST(PrefixIndex, SparseAnswerListsGpuHoldersInOrder) {
   EXPECT_EQ(index.match_gpu(Hashes{999}, workers, depth), 0u);
 }
 
+TEST(PrefixIndex, AThousandWorkers) {
+  constexpr std::uint32_t kWorkers = 1100;
+  PrefixIndex index({kWorkers, 1000});
+  Hashes chain;
+  for (BlockHash hash = 1; hash <= 200; ++hash) chain.push_back(hash);
+  for (WorkerId worker = 0; worker < kWorkers; ++worker) {
+    index.store(worker, Tier::kGpu, Hashes(chain.begin(), chain.begin() + worker % 190), 0);
+    if (worker % 3 == 0) index.store(worker, Tier::kDisk, chain, 0);
+  }
+  std::vector<std::uint32_t> depth(kWorkers * kTierCount);
+  EXPECT_EQ(index.match(chain, depth.data()), 200u);
+  for (WorkerId worker = 0; worker < kWorkers; ++worker) {
+    EXPECT_EQ(depth[worker * kTierCount], worker % 190) << worker;
+    EXPECT_EQ(depth[worker * kTierCount + 1], worker % 190) << worker;
+    EXPECT_EQ(depth[worker * kTierCount + 2], worker % 3 == 0 ? 200 : worker % 190) << worker;
+  }
+  EXPECT_TRUE(index.verify());
+}
+
 TEST(PrefixIndex, DigestDependsOnContentsAlone) {
   PrefixIndex forward({8, 100});
   PrefixIndex backward({500, 1000});

@@ -13,6 +13,7 @@ namespace {
 
 // How far a query looks ahead, in lines: table entries are fetched kFetchAhead lines before they are needed, and the lines
 // they name kLocateAhead lines before.
+constexpr std::size_t kFirstAhead = 4;  // before the first block is known to be there
 constexpr std::size_t kFetchAhead = 12;
 constexpr std::size_t kLocateAhead = 8;
 constexpr std::size_t kRing = 16;          // >= kLocateAhead
@@ -432,7 +433,7 @@ template <class Visitor>
 std::uint32_t PrefixIndex::walk(std::span<const BlockHash> chain, Visitor& visitor) const {
   const std::size_t n = chain.size();
   if (n == 0) return 0;
-  for (std::size_t k = 0; k < n && k <= kLocateAhead * kLine; k += kLine) prefetch_entry(chain[k]);
+  for (std::size_t k = 0; k < n && k <= kFirstAhead * kLine; k += kLine) prefetch_entry(chain[k]);
   Place place = find_candidate(chain[0]);
   if (place == 0) return 0;
 
