@@ -166,6 +166,7 @@ export class PageTable {
   readonly #words = new Uint32Array(8);
   readonly #stats = new Float64Array(statCount);
   #copies = new Uint32Array(64 * copyWords);
+  #events = newEvents(0);
   #closed = false;
 
   /** @throws SagaArgumentError for an option outside its range */
@@ -363,8 +364,10 @@ export class PageTable {
    */
   exportSlotMapping(ranges: Uint32Array, out?: BigInt64Array): BigInt64Array {
     this.#open();
-    if (!(ranges instanceof Uint32Array) || ranges.length % rangeWords !== 0)
-      throw new SagaArgumentError(`ranges must be a Uint32Array of three words a range, got ${describe(ranges)}`);
+    if (!(ranges instanceof Uint32Array))
+      throw new SagaArgumentError(`ranges must be a Uint32Array, got ${describe(ranges)}`);
+    if (ranges.length % rangeWords !== 0)
+      throw new SagaArgumentError(`ranges must have three words each, got ${ranges.length} words`);
     let tokens = 0;
     for (let i = 2; i < ranges.length; i += rangeWords) tokens += ranges[i] as number;
     if (tokens > 2 ** 28) throw new SagaArgumentError(`ranges have at most 2^28 tokens, got ${tokens}`);
@@ -491,16 +494,17 @@ export class PageTable {
   drainEvents(most: number = Math.max(1, this.eventCapacity)): BlockEvents {
     this.#open();
     const capacity = Math.min(checkInteger('most', most, 1, twoTo32 - 1), this.eventCapacity);
-    const hashes = new BigUint64Array(capacity);
-    const blocks = new Uint32Array(capacity);
-    const tierNumbers = new Uint8Array(capacity);
-    const kinds = new Uint8Array(capacity);
-    const count = this.#answer(this.#native.drainEvents(hashes, blocks, tierNumbers, kinds), () => 'drainEvents');
+    if (this.#events.hashes.length < capacity) this.#events = newEvents(capacity);
+    const events = this.#events;
+    const count = this.#answer(
+      this.#native.drainEvents(events.hashes.subarray(0, capacity), events.blocks, events.tiers, events.kinds),
+      () => 'drainEvents',
+    );
     return {
-      hashes: hashes.slice(0, count),
-      blocks: blocks.slice(0, count),
-      tiers: tierNumbers.slice(0, count),
-      kinds: kinds.slice(0, count),
+      hashes: events.hashes.slice(0, count),
+      blocks: events.blocks.slice(0, count),
+      tiers: events.tiers.slice(0, count),
+      kinds: events.kinds.slice(0, count),
     };
   }
 
@@ -601,6 +605,16 @@ export class PageTable {
     const plan = this.#answer(answer, what);
     return { plan, copies: this.#copies.slice(0, (this.#words[0] as number) * copyWords) };
   }
+}
+
+/** Working memory for the events of one call. */
+function newEvents(capacity: number): BlockEvents {
+  return {
+    hashes: new BigUint64Array(capacity),
+    blocks: new Uint32Array(capacity),
+    tiers: new Uint8Array(capacity),
+    kinds: new Uint8Array(capacity),
+  };
 }
 
 function checkId(name: string, id: unknown): number {
