@@ -198,8 +198,7 @@ TEST(Cluster, AffinityNeedsATenthOfThePrompt) {
   }
 }
 
-// Holds every call for a second, sends them to one worker with priorities, prefetches to another, and places the
-// rest by what it sees.
+// Holds the first call for a second, and copies its pages to where it sends the next one.
 class ScriptedPlacement final : public PlacementPolicy {
  public:
   WorkerId place(CallId call, Time now, ClusterControl& cluster) override {
@@ -434,6 +433,118 @@ TEST(Cluster, LazyDecodingEqualsSingleSteps) {
   }
   EXPECT_GT(preemptions, 100u);  // the scenarios reach what they are meant to reach
   EXPECT_GT(loaded, 1000u);
+}
+
+// Knows what the workers hold only from what they report, as an index in front of real engines does.
+class MirrorDirectory final : public PrefixDirectory {
+ public:
+  MirrorDirectory(const PageTree& tree, std::uint32_t workers)
+      : tree_(tree), pages_(workers, std::vector<std::uint32_t>(tree.size(), 0)) {}
+  void match(CallId call, std::uint32_t* pages) override {
+    std::vector<NodeId> path(tree_.max_path_nodes());
+    const std::uint32_t length = tree_.path(tree_.prompt_leaf(call), path.data());
+    for (std::size_t w = 0; w < pages_.size(); ++w) {
+      pages[w] = 0;
+      for (std::uint32_t i = 0; i < length; ++i) {
+        pages[w] += pages_[w][path[i]];
+        if (pages_[w][path[i]] < tree_.node(path[i]).pages) break;
+      }
+    }
+    ++matches;
+  }
+  void pages_changed(WorkerId worker, const std::vector<PageCache::Change>& changes, Time) override {
+    for (const PageCache::Change& change : changes) {
+      std::uint32_t& pages = pages_[worker][change.range.node];
+      if (change.stored) {
+        EXPECT_EQ(pages, change.range.first);
+        pages += change.range.count;
+      } else {
+        EXPECT_EQ(pages, change.range.first + change.range.count);
+        pages = change.range.first;
+      }
+    }
+  }
+  std::uint64_t matches = 0;
+
+ private:
+  const PageTree& tree_;
+  std::vector<std::vector<std::uint32_t>> pages_;
+};
+
+TEST(Cluster, WhatWorkersReportIsEnoughToMatch) {
+  std::uint64_t matches = 0;
+  for (std::uint64_t seed = 300; seed < 340; ++seed) {
+    SCOPED_TRACE(seed);
+    Scenario scenario = random_scenario(seed);
+    scenario.options.placement = PlacementKind::kAffinity;
+    const PageTree tree = PageTree::for_cluster(scenario.workload, 16);
+    ClusterResult asked;
+    ClusterResult told;
+    MirrorDirectory mirror(tree, scenario.options.workers);
+    ASSERT_EQ(simulate_cluster(scenario.workload, tree, scenario.options, &asked), Status::kOk);
+    ASSERT_EQ(simulate_cluster(scenario.workload, tree, scenario.options, &told, nullptr, nullptr, &mirror),
+              Status::kOk);
+    expect_same(asked, told);
+    matches += mirror.matches;
+  }
+  EXPECT_GT(matches, 1000u);
+}
+
+// Prefetches the next call's pages from the host tier while its tool runs.
+class PrefetchingPlacement final : public PlacementPolicy {
+ public:
+  WorkerId place(CallId call, Time now, ClusterControl& cluster) override {
+    if (call == 1) cluster.wake_at(now + 500'000);  // by then call 1 has pushed call 0's pages out
+    return 0;
+  }
+  void timer(Time, ClusterControl& cluster) override { copied = cluster.copy(2, 0, 0); }
+  std::uint32_t copied = 0;
+};
+
+TEST(Cluster, PolicyPrefetchesFromTheHostTier) {
+  // Room for 8 pages. Call 0 leaves 6, call 1 pushes 4 of them out to the host tier; call 2 repeats call 0's prompt and more.
+  WorkloadBuilder builder;
+  const CallId first = builder.call(0, 96, 1, {{0, 6}});
+  const CallId second = builder.call(1, 96, 1, {{100, 6}}, {{first, 1'000'000}});
+  builder.call(2, 112, 1, {{0, 6}, {50, 1}}, {{second, 5'000'000}});
+  builder.end_task();
+  const PageTree tree = PageTree::for_cluster(builder.get(), 16);
+  ClusterOptions options = linear_a100(1);
+  options.kv_tokens = 128;
+  options.host_tier_tokens = 1'600;
+  options.live = 1;
+  PrefetchingPlacement placement;
+  ClusterResult result;
+  ASSERT_EQ(simulate_cluster(builder.get(), tree, options, &result, nullptr, &placement), Status::kOk);
+  EXPECT_EQ(placement.copied, 4u);
+  EXPECT_EQ(result.copied_pages, 4u);
+  EXPECT_EQ(result.loaded_tokens, 0u);  // nothing was left to load when the call came
+  EXPECT_DOUBLE_EQ(result.prefix_hit_rate, 96.0 / (96 + 96 + 112));
+}
+
+// Serves the tasks in reverse order of arrival.
+class ReversingPlacement final : public PlacementPolicy {
+ public:
+  WorkerId place(CallId, Time, ClusterControl&) override { return 0; }
+  std::int32_t priority(CallId call, Time, ClusterControl&) override { return -static_cast<std::int32_t>(call); }
+};
+
+TEST(Cluster, PolicySetsPriorities) {
+  WorkloadBuilder builder;
+  for (ThreadId t = 0; t < 4; ++t) {
+    builder.call(t, 32, 1, {{t * 10, 2}});
+    builder.end_task();
+  }
+  const PageTree tree = PageTree::for_cluster(builder.get(), 16);
+  ClusterOptions options = linear_a100(1);
+  options.max_sequences = 1;
+  options.live = 4;
+  options.priority_scheduling = true;
+  ReversingPlacement placement;
+  ClusterResult result;
+  ASSERT_EQ(simulate_cluster(builder.get(), tree, options, &result, nullptr, &placement), Status::kOk);
+  for (CallId call = 0; call < 3; ++call) EXPECT_EQ(result.calls[call].admitted, result.calls[call + 1].finished);
+  EXPECT_EQ(result.calls[3].admitted, 0u);
 }
 
 TEST(Cluster, EverythingHoldsAtEveryEvent) {

@@ -158,6 +158,7 @@ class Cluster final : public ClusterControl, public WorkerObserver, public Prefi
   std::vector<std::uint32_t> open_calls_;
   std::vector<Time> copy_link_free_;
   std::vector<Copy> copies_;
+  std::vector<NodeId> path_;  // scratch
   std::vector<std::vector<ServedRequest>> served_;
 
   std::vector<Call> calls_;
@@ -178,7 +179,7 @@ class Cluster final : public ClusterControl, public WorkerObserver, public Prefi
   bool stopped_ = false;
 
   // At the latest arrival.
-  std::uint64_t useful_area_ = 0;
+  double useful_area_ = 0;  // page-microseconds
   std::uint64_t output_tokens_ = 0;
 };
 
@@ -197,6 +198,7 @@ Cluster::Cluster(const Workload& workload, const PageTree& tree, const ClusterOp
       pushed_generation_(options.workers, 0),
       open_calls_(options.workers, 0),
       copy_link_free_(options.workers, 0),
+      path_(tree.max_path_nodes()),
       served_(options.workers),
       calls_(workload.calls()),
       first_successor_(workload.calls() + 1, 0),
@@ -249,8 +251,22 @@ void Cluster::match(CallId call, std::uint32_t* pages) {
     directory_->match(call, pages);
     return;
   }
-  const NodeId leaf = tree_.prompt_leaf(call);
-  for (WorkerId w = 0; w < workers(); ++w) pages[w] = workers_[w]->match(leaf);
+  // What is cached is closed under prefixes, so along the path the nodes with cached pages come first: bisect.
+  const std::uint32_t length = tree_.path(tree_.prompt_leaf(call), path_.data());
+  for (WorkerId w = 0; w < workers(); ++w) {
+    const ResidentSet& residents = workers_[w]->cache().residents();
+    std::uint32_t held = 0;
+    std::uint32_t open = length;
+    while (held < open) {
+      const std::uint32_t middle = (held + open) / 2;
+      if (residents.nodes[path_[middle]].pages > 0) {
+        held = middle + 1;
+      } else {
+        open = middle;
+      }
+    }
+    pages[w] = held == 0 ? 0 : residents.path_pages(path_[held - 1]);
+  }
 }
 
 std::uint32_t Cluster::running_pages(WorkerId worker) {
@@ -308,7 +324,7 @@ std::uint32_t Cluster::computed_pages(NodeId leaf, Time now) {
 void Cluster::await(NodeId leaf, bool more) {
   for (NodeId node = leaf; node != kNone; node = tree_.node(node).parent) {
     const bool changes = more ? awaited_[node] == 0 : awaited_[node] == 1;
-    if (changes) {
+    if (changes && computed_pages_[node] > 0) {  // else nobody holds any of it
       for (const auto& worker : workers_) worker->node_awaited(node, more, now_);
     }
     awaited_[node] += more ? 1u : kNone;  // kNone = -1
@@ -390,7 +406,7 @@ void Cluster::task_arrives(std::uint32_t task) {
   useful_area_ = 0;
   output_tokens_ = 0;
   for (const auto& worker : workers_) {
-    useful_area_ += worker->useful_page_microseconds(now_);
+    useful_area_ += static_cast<double>(worker->useful_page_microseconds(now_));
     output_tokens_ += worker->output_tokens(now_);
   }
   arrival_[task] = now_;
@@ -527,11 +543,11 @@ void Cluster::report(ClusterResult& result) {
   if (window == 0) {  // all at once: the whole run
     window = now_ - result.first_arrival;
     useful_area_ = 0;
-    for (const auto& worker : workers_) useful_area_ += worker->useful_page_microseconds(now_);
+    for (const auto& worker : workers_) useful_area_ += static_cast<double>(worker->useful_page_microseconds(now_));
     output_tokens_ = result.output_tokens;
   }
-  result.memory_utilization = static_cast<double>(useful_area_) / static_cast<double>(window) /
-                              static_cast<double>(std::uint64_t{capacity} * workers());
+  result.memory_utilization =
+      useful_area_ / static_cast<double>(window) / static_cast<double>(std::uint64_t{capacity} * workers());
   result.throughput_tokens_per_second = static_cast<double>(output_tokens_) / seconds(window);
 
   if (options_.ideal != nullptr) {
@@ -571,14 +587,11 @@ bool valid(const Workload& workload, const PageTree& tree, const ClusterOptions&
     return false;
   }
   if (options.eviction == PolicyKind::kBelady) return false;  // needs the future
-  if ((options.rate > 0) == (options.live > 0) || !(options.rate >= 0)) return false;
+  if ((options.rate > 0) == (options.live > 0) || !(options.rate >= 0) || options.rate > 1e9) return false;
+  if (options.rate > 0 && options.rate < 1e-8) return false;  // arrivals stay far inside 64 bits
   if (options.ideal != nullptr && options.ideal->size() != tasks) return false;
   if (options.expected != nullptr && options.expected->size() != tasks) return false;
-  for (CallId call = 0; call < workload.calls(); ++call) {
-    const std::uint64_t tokens = std::uint64_t{workload.prompt_tokens[call]} + workload.output_tokens[call] - 1;
-    if ((tokens + tree.page_tokens() - 1) / tree.page_tokens() > capacity) return false;
-  }
-  return true;
+  return (longest_context(workload) + tree.page_tokens() - 1) / tree.page_tokens() <= capacity;
 }
 
 std::uint64_t sum_of(const std::vector<Time>& times) {
@@ -664,7 +677,7 @@ Status find_saturation(const Workload& workload, const PageTree& tree, const Clu
     do {
       high = low;
       low = high * 0.5;
-    } while (failure == Status::kOk && saturated(low) && low > 1e-9);
+    } while (failure == Status::kOk && low > 1e-7 && saturated(low));
   } else {
     const double last = low * 1e6;
     do {
@@ -679,6 +692,14 @@ Status find_saturation(const Workload& workload, const PageTree& tree, const Clu
   }
   *rate = (low + high) * 0.5;
   return failure;
+}
+
+std::uint64_t longest_context(const Workload& workload) {
+  std::uint64_t longest = 0;
+  for (CallId call = 0; call < workload.calls(); ++call) {
+    longest = std::max(longest, std::uint64_t{workload.prompt_tokens[call]} + workload.output_tokens[call] - 1);
+  }
+  return longest;
 }
 
 std::uint32_t live_for_pressure(const Workload& workload, const ClusterOptions& options, double pressure) {

@@ -116,9 +116,12 @@ Status ideal_completion(const Workload& workload, const PageTree& tree, const Cl
 
 // The rate (tasks a second), by bisection to 2 %, at which the mean completion time under these options is 3 x the mean
 // ideal. kNotFound: not even a million times the first guess saturates so few tasks. Uses options.ideal if given. `progress`
-// counts runs. `cancel`-free: each run is bounded by its total_completion_limit.
+// counts the runs; those above the rate stop as soon as that is certain.
 Status find_saturation(const Workload& workload, const PageTree& tree, const ClusterOptions& options, double* rate,
                        std::atomic<std::uint64_t>* progress = nullptr);
+
+// KV tokens of the largest call: prompt + output - 1. Whole pages of it must fit into the KV room of a worker.
+std::uint64_t longest_context(const Workload& workload);
 
 // Closed loop: the number of live tasks at which their mean contexts (prompt + half the answer, over all calls) fill the
 // KV rooms `pressure` times over; at least 1.
