@@ -117,7 +117,7 @@ typedef struct saga_hasher_t saga_hasher_t;
 SAGA_API saga_status_t saga_hasher_create(saga_hash_algorithm_t algorithm, uint32_t block_tokens, const char* root,
                                           size_t root_size, saga_hasher_t** hasher);
 SAGA_API void saga_hasher_destroy(saga_hasher_t* hasher);
-/* Back to the root: the next block is the first of a prompt. */
+/* Back to the root: the next block is the first of a prompt. The keys stay as they are. */
 SAGA_API saga_status_t saga_hasher_reset(saga_hasher_t* hasher);
 /* vLLM's extra keys that concern a whole prompt: LoRA adapter name and cache salt (the latter enters the first block
  * only). NULL or size 0 = none. Only for vLLM's algorithms and right after create or reset. At most 1,024 bytes each. */
@@ -144,7 +144,8 @@ typedef struct saga_engine_options_t {
   uint32_t max_workflows;         /* open at one time, 1 to 2^24, default 4,096 */
   uint32_t max_calls;             /* open at one time, 1 to 2^24, default 8,192 */
   uint64_t max_blocks;            /* distinct blocks known over all workers, 1 to 2^29 - 1, default 2^20 */
-  uint64_t max_open_blocks;       /* prompts of all open calls together, 1 to 2^32, default 2^21 */
+  uint64_t max_open_blocks;       /* prompts of all open calls together, each in whole chunks of 256 blocks; 1 to 2^32,
+                                     default 2^21 */
   uint32_t max_chain_blocks;      /* longest prompt in blocks, 1 to 2^24, default 2^17 */
   uint32_t block_tokens;          /* 1 to 4,096, default 16 */
   uint32_t placement;             /* saga_placement_t, default affinity */
