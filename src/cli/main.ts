@@ -18,7 +18,7 @@ const program = new Command('saga')
   .description('Workflow-atomic scheduling for AI-agent inference.')
   .version(manifest.version)
   .showSuggestionAfterError()
-  .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, 'saga: ')) })
+  .configureOutput({ outputError: (text, write) => write(sentenceOf(text)) })
   .exitOverride()
   .addHelpText(
     'after',
@@ -46,6 +46,19 @@ program
   .action(async (options: BuildOptions) => {
     process.exitCode = await build(options);
   });
+
+/** Commander's complaint as one line that says what was expected. */
+function sentenceOf(complaint: string): string {
+  const plain = complaint
+    .replace(/^error: /, '')
+    .replace(/\s+/g, ' ')
+    .trim();
+  const option = /^unknown option '(.+?)'(.*)$/.exec(plain);
+  const command = /^unknown command '(.+?)'(.*)$/.exec(plain);
+  if (option) return `saga: expected an option that --help lists, not ${option[1]}${option[2]}\n`;
+  if (command) return `saga: expected a command that --help lists, not ${command[1]}${command[2]}\n`;
+  return `saga: ${plain}\n`;
+}
 
 function jobCount(text: string): number {
   if (!/^[1-9]\d{0,3}$/.test(text))

@@ -19,8 +19,8 @@ interface Panel {
   series: readonly Series[];
   /** A dotted line across, with its name. */
   reference?: { name: string; value: number };
-  /** Lowest value of the y axis; below 0 never. */
-  floor: number;
+  /** Lowest value of the y axis; below 0 never. `log`: a logarithmic axis where the values differ by a factor of 10 or more. */
+  floor: number | 'log';
 }
 
 interface Chart {
@@ -114,13 +114,13 @@ function clusterChart(report: ClusterReport): Chart {
         yTitle: 'seconds',
         series: valuesOf((row) => row.taskCompletionSeconds.mean),
         reference,
-        floor: 0,
+        floor: 'log',
       },
       {
         title: '95th percentile',
         yTitle: 'seconds',
         series: valuesOf((row) => row.taskCompletionSeconds.p95),
-        floor: 0,
+        floor: 'log',
       },
     ],
   };
@@ -142,6 +142,20 @@ export function axisTicks(low: number, high: number): number[] {
     ticks.push(Number(tick.toPrecision(12)));
   }
   return ticks;
+}
+
+/** Steps of a logarithmic axis: 1, 2 and 5 times powers of ten that enclose the values. */
+export function logTicks(low: number, high: number): number[] {
+  const ticks: number[] = [];
+  for (let power = 10 ** Math.floor(Math.log10(low)); power <= high; power *= 10) {
+    for (const factor of [1, 2, 5, 10]) {
+      const tick = Number((factor * power).toPrecision(12));
+      if (tick > (ticks[ticks.length - 1] ?? 0)) ticks.push(tick);
+    }
+  }
+  const first = ticks.findLastIndex((tick) => tick <= low);
+  const last = ticks.findIndex((tick) => tick >= high);
+  return ticks.slice(Math.max(0, first), last + 1);
 }
 
 function render(chart: Chart): string {
@@ -190,10 +204,16 @@ function renderPanel(
   const values = [...panel.series.flatMap((series) => series.values), panel.reference?.value ?? Number.NaN].filter(
     Number.isFinite,
   );
-  const ticks = axisTicks(panel.floor, Math.max(panel.floor + 1e-6, ...values));
+  const lowest = Math.min(...values);
+  const highest = Math.max(...values);
+  const logarithmic = panel.floor === 'log' && chart.xLabels.length > 1 && lowest > 0 && highest >= 10 * lowest;
+  const floor = panel.floor === 'log' ? 0 : panel.floor;
+  const ticks = logarithmic ? logTicks(lowest, highest) : axisTicks(floor, Math.max(floor + 1e-6, highest));
   const low = ticks[0] ?? 0;
   const high = ticks[ticks.length - 1] ?? 1;
-  const y = (value: number): number => top + height - ((value - low) / (high - low)) * height;
+  const scale = (value: number): number => (logarithmic ? Math.log(value) : value);
+  const y = (value: number): number =>
+    top + height - ((scale(value) - scale(low)) / (scale(high) - scale(low))) * height;
   const slot = width / chart.xLabels.length;
   const x = (place: number): number => left + slot * (place + 0.5);
   const parts = [text(left, top - 12, panel.title, 'font-size="13" font-weight="600" fill="#1a1a1a"')];
@@ -205,7 +225,7 @@ function renderPanel(
   }
   parts.push(
     `<path d="M${round(left)} ${round(top)}V${round(top + height)}H${round(left + width)}" fill="none" stroke="#555555"/>`,
-    `<text transform="translate(${round(left - 50)} ${round(top + height / 2)}) rotate(-90)" text-anchor="middle" fill="#333333">${escape(panel.yTitle)}</text>`,
+    `<text transform="translate(${round(left - 54)} ${round(top + height / 2)}) rotate(-90)" text-anchor="middle" fill="#333333">${escape(`${panel.yTitle}${logarithmic ? ' (log scale)' : ''}`)}</text>`,
   );
   chart.xLabels.forEach((label, place) => {
     parts.push(

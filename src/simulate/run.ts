@@ -163,6 +163,7 @@ function cacheDefaults(
     live,
     effective: {
       ...inputOptions(options),
+      tasks: taskCount(workload),
       live: live ?? null,
       model: options.model,
       cacheTokens: options.cacheTokens ?? null,
@@ -305,7 +306,7 @@ export async function simulateCluster(
   const hasExpected = workload.taskExpected.some((expected) => expected > 0);
   return {
     schema: 'saga.simulate.cluster/1',
-    options: clusterOptions(options),
+    options: { ...clusterOptions(options), tasks: taskCount(input) },
     requests: callCount(workload),
     tasks: taskCount(workload),
     tasksTooLarge: taskCount(input) - taskCount(workload),
