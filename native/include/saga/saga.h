@@ -42,8 +42,13 @@
 #define SAGA_API __attribute__((visibility("default")))
 #endif
 
+/* To C++, an enumeration without a fixed type has no values but those that fit its enumerators: then already looking at a wrong
+ * argument, to refuse it, would be undefined. The type is the one that C compilers choose. */
 #ifdef __cplusplus
+#define SAGA_ENUM : unsigned int
 extern "C" {
+#else
+#define SAGA_ENUM
 #endif
 
 /* -------------------------------------------------------------------------------------------------------- version, status */
@@ -56,7 +61,7 @@ SAGA_API uint32_t saga_abi_version(void);
 #define SAGA_VERSION "0.1.0"
 SAGA_API const char* saga_version(void);
 
-typedef enum saga_status_t {
+typedef enum saga_status_t SAGA_ENUM {
   SAGA_OK = 0,
   SAGA_ERR_INVALID_ARGUMENT = 1, /* a value outside its stated range */
   SAGA_ERR_NOT_FOUND = 2,        /* no such worker, workflow, call or sequence, or it has ended */
@@ -76,14 +81,18 @@ typedef enum saga_status_t {
 SAGA_API const char* saga_status_text(saga_status_t status);
 
 /* Where a block lies on a worker, fastest first. */
-typedef enum saga_tier_t { SAGA_TIER_GPU = 0, SAGA_TIER_HOST = 1, SAGA_TIER_DISK = 2 } saga_tier_t;
+typedef enum saga_tier_t SAGA_ENUM { SAGA_TIER_GPU = 0, SAGA_TIER_HOST = 1, SAGA_TIER_DISK = 2 } saga_tier_t;
 #define SAGA_TIER_COUNT 3u
 
 /* Why an answer ended. */
-typedef enum saga_stop_t { SAGA_STOP_UNKNOWN = 0, SAGA_STOP_TOOL_USE = 1, SAGA_STOP_END_TURN = 2 } saga_stop_t;
+typedef enum saga_stop_t SAGA_ENUM {
+  SAGA_STOP_UNKNOWN = 0,
+  SAGA_STOP_TOOL_USE = 1,
+  SAGA_STOP_END_TURN = 2
+} saga_stop_t;
 
 /* Tool classes of the SAGA paper. */
-typedef enum saga_tool_t {
+typedef enum saga_tool_t SAGA_ENUM {
   SAGA_TOOL_NONE = 0,
   SAGA_TOOL_CODE_EXECUTION = 1,
   SAGA_TOOL_FILE_OPERATION = 2,
@@ -92,7 +101,7 @@ typedef enum saga_tool_t {
 } saga_tool_t;
 
 /* What the prompt of a call brings that the one before did not have. */
-typedef enum saga_prompt_kind_t {
+typedef enum saga_prompt_kind_t SAGA_ENUM {
   SAGA_PROMPT_START = 0,
   SAGA_PROMPT_TOOL = 1,
   SAGA_PROMPT_USER = 2
@@ -104,7 +113,7 @@ typedef enum saga_prompt_kind_t {
 /* ----------------------------------------------------------------------------------------------------------- block hashing */
 
 /* How the tokens of a block, chained to everything before it, become its hash. */
-typedef enum saga_hash_algorithm_t {
+typedef enum saga_hash_algorithm_t SAGA_ENUM {
   SAGA_HASH_SAGA = 0,        /* SAGA's own chain of XXH3-128; fastest */
   SAGA_HASH_SHA256_CBOR = 1, /* vLLM --prefix-caching-hash-algo sha256_cbor */
   SAGA_HASH_XXHASH_CBOR = 2  /* vLLM --prefix-caching-hash-algo xxhash_cbor */
@@ -136,7 +145,10 @@ SAGA_API saga_status_t saga_hasher_digest(const saga_hasher_t* hasher, uint8_t d
 /* The deterministic state machine: events in, decisions out. See native/core/engine/engine.hpp for states and costs. */
 typedef struct saga_engine_t saga_engine_t;
 
-typedef enum saga_placement_t { SAGA_PLACEMENT_ROUND_ROBIN = 0, SAGA_PLACEMENT_AFFINITY = 1 } saga_placement_t;
+typedef enum saga_placement_t SAGA_ENUM {
+  SAGA_PLACEMENT_ROUND_ROBIN = 0,
+  SAGA_PLACEMENT_AFFINITY = 1
+} saga_placement_t;
 
 typedef struct saga_engine_options_t {
   uint32_t struct_size;
@@ -157,8 +169,8 @@ typedef struct saga_engine_options_t {
 } saga_engine_options_t;
 
 /* A decision with its receipt: what was known when it was made. */
-typedef enum saga_decision_type_t { SAGA_DECISION_PLACE = 1 } saga_decision_type_t;
-typedef enum saga_reason_t {
+typedef enum saga_decision_type_t SAGA_ENUM { SAGA_DECISION_PLACE = 1 } saga_decision_type_t;
+typedef enum saga_reason_t SAGA_ENUM {
   SAGA_REASON_ROUND_ROBIN = 0,   /* its turn */
   SAGA_REASON_LONGEST_MATCH = 1, /* it holds the longest leading part of the prompt */
   SAGA_REASON_FEWEST_BLOCKS = 2, /* nobody holds enough; it has the fewest blocks in use by running calls */
