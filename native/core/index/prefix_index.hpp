@@ -22,9 +22,10 @@
 // leave places of their lines unused: at worst 63 bytes a block.
 //
 // Lookups are bound by memory latency, so everything that can be known ahead is prefetched: a store or a removal fetches the
-// table entries of the whole event, a query those of the next lines. Measured against the plain table of {hash, set} with one
-// probe a block (Mooncake replay, see native/bench/index_bench.cpp): the same queries take a third of the time on average and
-// a sixth at the 99th percentile, whole replays 15 % less, in two thirds of the memory.
+// table entries of the whole event, a query those of the next lines. Measured against a plain table of {hash, set} with one
+// probe a block (Mooncake replay, native/bench/index_bench.cpp): queries take half the time on average and a quarter at the
+// 99th percentile, whole replays about the same time, in two thirds of the memory; writes of the pinned shape take 10 to 15 %
+// more, because a store of known blocks waits for the table and then for the line.
 //
 // Bounds: max_workers <= kMaxWorkers; max_blocks distinct blocks (not holder-blocks). Memory for the bound is reserved
 // at construction and takes room once it is touched (the table, probed at random, soon does as a whole). Only the directory of
