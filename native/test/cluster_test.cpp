@@ -298,14 +298,22 @@ TEST(Cluster, ExponentialVariates) {
   EXPECT_NEAR(static_cast<double>(above_two) / kDraws, std::exp(-2.0), 0.003);
 }
 
-// Small tasks of every shape: chains that continue, chains that are cut back (compaction), forks that share their prefix, joins.
+// Small tasks of every shape: chains that continue, chains that are cut back (compaction), forks that share their prefix, joins, repeats.
 Workload tangled(std::uint64_t seed, std::uint32_t tasks) {
   Random random(seed);
   WorkloadBuilder builder;
   const auto up_to = [&random](std::uint64_t bound) { return static_cast<std::uint32_t>(random.below(bound)); };
   std::uint64_t fresh = 1000;
   ThreadId thread = 0;
+  Random before = random;
+  std::uint64_t fresh_before = fresh;
   for (std::uint32_t t = 0; t < tasks; ++t) {
+    if (t % 4 == 3) {  // the task before once more: the same contents, answers included
+      random = before;
+      fresh = fresh_before;
+    }
+    before = random;
+    fresh_before = fresh;
     const std::uint64_t common = random.below(3) * 100;  // three system prompts of 20 blocks
     struct Branch {
       ThreadId thread;

@@ -145,6 +145,38 @@ TEST(SimWorker, NewestIsPreemptedAndComputedAgain) {
   EXPECT_EQ(drive.evicted[1].first, 0u);
 }
 
+TEST(SimWorker, WhoIsPreemptedGoesToTheFrontOfTheQueue) {
+  // As above, and a fourth call, small enough to fit beside the first two, that came before the third was preempted.
+  const Workload workload = separate_calls({{32, 32}, {32, 32}, {32, 32}, {15, 1}});
+  const PageTree tree = PageTree::for_cluster(workload, 16);
+  SimWorkerOptions options = linear_a100();
+  options.capacity_pages = 8;
+  options.max_sequences = 3;
+  Drive drive(workload, tree, options);
+  for (CallId call = 0; call < 3; ++call) drive.submit_at(0, call);
+  drive.submit_at(10'000, 3);
+  drive.run();
+  EXPECT_EQ(drive.finished[0], 941'269u);
+  EXPECT_EQ(drive.admitted[3], drive.finished[0]);
+  EXPECT_EQ(drive.order, (std::vector<CallId>{0, 1, 3, 2}));
+}
+
+TEST(SimWorker, WhoComesAtTheEndOfAStepIsInTheNext) {
+  // Steps end at 46,424, 75,173, 103,922 and so on; the whole answer is planned at once.
+  const Workload workload = separate_calls({{100, 6}, {16, 1}, {16, 1}});
+  const PageTree tree = PageTree::for_cluster(workload, 16);
+  Drive drive(workload, tree, linear_a100());
+  drive.submit_at(0, 0);
+  drive.submit_at(75'173, 1);
+  drive.run();
+  EXPECT_EQ(drive.admitted[1], 75'173u);
+  Drive late(workload, tree, linear_a100());
+  late.submit_at(0, 0);
+  late.submit_at(75'174, 1);
+  late.run();
+  EXPECT_EQ(late.admitted[1], 103'922u);
+}
+
 TEST(SimWorker, PriorityPreemptsTheLeastImportant) {
   const Workload workload = separate_calls({{32, 32}, {32, 32}, {32, 32}});
   const PageTree tree = PageTree::for_cluster(workload, 16);
