@@ -58,7 +58,7 @@ typedef struct saga_token_range_t {
 typedef struct saga_sequence_state_t {
   uint32_t token_count;
   uint32_t block_count;   /* token_count / block_tokens, rounded up */
-  uint32_t cached_blocks; /* leading blocks whose hash was given; saga_page_table_cache_full_blocks continues behind them */
+  uint32_t cached_blocks; /* leading blocks whose hash was given; cache_full_blocks continues behind them */
   uint32_t resident;      /* 1: all blocks are in GPU memory */
   uint32_t busy;          /* 1: a plan of the sequence is pending */
 } saga_sequence_state_t;
