@@ -17,6 +17,9 @@ import { cachePolicies, type CachePolicy, type ClusterPolicy, type Hardware } fr
 /** How often a run in progress is looked at. */
 const pollMilliseconds = 100;
 
+/** The status of a search that finds nothing. */
+const notFound = -2;
+
 /** Numbers of the C interface. */
 const hardwareNumbers: Readonly<Record<Hardware, number>> = {
   'h100-tp4': 0,
@@ -112,11 +115,21 @@ export const nativeBackend: SimulationBackend = {
       async saturation(search, onRun) {
         const cluster = await opening;
         const result = new Float64Array(1);
+        const options = runOptions({ ...search, rate: 0, live: 0 });
+        let status = 0;
         await watched(
-          (counter) => native.clusterSaturation(cluster, runOptions({ ...search, rate: 0, live: 0 }), result, counter),
+          async (counter) => {
+            status = await native.clusterSaturation(cluster, options, result, counter);
+            return status === notFound ? 0 : status;
+          },
           onRun,
-          `expected more than ${tasks} tasks: no rate of arrival saturates so few under ${search.policy}`,
+          'the saturation rate cannot be searched',
         );
+        if (status === notFound) {
+          throw new SagaArgumentError(
+            `expected more than ${tasks} tasks on ${hardware.workers} workers: no rate of arrival saturates them under ${search.policy}`,
+          );
+        }
         return result[0] as number;
       },
     };

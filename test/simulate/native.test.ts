@@ -1,0 +1,121 @@
+/** The simulations on the addon itself: against the independent cache model of these tests, and against published figures. */
+import { existsSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { describe, expect, it } from 'vitest';
+import { simulate } from '../../src/cli/simulate.js';
+import type { RawOptions } from '../../src/simulate/options.js';
+import type { CacheReport, ClusterReport } from '../../src/simulate/run.js';
+import { generateAgentSessions } from '../../src/workload/agent-workload.js';
+import { closedLoop } from '../../src/workload/schedule.js';
+import { lruHitRate, pagesOf } from '../workload/reference-cache.js';
+import { rememberingStreams } from './fakes.js';
+
+async function jsonOf(raw: RawOptions): Promise<string> {
+  const streams = rememberingStreams();
+  const code = await simulate({ ...raw, json: true }, undefined, streams);
+  expect(streams.texts.err.includes('saga simulate: ') ? streams.texts.err : '').toBe('');
+  expect(code).toBe(0);
+  return streams.texts.out;
+}
+
+const traces = fileURLToPath(new URL('../../../shared/traces/', import.meta.url));
+const present = existsSync(traces);
+if (!present) console.warn('The recorded traces (../shared/traces) are not here: hit rates on them are not compared.');
+
+describe('cache mode on the addon', () => {
+  it('agrees with an independent model of LRU, and nothing beats the optimum', async () => {
+    const raw = { workload: 'agent', tasks: '40', live: '8', model: 'atomic', cacheShares: '2,5,20' };
+    const report = JSON.parse(await jsonOf(raw)) as CacheReport;
+    const workload = generateAgentSessions({ sessions: 40 }).arrange();
+    const { requests, distinct } = pagesOf(workload, closedLoop(workload, { live: 8 }), 512);
+    expect(report.distinctPages).toBe(distinct);
+    for (const row of report.results) {
+      expect(row.beladyRatio).toBeGreaterThanOrEqual(1);
+      if (row.policy === 'lru') expect(row.prefixHitRate).toBeCloseTo(lruHitRate(requests, row.cachePages), 12);
+    }
+  });
+
+  it('gives the same bytes twice', async () => {
+    const raw = { workload: 'agent', tasks: '30', cacheShares: '2,10' };
+    expect(await jsonOf(raw)).toBe(await jsonOf(raw));
+  });
+});
+
+describe('cluster mode on the addon', () => {
+  it('runs every task to completion, the same bytes twice, and round robin hits least', async () => {
+    const raw = {
+      mode: 'cluster',
+      workload: 'multi-tenant',
+      tasks: '40',
+      workers: '3',
+      load: '0.5,0.9',
+      saturation: 'ttl',
+    };
+    const first = await jsonOf(raw);
+    const report = JSON.parse(first) as ClusterReport;
+    expect(report.results.map((row) => row.tasksCompleted)).toEqual(new Array<number>(8).fill(150));
+    expect(report.saturationTasksPerSecond).toBeGreaterThan(0);
+    for (const load of [0.5, 0.9]) {
+      const rows = report.results.filter((row) => row.load === load);
+      const [roundRobin, ...others] = rows.map((row) => row.prefixHitRate);
+      for (const other of others) expect(other).toBeGreaterThan(roundRobin ?? 1);
+      for (const row of rows) expect(row.taskCompletionSeconds.mean).toBeGreaterThanOrEqual(row.idealSeconds * 0.999);
+    }
+    expect(await jsonOf(raw)).toBe(first);
+  });
+
+  it('says when no rate of arrival saturates the cluster', async () => {
+    const streams = rememberingStreams();
+    const raw = { mode: 'cluster', workload: 'web-arena', tasks: '3', workers: '8', load: '1' };
+    expect(await simulate(raw, undefined, streams)).toBe(2);
+    expect(streams.texts.err).toMatch(/saga simulate: expected more than 3 tasks on 8 workers[^\n]*\.\n$/);
+  });
+
+  it('plays the agent workload at a pressure', async () => {
+    const raw = {
+      mode: 'cluster',
+      workload: 'agent',
+      tasks: '30',
+      workers: '2',
+      pressure: '0.5',
+      policies: 'affinity',
+    };
+    const report = JSON.parse(await jsonOf(raw)) as ClusterReport;
+    expect(report.results[0]).toMatchObject({
+      policy: 'affinity',
+      load: null,
+      tasksCompleted: 30,
+      sloAttainmentPaper: null,
+    });
+    expect(report.results[0]?.liveTasks).toBeGreaterThan(1);
+  });
+});
+
+describe.skipIf(!present)('the recorded traces on the addon', () => {
+  // Prefix hit rates published with the traces.
+  const published: [string, RawOptions, number[], number[]][] = [
+    ['claude-code-v6/requests.jsonl', { live: '32', cacheShares: '0.25,0.5,1,2,5' }, [0.2987, 0.5867, 0.802, 0.9059, 0.9455], [0.5579, 0.7526, 0.8813, 0.9398, 0.9571]],
+    ['claude-code-v6/requests.jsonl', { live: '128', cacheShares: '0.5,1,2,5,10,25' }, [0.1588, 0.3793, 0.6852, 0.8725, 0.9342, 0.9557], [0.4785, 0.6682, 0.8235, 0.9297, 0.9547, 0.9585]],
+    ['mooncake-conversation/requests.jsonl', { cacheShares: '1,5,10,25,50' }, [0.0432, 0.1055, 0.1986, 0.2951, 0.3366], [0.1825, 0.323, 0.3409, 0.3409, 0.3409]],
+  ]; // prettier-ignore
+
+  it.each(published)('%s %o: LRU and the optimum hit as published', async (file, raw, lru, belady) => {
+    const options = { ...raw, trace: `${traces}${file}`, model: 'atomic', policies: 'lru,belady' };
+    const report = JSON.parse(await jsonOf(options)) as CacheReport;
+    const ratesOf = (policy: string): number[] =>
+      report.results.filter((row) => row.policy === policy).map((row) => Number(row.prefixHitRate.toFixed(4)));
+    expect(ratesOf('lru')).toEqual(lru);
+    expect(ratesOf('belady')).toEqual(belady);
+  });
+
+  it('the pinned model gives the published ratios of LRU, in pages and in cost', async () => {
+    const options = { trace: `${traces}claude-code-v6/requests.jsonl`, policies: 'lru', cacheShares: '1,1.5,2,3,5' };
+    const report = JSON.parse(await jsonOf(options)) as CacheReport;
+    [1.389, 1.599, 1.542, 1.447, 1.266].forEach((ratio, at) =>
+      expect(report.results[at]?.beladyRatio).toBeCloseTo(ratio, 2),
+    );
+    [1.357, 1.55, 1.498, 1.407, 1.244].forEach((ratio, at) =>
+      expect(report.results[at]?.costRatio).toBeCloseTo(ratio, 2),
+    );
+  });
+});
