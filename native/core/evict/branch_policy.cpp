@@ -262,9 +262,6 @@ bool BranchPolicy::verify() const {
     }
   }
   if (listed + free != branches_.size()) return false;
-  for (const NodeId leaf : residents_.leaves) {
-    if (first_at_[leaf] == kNone) return false;
-  }
   BranchId older = kNone;
   for (BranchId id = oldest_; id != kNone; older = id, id = branches_[id].newer) {
     const Branch& branch = branches_[id];

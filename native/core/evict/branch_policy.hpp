@@ -2,10 +2,10 @@
 //
 // A **branch** is the head of a thread (its newest call: prompt, and what the answer added), or a superseded prompt: the path of
 // a head at the moment when the next prompt of its thread turned out not to contain all of it. A branch **hangs** at the deepest
-// node of its path that has resident pages. Every leaf of the resident tree has a branch, and the branches whose pages would be
-// lost with its last page are exactly those that hang there. When a node is emptied its branches move to the parent; when a
-// child is filled again those of the parent's branches that lead there move back. A head without resident pages is remembered
-// (its thread may return), a superseded prompt without any is forgotten.
+// node of its path that has resident pages. The branches whose pages would be lost with the last page of a leaf are exactly those
+// that hang there. When a node is emptied its branches move to the parent; when a child is filled again those of the parent's
+// branches that lead there move back. A head without resident pages is remembered (its thread may return), a superseded prompt
+// without any is forgotten. A leaf where no branch hangs (a call that its own thread overtook before it had any page) goes first.
 //
 //   states of a branch: running (its newest call has not ended), waiting (preempted: it is certain to come back), idle, superseded
 //
