@@ -96,7 +96,9 @@ export const freshRatio: Quantiles = [
 export const compactedRatio: Quantiles = [[0, 0.135], [0.1, 0.163], [0.25, 0.212], [0.5, 0.585], [0.75, 0.872], [1, 1]]; // prettier-ignore
 
 /** Context at which a session is compacted, tokens. */
-export const contextLimitTokens: Quantiles = [[0, 120_000], [0.25, 150_000], [0.5, 156_000], [0.85, 172_000], [0.95, 200_000], [1, 530_000]]; // prettier-ignore
+export const contextLimitTokens: Quantiles = [
+  [0, 120_000], [0.25, 150_000], [0.5, 156_000], [0.85, 172_000], [0.95, 200_000], [1, 530_000],
+]; // prettier-ignore
 
 /**
  * Longest prompt that is drawn: 0.1 % of the recorded ones are longer, up to 526,123 tokens, but do not fit into the KV room of

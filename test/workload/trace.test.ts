@@ -43,7 +43,10 @@ describe('request lines', () => {
       'fields.jsonl',
       [
         requestLine({ sid: 's', gap_kind: 'start', h: [[7, 2], [30, 3]], out: 0, llm_s: 1.25 }), // prettier-ignore
-        requestLine({ sid: 's', k: 1, t: 5, gap_s: 3, gap_kind: 'user', stop: 'end_turn', h: [[7, 2], [12, 1]], out: 11, llm_s: null }), // prettier-ignore
+        requestLine({
+          ...{ sid: 's', k: 1, t: 5, gap_s: 3, gap_kind: 'user', stop: 'end_turn' },
+          ...{ h: [[7, 2], [12, 1]], out: 11, llm_s: null },
+        }), // prettier-ignore
         requestLine({ sid: 's', k: 2, t: 9, gap_s: 4000, stop: '', h: [] }),
       ].join('\r\n'),
     );
