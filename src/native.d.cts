@@ -29,6 +29,7 @@ declare namespace native {
     submitCall(now: number, workflow: number, promptTokens: number, chain: BigUint64Array, count: number): number;
     firstToken(now: number, call: number): number;
     finishCall(now: number, call: number, stop: number, tool: number, outputTokens: number): number;
+    cancelCall(now: number, call: number): number;
     toolStarted(now: number, workflow: number, tool: number): number;
     toolFinished(now: number, workflow: number): number;
     tick(now: number): number;

@@ -10,13 +10,7 @@
  */
 import native from './native.cjs';
 import { checkInteger, checkOneOf, describe } from './check.js';
-import {
-  SagaArgumentError,
-  SagaCapacityError,
-  SagaJournalError,
-  SagaStateError,
-  errorOfStatus,
-} from './errors.js';
+import { SagaArgumentError, SagaCapacityError, SagaJournalError, SagaStateError, errorOfStatus } from './errors.js';
 import { BlockHasher } from './hasher.js';
 
 const placements = ['round-robin', 'affinity'] as const;
@@ -110,6 +104,7 @@ export interface SchedulerStats {
   waitingCalls: number;
   placedCalls: number;
   finishedCalls: number;
+  cancelledCalls: number;
   /** Calls that lost their worker and were placed again. */
   replacedCalls: number;
   /** Blocks of all placed prompts, and how many of them the chosen worker held in GPU memory. */
@@ -141,7 +136,7 @@ export class Scheduler {
   readonly native: native.Engine;
   readonly #decisions = new Uint32Array(decisionWords * decisionCapacity);
   readonly #depth: Uint32Array;
-  readonly #stats = new Float64Array(11);
+  readonly #stats = new Float64Array(12);
   /** @internal */
   readonly workerState = new Uint32Array(4);
   readonly #clock: () => number;
@@ -158,9 +153,7 @@ export class Scheduler {
     if (journalBytes > 0 && journalBytes < 4096)
       throw new SagaArgumentError(`journalBytes must be 0 or at least 4,096, got ${journalBytes}`);
     if (options.clock !== undefined && typeof options.clock !== 'function') {
-      throw new SagaArgumentError(
-        `clock must be a function that returns microseconds, got ${describe(options.clock)}`,
-      );
+      throw new SagaArgumentError(`clock must be a function that returns microseconds, got ${describe(options.clock)}`);
     }
     this.maxWorkers = checkInteger('maxWorkers', options.maxWorkers ?? 64, 1, 1024);
     this.maxChainBlocks = checkInteger('maxChainBlocks', options.maxChainBlocks ?? 2 ** 17, 1, 2 ** 24);
@@ -222,8 +215,7 @@ export class Scheduler {
    */
   openWorkflow(options: { tenant?: string; salt?: string } & At = {}): Workflow {
     const tenant = options.tenant ?? '';
-    if (typeof tenant !== 'string')
-      throw new SagaArgumentError(`tenant must be a string, got ${describe(tenant)}`);
+    if (typeof tenant !== 'string') throw new SagaArgumentError(`tenant must be a string, got ${describe(tenant)}`);
     const salt = options.salt ?? '';
     if (typeof salt !== 'string') throw new SagaArgumentError(`salt must be a string, got ${describe(salt)}`);
     let tenantId = this.#tenants.get(tenant);
@@ -244,18 +236,20 @@ export class Scheduler {
     const now = this.time(at.now);
     const placed: Call[] = [];
     for (;;) {
-      const count = this.answer(this.native.decide(now), () => 'the calls could not be placed');
+      const count = this.native.decide(now);
+      if (count < 0) {
+        // What was placed before the journal ran full must reach the caller; the next call reports the condition.
+        if (placed.length > 0) return placed;
+        throw errorOfStatus(-count, `the calls could not be placed (${native.statusText(-count)})`);
+      }
+      if (count === 0) return placed;
       for (let i = 0; i < count; ++i) {
         const call = this.#calls[this.#decisions[i * decisionWords + 2] as number];
         if (call === undefined)
-          throw new SagaStateError(
-            'SAGA_ERR_NOT_FOUND',
-            'a decision names a call that this scheduler does not know',
-          );
+          throw new SagaStateError('SAGA_ERR_NOT_FOUND', 'a decision names a call that this scheduler does not know');
         call.receipt = this.#receipt(i);
         placed.push(call);
       }
-      if (count < decisionCapacity) return placed;
     }
   }
 
@@ -294,11 +288,12 @@ export class Scheduler {
       waitingCalls: at(3),
       placedCalls: at(4),
       finishedCalls: at(5),
-      replacedCalls: at(6),
-      promptBlocks: at(7),
-      matchedBlocks: at(8),
-      holderBlocks: at(9),
-      journalBytes: at(10),
+      cancelledCalls: at(6),
+      replacedCalls: at(7),
+      promptBlocks: at(8),
+      matchedBlocks: at(9),
+      holderBlocks: at(10),
+      journalBytes: at(11),
     };
   }
 
@@ -466,13 +461,13 @@ export class Worker {
   /** Everything in every tier is gone. */
   cleared(at: At = {}): void {
     const scheduler = this.#scheduler;
-    scheduler.answer(
-      scheduler.native.blocksCleared(scheduler.time(at.now), this.id),
-      () => `worker ${this.id}`,
-    );
+    scheduler.answer(scheduler.native.blocksCleared(scheduler.time(at.now), this.id), () => `worker ${this.id}`);
   }
 
-  /** Blocks that running calls use, as the worker reports it. From the first report on it replaces the scheduler's own estimate. */
+  /**
+   * Blocks that running calls use, as the worker reports it. Until the next report the prompts of calls placed there are
+   * added.
+   */
   load(options: { blocksInUse: number } & At): void {
     const blocks = checkInteger('blocksInUse', options?.blocksInUse, 0, twoTo32 - 1);
     const scheduler = this.#scheduler;
@@ -485,14 +480,11 @@ export class Worker {
   /** The worker is lost or drained: what it held is forgotten, and its calls wait to be placed again. */
   remove(at: At = {}): void {
     const scheduler = this.#scheduler;
-    scheduler.answer(
-      scheduler.native.removeWorker(scheduler.time(at.now), this.id),
-      () => `worker ${this.id}`,
-    );
+    scheduler.answer(scheduler.native.removeWorker(scheduler.time(at.now), this.id), () => `worker ${this.id}`);
     scheduler.forgetReceipts(this);
   }
 
-  /** Present state. `blocksInUse` is as reported, or estimated from the open calls until the first report. */
+  /** Present state. `blocksInUse` is as last reported, plus the prompts of open calls placed since. */
   state(): { blocks: number; openCalls: number; blocksInUse: number; active: boolean } {
     const scheduler = this.#scheduler;
     scheduler.open();
@@ -523,10 +515,7 @@ export class Workflow {
    * @param prompt token ids of the whole prompt, or its block hashes with its length in tokens
    * @throws SagaCapacityError when `maxCalls` are open, or their prompts exceed `maxOpenBlocks`
    */
-  submit(
-    prompt: Uint32Array | readonly number[] | { chain: BigUint64Array; promptTokens: number },
-    at: At = {},
-  ): Call {
+  submit(prompt: Uint32Array | readonly number[] | { chain: BigUint64Array; promptTokens: number }, at: At = {}): Call {
     const scheduler = this.#scheduler;
     let chain: BigUint64Array;
     let promptTokens: number;
@@ -572,19 +561,13 @@ export class Workflow {
   /** The tool has returned. */
   toolFinished(at: At = {}): void {
     const scheduler = this.#scheduler;
-    scheduler.answer(
-      scheduler.native.toolFinished(scheduler.time(at.now), this.id),
-      () => `workflow ${this.id}`,
-    );
+    scheduler.answer(scheduler.native.toolFinished(scheduler.time(at.now), this.id), () => `workflow ${this.id}`);
   }
 
   /** The task is done. None of its calls may be open. */
   close(at: At = {}): void {
     const scheduler = this.#scheduler;
-    scheduler.answer(
-      scheduler.native.closeWorkflow(scheduler.time(at.now), this.id),
-      () => `workflow ${this.id}`,
-    );
+    scheduler.answer(scheduler.native.closeWorkflow(scheduler.time(at.now), this.id), () => `workflow ${this.id}`);
   }
 }
 
@@ -623,6 +606,13 @@ export class Call {
     scheduler.answer(scheduler.native.firstToken(scheduler.time(at.now), this.id), () => `call ${this.id}`);
   }
 
+  /** The client is gone: the call ends, whatever its state, and its id becomes invalid. */
+  cancel(at: At = {}): void {
+    const scheduler = this.#scheduler;
+    scheduler.answer(scheduler.native.cancelCall(scheduler.time(at.now), this.id), () => `call ${this.id}`);
+    scheduler.forget(this);
+  }
+
   /** The answer is complete (or the call failed on the worker); the call's id becomes invalid. */
   finish(options: { stop?: StopReason; tool?: ToolClass; outputTokens?: number } & At = {}): void {
     const stop = checkOneOf('stop', options.stop ?? 'unknown', stopReasons);
@@ -640,16 +630,13 @@ export class Call {
 function checkHashes(name: string, value: unknown): void {
   if (!(value instanceof BigUint64Array))
     throw new SagaArgumentError(`${name} must be a BigUint64Array of block hashes, got ${describe(value)}`);
-  if (value.length > 2 ** 24)
-    throw new SagaArgumentError(`${name} must have at most 2^24 hashes, got ${value.length}`);
+  if (value.length > 2 ** 24) throw new SagaArgumentError(`${name} must have at most 2^24 hashes, got ${value.length}`);
 }
 
 function checkTokens(tokens: unknown): Uint32Array {
   if (tokens instanceof Uint32Array) return tokens;
   if (!Array.isArray(tokens))
-    throw new SagaArgumentError(
-      `tokens must be a Uint32Array or an array of token ids, got ${describe(tokens)}`,
-    );
+    throw new SagaArgumentError(`tokens must be a Uint32Array or an array of token ids, got ${describe(tokens)}`);
   for (const token of tokens) checkInteger('a token id', token, 0, twoTo32 - 1);
   return Uint32Array.from(tokens as number[]);
 }

@@ -120,7 +120,10 @@ saga_status_t saga_engine_blocks_stored(saga_engine_t* engine, uint64_t now, uin
   if (engine == nullptr || !tier_valid(tier) || !is_array(hashes, count) || count > kMostSlots) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
-  return to_c(engine->engine.blocks_stored(now, worker, static_cast<Tier>(tier), parent, to_span(hashes, count)));
+  // The mirror's side tables may grow.
+  return guarded([&] {
+    return to_c(engine->engine.blocks_stored(now, worker, static_cast<Tier>(tier), parent, to_span(hashes, count)));
+  });
 }
 
 saga_status_t saga_engine_blocks_removed(saga_engine_t* engine, uint64_t now, uint32_t worker, saga_tier_t tier,
@@ -147,7 +150,7 @@ saga_status_t saga_engine_worker_state(const saga_engine_t* engine, uint32_t wor
   if (!engine->engine.worker_state(worker, &known)) return SAGA_ERR_NOT_FOUND;
   state->capacity_blocks = known.capacity_blocks;
   state->open_calls = known.open_calls;
-  state->blocks_in_use = known.reports_load != 0 ? known.reported_blocks : known.estimated_blocks;
+  state->blocks_in_use = known.blocks_in_use();
   state->active = known.active;
   return SAGA_OK;
 }
@@ -178,6 +181,11 @@ saga_status_t saga_engine_finish_call(saga_engine_t* engine, uint64_t now, uint6
   if (engine == nullptr || !stop_valid(stop) || !tool_valid(tool)) return SAGA_ERR_INVALID_ARGUMENT;
   return to_c(engine->engine.finish_call(now, call, static_cast<StopReason>(stop), static_cast<ToolClass>(tool),
                                          output_tokens));
+}
+
+saga_status_t saga_engine_cancel_call(saga_engine_t* engine, uint64_t now, uint64_t call) {
+  if (engine == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
+  return to_c(engine->engine.cancel_call(now, call));
 }
 
 saga_status_t saga_engine_tool_started(saga_engine_t* engine, uint64_t now, uint64_t workflow, saga_tool_t tool) {
@@ -220,6 +228,7 @@ saga_status_t saga_engine_stats(const saga_engine_t* engine, saga_engine_stats_t
   stats->waiting_calls = known.waiting_calls;
   stats->placed_calls = known.placed_calls;
   stats->finished_calls = known.finished_calls;
+  stats->cancelled_calls = known.cancelled_calls;
   stats->replaced_calls = known.replaced_calls;
   stats->prompt_blocks = known.prompt_blocks;
   stats->matched_blocks = known.matched_blocks;

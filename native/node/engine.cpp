@@ -1,7 +1,7 @@
 // The engine for JavaScript: createEngine(options, decisions, depth, stats, workerState) -> functions of one engine.
 //
 // The arrays are registered: `decisions` (Uint32Array, 16 words a decision: saga_decision_t), `depth` (Uint32Array,
-// max_workers * 3), `stats` (Float64Array of 11: saga_engine_stats_t in order) and `workerState` (Uint32Array of 4) are
+// max_workers * 3), `stats` (Float64Array of 12: saga_engine_stats_t in order) and `workerState` (Uint32Array of 4) are
 // written by decide, match, stats and workerState.
 #include "binding.hpp"
 
@@ -42,9 +42,9 @@ Napi::Value blocks_stored(const Napi::CallbackInfo& info) {
     parent = *hashes.data++;
     --hashes.count;
   }
-  return answer(info, saga_engine_blocks_stored(engine_of(info), u64(info, 0), u32(info, 1),
-                                                static_cast<saga_tier_t>(u32(info, 2)), parent, hashes.data,
-                                                hashes.count));
+  return answer(info,
+                saga_engine_blocks_stored(engine_of(info), u64(info, 0), u32(info, 1),
+                                          static_cast<saga_tier_t>(u32(info, 2)), parent, hashes.data, hashes.count));
 }
 
 Napi::Value blocks_removed(const Napi::CallbackInfo& info) {
@@ -99,9 +99,13 @@ Napi::Value first_token(const Napi::CallbackInfo& info) {
 
 // finishCall(now, call, stop, tool, outputTokens)
 Napi::Value finish_call(const Napi::CallbackInfo& info) {
-  return answer(info, saga_engine_finish_call(engine_of(info), u64(info, 0), u64(info, 1),
-                                              static_cast<saga_stop_t>(u32(info, 2)),
-                                              static_cast<saga_tool_t>(u32(info, 3)), u32(info, 4)));
+  return answer(
+      info, saga_engine_finish_call(engine_of(info), u64(info, 0), u64(info, 1), static_cast<saga_stop_t>(u32(info, 2)),
+                                    static_cast<saga_tool_t>(u32(info, 3)), u32(info, 4)));
+}
+
+Napi::Value cancel_call(const Napi::CallbackInfo& info) {
+  return answer(info, saga_engine_cancel_call(engine_of(info), u64(info, 0), u64(info, 1)));
 }
 
 Napi::Value tool_started(const Napi::CallbackInfo& info) {
@@ -113,7 +117,9 @@ Napi::Value tool_finished(const Napi::CallbackInfo& info) {
   return answer(info, saga_engine_tool_finished(engine_of(info), u64(info, 0), u64(info, 1)));
 }
 
-Napi::Value tick(const Napi::CallbackInfo& info) { return answer(info, saga_engine_tick(engine_of(info), u64(info, 0))); }
+Napi::Value tick(const Napi::CallbackInfo& info) {
+  return answer(info, saga_engine_tick(engine_of(info), u64(info, 0)));
+}
 
 // decide(now) -> number of decisions written
 Napi::Value decide(const Napi::CallbackInfo& info) {
@@ -139,12 +145,12 @@ Napi::Value stats(const Napi::CallbackInfo& info) {
   saga_engine_stats_t stats{};
   const saga_status_t status = saga_engine_stats(engine_of(info), &stats);
   double* out = BoundEngine::of(info).stats.data;
-  const double values[] = {static_cast<double>(stats.workers),        static_cast<double>(stats.workflows),
-                           static_cast<double>(stats.open_calls),     static_cast<double>(stats.waiting_calls),
-                           static_cast<double>(stats.placed_calls),   static_cast<double>(stats.finished_calls),
-                           static_cast<double>(stats.replaced_calls), static_cast<double>(stats.prompt_blocks),
-                           static_cast<double>(stats.matched_blocks), static_cast<double>(stats.holder_blocks),
-                           static_cast<double>(stats.journal_bytes)};
+  const double values[] = {static_cast<double>(stats.workers),         static_cast<double>(stats.workflows),
+                           static_cast<double>(stats.open_calls),      static_cast<double>(stats.waiting_calls),
+                           static_cast<double>(stats.placed_calls),    static_cast<double>(stats.finished_calls),
+                           static_cast<double>(stats.cancelled_calls), static_cast<double>(stats.replaced_calls),
+                           static_cast<double>(stats.prompt_blocks),   static_cast<double>(stats.matched_blocks),
+                           static_cast<double>(stats.holder_blocks),   static_cast<double>(stats.journal_bytes)};
   for (std::size_t i = 0; i < BoundEngine::of(info).stats.count && i < std::size(values); ++i) out[i] = values[i];
   return answer(info, status);
 }
@@ -202,6 +208,7 @@ Napi::Value methods_of(const Napi::CallbackInfo& info, saga_engine_t* handle, st
   bound->bind<submit_call>(env, methods, "submitCall");
   bound->bind<first_token>(env, methods, "firstToken");
   bound->bind<finish_call>(env, methods, "finishCall");
+  bound->bind<cancel_call>(env, methods, "cancelCall");
   bound->bind<tool_started>(env, methods, "toolStarted");
   bound->bind<tool_finished>(env, methods, "toolFinished");
   bound->bind<tick>(env, methods, "tick");

@@ -530,6 +530,7 @@ static void test_engine_refusals(void) {
   INVALID(saga_engine_blocks_removed(engine, 5, 0, SAGA_TIER_GPU, NULL, 2));
   INVALID(saga_engine_blocks_cleared(NULL, 5, 0));
   INVALID(saga_engine_worker_load(NULL, 5, 0, 1));
+  INVALID(saga_engine_cancel_call(NULL, 5, 0));
   INVALID(saga_engine_worker_state(NULL, 0, &state));
   INVALID(saga_engine_worker_state(engine, 0, NULL));
   INVALID(saga_engine_open_workflow(NULL, 5, 0, &id));
@@ -600,6 +601,7 @@ static void test_engine_refusals(void) {
   CHECK(saga_engine_first_token(engine, 5, call + kGeneration) == SAGA_ERR_NOT_FOUND);
   CHECK(saga_engine_finish_call(engine, 5, call, SAGA_STOP_UNKNOWN, SAGA_TOOL_NONE, 0) == SAGA_ERR_WRONG_STATE);
   CHECK(saga_engine_finish_call(engine, 5, 99, SAGA_STOP_UNKNOWN, SAGA_TOOL_NONE, 0) == SAGA_ERR_NOT_FOUND);
+  CHECK(saga_engine_cancel_call(engine, 5, 99) == SAGA_ERR_NOT_FOUND);
   CHECK(saga_engine_tool_started(engine, 5, 1, SAGA_TOOL_NONE) == SAGA_ERR_NOT_FOUND);
   CHECK(saga_engine_tool_finished(engine, 5, workflow) == SAGA_ERR_WRONG_STATE);
   CHECK(saga_engine_tool_finished(engine, 5, 1) == SAGA_ERR_NOT_FOUND);

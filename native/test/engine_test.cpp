@@ -256,14 +256,16 @@ TEST(Engine, ImbalanceOverridesTheMatch) {
   EXPECT_EQ(decisions[2].longest_match_worker, 0u);
 }
 
-TEST(Engine, ReportedLoadReplacesTheEstimate) {
-  Driver life(small_options());
+TEST(Engine, ReportedLoadReplacesTheEstimateOfCallsPlacedBefore) {
+  EngineOptions options = small_options();
+  options.max_open_blocks = 4096;
+  Driver life(options);
   life.add_worker(0);
   life.add_worker(0);
   life.open_workflow(0);
   ASSERT_EQ(life.engine.worker_load(1, 0, 50), Status::kOk);
-  EXPECT_EQ(life.worker(0).reports_load, 1u);
-  EXPECT_EQ(life.worker(1).reports_load, 0u);
+  EXPECT_EQ(life.worker(0).reports, 1u);
+  EXPECT_EQ(life.worker(1).reports, 0u);
   life.submit(2, 0, range(1, 60), 0);
   life.submit(2, 0, range(101, 10), 0);
   const std::vector<Decision> decisions = life.decide(3);
@@ -277,8 +279,44 @@ TEST(Engine, ReportedLoadReplacesTheEstimate) {
   const Decision last = life.decide(7).at(0);
   EXPECT_EQ(last.worker, 1u);
   EXPECT_EQ(last.blocks_in_use, 0u) << "what it reports counts, not its call of 60 blocks";
-  EXPECT_EQ(life.worker(1).estimated_blocks, 61u);
+  EXPECT_EQ(life.worker(1).estimated_blocks, 1u) << "only what was placed since the report";
+  EXPECT_EQ(life.worker(0).blocks_in_use(), 70u);
+  EXPECT_EQ(life.worker(1).blocks_in_use(), 1u);
+  life.submit(8, 0, range(301, 80), 0);
+  life.submit(8, 0, range(401, 1), 0);
+  const std::vector<Decision> spread = life.decide(9);
+  ASSERT_EQ(spread.size(), 2u);
+  EXPECT_EQ(spread[0].worker, 1u) << "1 block in use against 70";
+  EXPECT_EQ(spread[1].worker, 0u) << "70 against 81: calls placed since the report count";
+  EXPECT_EQ(life.worker(1).blocks_in_use(), 81u);
+  EXPECT_EQ(life.worker(0).blocks_in_use(), 71u);
+  life.finish(10, decisions[0].call);
+  EXPECT_EQ(life.worker(1).blocks_in_use(), 81u) << "a call that the report had counted";
+  life.finish(10, last.call);
+  EXPECT_EQ(life.worker(1).blocks_in_use(), 80u) << "a call placed since the report";
   EXPECT_TRUE(life.engine.verify());
+}
+
+TEST(Engine, ACancelledCallEndsInAnyState) {
+  Driver life(small_options());
+  life.open_workflow(0);
+  const CallHandle waiting = life.submit(1, 0, {1});
+  ASSERT_EQ(life.engine.cancel_call(2, waiting), Status::kOk);
+  EXPECT_EQ(life.engine.cancel_call(2, waiting), Status::kNotFound);
+  life.add_worker(3);
+  const CallHandle placed = life.submit(3, 0, {1});
+  const CallHandle running = life.submit(3, 0, {2});
+  const CallHandle kept = life.submit(3, 0, {3});
+  EXPECT_EQ(life.placements(4).size(), 3u) << "the cancelled one is not among them";
+  ASSERT_EQ(life.engine.first_token(5, running), Status::kOk);
+  ASSERT_EQ(life.engine.cancel_call(6, placed), Status::kOk);
+  ASSERT_EQ(life.engine.cancel_call(6, running), Status::kOk);
+  EXPECT_EQ(life.worker(0).open_calls, 1u);
+  EXPECT_EQ(life.engine.stats().cancelled_calls, 3u);
+  EXPECT_EQ(life.engine.stats().finished_calls, 0u);
+  EXPECT_TRUE(life.engine.verify());
+  life.finish(7, kept);
+  EXPECT_EQ(life.engine.close_workflow(8, 0), Status::kOk);
 }
 
 TEST(Engine, CallsWaitWhileNoWorkerIsActive) {
@@ -647,6 +685,7 @@ struct ModelCall {
   std::uint64_t sequence;
   WorkflowHandle workflow;
   WorkerId worker = kNone;  // kNone: waiting
+  std::uint64_t placed_at = 0;
   bool running = false;
   std::uint32_t tokens;
   Hashes chain;
@@ -654,8 +693,8 @@ struct ModelCall {
 
 struct ModelWorker {
   bool active = true;
-  bool reports = false;
   std::uint32_t reported = 0;
+  std::uint64_t reported_at = 0;  // the count of events then
   std::uint32_t capacity;
 };
 
@@ -676,12 +715,12 @@ struct Model {
   }
   std::uint32_t estimate(WorkerId worker) const {
     std::uint32_t blocks = 0;
-    for (const auto& [id, call] : calls) blocks += call.worker == worker ? blocks_of(call) : 0;
+    for (const auto& [id, call] : calls) {
+      if (call.worker == worker && call.placed_at >= workers[worker].reported_at) blocks += blocks_of(call);
+    }
     return blocks;
   }
-  std::uint32_t blocks_in_use(WorkerId worker) const {
-    return workers[worker].reports ? workers[worker].reported : estimate(worker);
-  }
+  std::uint32_t blocks_in_use(WorkerId worker) const { return workers[worker].reported + estimate(worker); }
   bool holds(WorkerId worker, std::uint32_t most_tier, BlockHash hash) const {
     for (std::uint32_t tier = 0; tier <= most_tier; ++tier) {
       if (held.contains({worker, tier, hash})) return true;
@@ -747,6 +786,7 @@ struct Model {
       decision.active_workers = active_workers();
       decision.decided_at = now;
       call.worker = placed.worker;
+      call.placed_at = ++events;
       decisions.push_back(decision);
       ++placed_calls;
       prompt_blocks += decision.prompt_blocks;
@@ -765,8 +805,9 @@ struct Model {
   std::map<CallHandle, ModelCall> calls;
   std::deque<std::uint32_t> free_workflows, free_calls;  // the slot given back last is used first
   std::map<std::uint32_t, std::uint64_t> workflow_generation, call_generation;
-  std::uint64_t submitted = 0, placed_calls = 0, finished_calls = 0, replaced_calls = 0, prompt_blocks = 0,
-                matched_blocks = 0;
+  std::uint64_t submitted = 0, placed_calls = 0, finished_calls = 0, cancelled_calls = 0, replaced_calls = 0,
+                prompt_blocks = 0, matched_blocks = 0;
+  std::uint64_t events = 0;  // placements and reports so far
 };
 
 // Random events, valid and invalid, given to the engine and to the model; every status, id, decision and count is compared.
@@ -790,6 +831,7 @@ class RandomRun {
     ASSERT_EQ(stats.waiting_calls, model_.waiting().size());
     ASSERT_EQ(stats.placed_calls, model_.placed_calls);
     ASSERT_EQ(stats.finished_calls, model_.finished_calls);
+    ASSERT_EQ(stats.cancelled_calls, model_.cancelled_calls);
     ASSERT_EQ(stats.replaced_calls, model_.replaced_calls);
     ASSERT_EQ(stats.prompt_blocks, model_.prompt_blocks);
     ASSERT_EQ(stats.matched_blocks, model_.matched_blocks);
@@ -944,8 +986,8 @@ class RandomRun {
         status = engine_.worker_load(time, worker, blocks);
         wanted = of_worker(time, worker);
         if (wanted != Status::kOk) break;
-        model_.workers[worker].reports = true;
         model_.workers[worker].reported = blocks;
+        model_.workers[worker].reported_at = ++model_.events;
         break;
       }
       case 10: {  // open_workflow
@@ -1020,20 +1062,22 @@ class RandomRun {
       case 22:
       case 23:
       case 24:
-      case 25: {  // finish_call
+      case 25: {  // finish_call, cancel_call
         const CallHandle call = some_id(model_.calls);
-        status = engine_.finish_call(time, call, static_cast<StopReason>(below(3)), static_cast<ToolClass>(below(5)),
-                                     below(99));
+        const bool cancel = one_in(8);
+        status = cancel ? engine_.cancel_call(time, call)
+                        : engine_.finish_call(time, call, static_cast<StopReason>(below(3)),
+                                              static_cast<ToolClass>(below(5)), below(99));
         const auto at = model_.calls.find(call);
-        wanted = expected(time, at == model_.calls.end()     ? Status::kNotFound
-                                : at->second.worker == kNone ? Status::kWrongState
-                                                             : Status::kOk);
+        wanted = expected(time, at == model_.calls.end()                ? Status::kNotFound
+                                : at->second.worker == kNone && !cancel ? Status::kWrongState
+                                                                        : Status::kOk);
         if (wanted != Status::kOk) break;
         model_.calls.erase(at);
         const auto slot = static_cast<std::uint32_t>(call);
         ++model_.call_generation[slot];
         model_.free_calls.push_front(slot);
-        ++model_.finished_calls;
+        ++(cancel ? model_.cancelled_calls : model_.finished_calls);
         break;
       }
       case 26:
@@ -1457,7 +1501,7 @@ TEST(Journal, APayloadThatDoesNotFitItsTypeIsCorrupt) {
     corrupt(record, [](RecordType&, Time&, Bytes& payload) { payload.push_back(0); });  // a byte too many
     if (record != kTick) corrupt(record, [](RecordType&, Time&, Bytes& payload) { payload.pop_back(); });
     if (record != kTick) corrupt(record, [](RecordType&, Time&, Bytes& payload) { payload.clear(); });
-    for (const int type : {0, 16, 255}) {
+    for (const int type : {0, 17, 255}) {
       corrupt(record, [&](RecordType& written, Time&, Bytes&) { written = static_cast<RecordType>(type); });
     }
   }

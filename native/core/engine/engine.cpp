@@ -172,7 +172,7 @@ std::span<const BlockHash> Engine::load_chain(const Call& call) {
 void Engine::leave_worker(Call& call) {
   WorkerState& worker = workers_[call.worker];
   worker.open_calls -= 1;
-  worker.estimated_blocks -= blocks_of(call);
+  if (call.reports == worker.reports) worker.estimated_blocks -= blocks_of(call);
 }
 
 Status Engine::add_worker(Time now, std::uint32_t capacity_blocks, WorkerId* worker) {
@@ -282,8 +282,9 @@ Status Engine::worker_load(Time now, WorkerId worker, std::uint32_t blocks_in_us
     journal_.end();
   }
   now_ = now;
-  workers_[worker].reports_load = 1;
+  workers_[worker].reports += 1;
   workers_[worker].reported_blocks = blocks_in_use;
+  workers_[worker].estimated_blocks = 0;
   return Status::kOk;
 }
 
@@ -397,20 +398,46 @@ Status Engine::finish_call(Time now, CallHandle call, StopReason stop, ToolClass
   now_ = now;
   leave_worker(finished);
   Workflow& workflow = workflows_[finished.workflow];
-  workflow.open_calls -= 1;
   workflow.finished_calls += 1;
   workflow.last_stop = stop;
   workflow.tool = tool;
-  finished.state = CallState::kFree;
-  finished.worker = kNone;
-  finished.generation = (finished.generation + 1) & kGenerationMask;
-  release_chain(finished);
-  finished.previous = kNone;
-  finished.next = free_call_;
-  free_call_ = slot;
-  --open_calls_;
+  free_call(slot);
   ++finished_calls_;
   return Status::kOk;
+}
+
+Status Engine::cancel_call(Time now, CallHandle call) {
+  if (const Status status = admit(now, 8); status != Status::kOk) return status;
+  const std::uint32_t slot = call_slot(call);
+  if (slot == kNone) return Status::kNotFound;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kCallCancelled, now);
+    journal_.put(call);
+    journal_.end();
+  }
+  now_ = now;
+  if (calls_[slot].state == CallState::kWaiting) {
+    dequeue_waiting(slot);
+  } else {
+    leave_worker(calls_[slot]);
+  }
+  free_call(slot);
+  ++cancelled_calls_;
+  return Status::kOk;
+}
+
+// The call's id becomes invalid and its slot the next to be used.
+void Engine::free_call(std::uint32_t slot) {
+  Call& call = calls_[slot];
+  workflows_[call.workflow].open_calls -= 1;
+  call.state = CallState::kFree;
+  call.worker = kNone;
+  call.generation = (call.generation + 1) & kGenerationMask;
+  release_chain(call);
+  call.previous = kNone;
+  call.next = free_call_;
+  free_call_ = slot;
+  --open_calls_;
 }
 
 Status Engine::tool_started(Time now, WorkflowHandle workflow, ToolClass tool) {
@@ -471,7 +498,7 @@ Status Engine::decide(Time now, std::span<Decision> decisions, std::size_t* coun
     const WorkerState& state = workers_[worker];
     active_column_[worker] = state.active;
     open_calls_column_[worker] = state.open_calls;
-    blocks_in_use_column_[worker] = state.reports_load != 0 ? state.reported_blocks : state.estimated_blocks;
+    blocks_in_use_column_[worker] = state.blocks_in_use();
   }
   while (*count < most) {
     const std::uint32_t slot = waiting_first_;
@@ -512,8 +539,9 @@ Status Engine::decide(Time now, std::span<Decision> decisions, std::size_t* coun
     call.worker = placement.worker;
     worker.open_calls += 1;
     worker.estimated_blocks += blocks_of(call);
-    open_calls_column_[placement.worker] += 1;
-    if (worker.reports_load == 0) blocks_in_use_column_[placement.worker] += blocks_of(call);
+    call.reports = worker.reports;
+    open_calls_column_[placement.worker] = worker.open_calls;
+    blocks_in_use_column_[placement.worker] = worker.blocks_in_use();
     ++placed_calls_;
     prompt_blocks_ += prompt_blocks;
     matched_blocks_ += decision.matched_blocks[0];
@@ -541,6 +569,7 @@ EngineStats Engine::stats() const {
   stats.waiting_calls = waiting_calls_;
   stats.placed_calls = placed_calls_;
   stats.finished_calls = finished_calls_;
+  stats.cancelled_calls = cancelled_calls_;
   stats.replaced_calls = replaced_calls_;
   stats.prompt_blocks = prompt_blocks_;
   stats.matched_blocks = matched_blocks_;
@@ -575,7 +604,8 @@ bool Engine::verify() const {
     }
     if (!worker_active(call.worker)) return false;
     expected[call.worker].open_calls += 1;
-    expected[call.worker].estimated_blocks += blocks_of(call);
+    if (call.reports > workers_[call.worker].reports) return false;
+    if (call.reports == workers_[call.worker].reports) expected[call.worker].estimated_blocks += blocks_of(call);
   }
   if (open != open_calls_ || waiting != waiting_calls_ || used_chunks + free_chunks_ != next_chunk_.size())
     return false;
@@ -628,8 +658,10 @@ std::uint64_t Engine::digest() const {
   for (WorkerId worker = 0; worker < worker_count_; ++worker) {
     const WorkerState& state = workers_[worker];
     digest.add(state.capacity_blocks);
-    digest.add(state.open_calls | (std::uint64_t{state.estimated_blocks} << 32));
-    digest.add(state.reported_blocks | (std::uint64_t{state.reports_load} << 32) | (std::uint64_t{state.active} << 40));
+    digest.add(state.open_calls);
+    digest.add(state.estimated_blocks);
+    digest.add(state.reports);
+    digest.add(state.reported_blocks | (std::uint64_t{state.active} << 32));
   }
   for (const Workflow& workflow : workflows_) {
     digest.add(workflow.generation | (static_cast<std::uint64_t>(workflow.state) << 32));
@@ -646,6 +678,7 @@ std::uint64_t Engine::digest() const {
     digest.add(call.sequence);
     digest.add(call.workflow | (std::uint64_t{call.worker} << 32));
     digest.add(call.prompt_tokens | (std::uint64_t{call.next} << 32));
+    digest.add(call.reports);
     digest.add(call.chain_blocks);
     for_each_chunk(call, [&](std::span<const BlockHash> hashes) {
       for (const BlockHash hash : hashes) digest.add(hash);
@@ -659,6 +692,7 @@ std::uint64_t Engine::digest() const {
   digest.add(submitted_calls_);
   digest.add(placed_calls_);
   digest.add(finished_calls_);
+  digest.add(cancelled_calls_);
   digest.add(replaced_calls_);
   digest.add(prompt_blocks_);
   digest.add(matched_blocks_);
@@ -741,6 +775,10 @@ Status apply_record(const Record& record, Engine& engine, std::vector<BlockHash>
       const auto output_tokens = values.get<std::uint32_t>();
       if (!values.finished() || !stop_valid(stop) || !tool_valid(tool)) return Status::kJournalCorrupt;
       return engine.finish_call(now, call, static_cast<StopReason>(stop), static_cast<ToolClass>(tool), output_tokens);
+    }
+    case RecordType::kCallCancelled: {
+      const auto call = values.get<CallHandle>();
+      return values.finished() ? engine.cancel_call(now, call) : Status::kJournalCorrupt;
     }
     case RecordType::kToolStarted: {
       const auto workflow = values.get<WorkflowHandle>();

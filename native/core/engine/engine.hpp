@@ -18,6 +18,7 @@
 //   waiting   -> placed     (decide)                   no active worker: it stays waiting
 //   placed    -> running    (first_token)
 //   placed, running -> gone (finish_call)              its id becomes invalid
+//   any -> gone             (cancel_call)
 //   placed, running -> waiting (remove_worker)         its worker is lost: the next decide places it again
 //
 // States of a workflow: thinking (calls open or none yet) -> tool (tool_started) -> thinking (tool_finished); close_workflow
@@ -31,8 +32,8 @@
 // call plus O(workers). Everything is allocated at construction (the mirror's exceptions aside): an open call's chain lies in
 // 2 KiB chunks of one arena of `max_open_blocks` hashes, because a call that loses its worker is placed again.
 //
-// Invariants (verify): per worker, open_calls equals the placed and running calls on it and estimated_blocks the sum of their
-// blocks; the waiting queue holds exactly the waiting calls, in order of submission; a workflow's open_calls equals its
+// Invariants (verify): per worker, open_calls equals the placed and running calls on it, and estimated_blocks the sum of the
+// blocks of those placed since its last report; the waiting queue holds exactly the waiting calls, in order of submission; a workflow's open_calls equals its
 // calls; free and used slots and chunks add up; the mirror verifies.
 #pragma once
 
@@ -87,10 +88,16 @@ static_assert(sizeof(Decision) == 64);
 struct WorkerState {
   std::uint32_t capacity_blocks = 0;
   std::uint32_t open_calls = 0;
-  std::uint32_t estimated_blocks = 0;  // full and partial blocks of the prompts of its open calls
-  std::uint32_t reported_blocks = 0;   // as the worker last said
-  std::uint8_t reports_load = 0;       // from the first report on, reports are used instead of the estimate
+  std::uint32_t reported_blocks = 0;   // in use by running calls, as the worker last said; 0 before that
+  std::uint64_t estimated_blocks = 0;  // full and partial blocks of the prompts of open calls placed since then
+  std::uint64_t reports = 0;
   std::uint8_t active = 0;
+
+  // What placement goes by: calls that the worker cannot have counted yet are added to what it said.
+  std::uint32_t blocks_in_use() const {
+    const std::uint64_t blocks = reported_blocks + estimated_blocks;
+    return blocks < kNone ? static_cast<std::uint32_t>(blocks) : kNone;
+  }
 };
 
 struct EngineStats {
@@ -100,6 +107,7 @@ struct EngineStats {
   std::uint32_t waiting_calls = 0;
   std::uint64_t placed_calls = 0;
   std::uint64_t finished_calls = 0;
+  std::uint64_t cancelled_calls = 0;
   std::uint64_t replaced_calls = 0;  // lost their worker and went back to waiting
   std::uint64_t prompt_blocks = 0;   // of all placed calls
   std::uint64_t matched_blocks = 0;  // of those, held by the chosen worker in GPU memory
@@ -128,6 +136,8 @@ class Engine {
                      CallHandle* call);
   Status first_token(Time now, CallHandle call);
   Status finish_call(Time now, CallHandle call, StopReason stop, ToolClass tool, std::uint32_t output_tokens);
+  // The client is gone: the call ends in whatever state it is.
+  Status cancel_call(Time now, CallHandle call);
   Status tool_started(Time now, WorkflowHandle workflow, ToolClass tool);
   Status tool_finished(Time now, WorkflowHandle workflow);
   Status tick(Time now);
@@ -164,6 +174,7 @@ class Engine {
     std::uint32_t generation = 0;
     std::uint32_t workflow = kNone;
     WorkerId worker = kNone;
+    std::uint64_t reports = 0;  // of its worker when it was placed
     std::uint32_t prompt_tokens = 0;
     CallState state = CallState::kFree;
     std::uint32_t previous = kNone;  // waiting queue
@@ -192,6 +203,7 @@ class Engine {
   void enqueue_waiting(std::uint32_t slot, std::uint32_t next);
   void dequeue_waiting(std::uint32_t slot);
   void leave_worker(Call& call);
+  void free_call(std::uint32_t slot);
   bool store_chain(Call& call, std::span<const BlockHash> chain);
   void release_chain(Call& call);
   // The chain of a call side by side, valid until the next call of load_chain.
@@ -248,6 +260,7 @@ class Engine {
   std::uint64_t submitted_calls_ = 0;
   std::uint64_t placed_calls_ = 0;
   std::uint64_t finished_calls_ = 0;
+  std::uint64_t cancelled_calls_ = 0;
   std::uint64_t replaced_calls_ = 0;
   std::uint64_t prompt_blocks_ = 0;
   std::uint64_t matched_blocks_ = 0;

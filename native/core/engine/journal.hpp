@@ -46,6 +46,7 @@ enum class RecordType : std::uint8_t {
   kToolFinished = 13,
   kTick = 14,
   kDecided = 15,  // decide(now) was called; the payload holds what it emitted
+  kCallCancelled = 16,
 };
 
 class JournalWriter {

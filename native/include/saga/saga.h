@@ -199,6 +199,7 @@ typedef struct saga_engine_stats_t {
   uint32_t waiting_calls; /* not placed yet */
   uint64_t placed_calls;
   uint64_t finished_calls;
+  uint64_t cancelled_calls;
   uint64_t replaced_calls; /* lost their worker and went back to waiting */
   uint64_t prompt_blocks;  /* of all placed calls */
   uint64_t matched_blocks; /* of those, held by the chosen worker in GPU memory */
@@ -209,7 +210,7 @@ typedef struct saga_engine_stats_t {
 typedef struct saga_worker_state_t {
   uint32_t capacity_blocks;
   uint32_t open_calls;
-  uint32_t blocks_in_use; /* as reported, or estimated from the open calls until the first report */
+  uint32_t blocks_in_use; /* as last reported, plus the prompts of open calls placed since */
   uint32_t active;        /* 0 after saga_engine_remove_worker */
 } saga_worker_state_t;
 
@@ -236,7 +237,8 @@ SAGA_API saga_status_t saga_engine_blocks_removed(saga_engine_t* engine, uint64_
                                                   saga_tier_t tier, const uint64_t* hashes, size_t count);
 /* Everything in every tier of the worker is gone. */
 SAGA_API saga_status_t saga_engine_blocks_cleared(saga_engine_t* engine, uint64_t now, uint32_t worker);
-/* Blocks that running calls use on the worker, as it reports them. */
+/* Blocks that running calls use on the worker, as it reports them. Until the next report, the prompts of calls that are placed
+ * there are added. */
 SAGA_API saga_status_t saga_engine_worker_load(saga_engine_t* engine, uint64_t now, uint32_t worker,
                                                uint32_t blocks_in_use);
 SAGA_API saga_status_t saga_engine_worker_state(const saga_engine_t* engine, uint32_t worker,
@@ -254,6 +256,8 @@ SAGA_API saga_status_t saga_engine_submit_call(saga_engine_t* engine, uint64_t n
 SAGA_API saga_status_t saga_engine_first_token(saga_engine_t* engine, uint64_t now, uint64_t call);
 SAGA_API saga_status_t saga_engine_finish_call(saga_engine_t* engine, uint64_t now, uint64_t call, saga_stop_t stop,
                                                saga_tool_t tool, uint32_t output_tokens);
+/* The client is gone: the call ends, whatever its state. */
+SAGA_API saga_status_t saga_engine_cancel_call(saga_engine_t* engine, uint64_t now, uint64_t call);
 SAGA_API saga_status_t saga_engine_tool_started(saga_engine_t* engine, uint64_t now, uint64_t workflow,
                                                 saga_tool_t tool);
 SAGA_API saga_status_t saga_engine_tool_finished(saga_engine_t* engine, uint64_t now, uint64_t workflow);
