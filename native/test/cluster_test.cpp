@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <thread>
 
 #include "agent_tasks.hpp"
 
@@ -391,6 +392,7 @@ void expect_same(const ClusterResult& a, const ClusterResult& b) {
 
 struct Scenario {
   ClusterOptions options;
+  std::uint32_t page_tokens = 16;
   Workload workload;
 };
 
@@ -405,7 +407,10 @@ Scenario random_scenario(std::uint64_t seed) {
   for (CallId call = 0; call < scenario.workload.calls(); ++call) {
     longest = std::max(longest, scenario.workload.prompt_tokens[call] + scenario.workload.output_tokens[call]);
   }
-  options.kv_tokens = longest + 16 + random.below(random.below(2) == 0 ? 600 : 6'000);  // from thrashing to roomy
+  constexpr std::uint32_t kPageTokens[] = {16, 16, 16, 1, 8, 32, 48};
+  scenario.page_tokens = kPageTokens[random.below(7)];
+  options.kv_tokens =
+      longest + scenario.page_tokens + random.below(random.below(2) == 0 ? 600 : 6'000);  // from thrashing to roomy
   options.max_sequences = 1 + static_cast<std::uint32_t>(random.below(20));
   options.token_budget = 32 + static_cast<std::uint32_t>(random.below(500));
   options.host_tier_tokens = random.below(3) == 0 ? 16 * random.below(400) : 0;
@@ -428,7 +433,7 @@ TEST(Cluster, LazyDecodingEqualsSingleSteps) {
   for (std::uint64_t seed = 0; seed < 150; ++seed) {
     SCOPED_TRACE(seed);
     Scenario scenario = random_scenario(seed);
-    const PageTree tree = PageTree::for_cluster(scenario.workload, 16);
+    const PageTree tree = PageTree::for_cluster(scenario.workload, scenario.page_tokens);
     ClusterResult lazy;
     ClusterResult single;
     ASSERT_EQ(simulate_cluster(scenario.workload, tree, scenario.options, &lazy), Status::kOk);
@@ -485,7 +490,7 @@ TEST(Cluster, WhatWorkersReportIsEnoughToMatch) {
     SCOPED_TRACE(seed);
     Scenario scenario = random_scenario(seed);
     scenario.options.placement = PlacementKind::kAffinity;
-    const PageTree tree = PageTree::for_cluster(scenario.workload, 16);
+    const PageTree tree = PageTree::for_cluster(scenario.workload, scenario.page_tokens);
     ClusterResult asked;
     ClusterResult told;
     MirrorDirectory mirror(tree, scenario.options.workers);
@@ -560,7 +565,7 @@ TEST(Cluster, EverythingHoldsAtEveryEvent) {
     SCOPED_TRACE(seed);
     Scenario scenario = random_scenario(seed);
     scenario.options.verify_every = 1;
-    const PageTree tree = PageTree::for_cluster(scenario.workload, 16);
+    const PageTree tree = PageTree::for_cluster(scenario.workload, scenario.page_tokens);
     ClusterResult result;
     ASSERT_EQ(simulate_cluster(scenario.workload, tree, scenario.options, &result), Status::kOk);
     EXPECT_EQ(result.tasks_completed, scenario.workload.tasks());
@@ -595,6 +600,29 @@ TEST(Cluster, SameSeedSameResult) {
   options.seed = 4;
   ASSERT_EQ(simulate_cluster(workload, tree, options, &second), Status::kOk);
   EXPECT_NE(first.task_completion, second.task_completion);
+}
+
+TEST(Cluster, RunsShareAWorkloadBetweenThreads) {
+  const Workload workload = test::swe_bench_like(30, 6, 15);
+  const PageTree tree = PageTree::for_cluster(workload, 16);
+  ClusterOptions options;
+  options.workers = 2;
+  options.kv_tokens = 40'000;
+  options.rate = 0.3;
+  options.record_calls = true;
+  ClusterResult alone;
+  ASSERT_EQ(simulate_cluster(workload, tree, options, &alone), Status::kOk);
+  ClusterResult both[2];
+  Status status[2] = {Status::kWrongState, Status::kWrongState};
+  std::thread threads[2];
+  for (int i = 0; i < 2; ++i) {
+    threads[i] = std::thread([&, i] { status[i] = simulate_cluster(workload, tree, options, &both[i]); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_EQ(status[i], Status::kOk);
+    expect_same(alone, both[i]);
+  }
 }
 
 TEST(Cluster, NoTaskIsFasterThanAlone) {

@@ -72,6 +72,20 @@ struct CallRecord {
   Time finished = 0;
 };
 
+// Definitions, where more than one would do:
+//   gaps on the critical path   Going back from the last answer of a task: the gap before that call, after the predecessor
+//                               whose answer + gap came last (equal: the smallest number), and so on to the first call.
+//   hits and misses             Each call counts once, at its first admission: hits are the tokens that it does not compute
+//                               (whole pages, cached or loaded, never the last token), missed pages those of its prompt
+//                               behind the leading run on the GPU, whether or not that run may be used to its end.
+//   regenerated tokens          Prompt tokens prefilled in pages that some worker had computed before the call was admitted,
+//                               as prompt or as answer; after a preemption the call's own first attempt counts as before.
+//   memory utilization          Pages that a running call uses, its partly filled one included, or that lie in the prompt of a
+//                               call to come of a task that has arrived (on whichever worker it will run), over all KV
+//                               rooms, weighted by time from the first to the last arrival. Throughput has the same window.
+//                               Where all tasks arrive at one moment: until the last answer.
+//   optimum                     Replay of each worker's requests, from first admission to last answer, by pinned OPT in a
+//                               cache of the same size; answers are cached there too. Ratios are of sums over workers.
 struct ClusterResult {
   std::uint32_t tasks_completed = 0;
   Distribution completion;               // last answer - arrival

@@ -595,8 +595,10 @@ bool SimWorker::verify() const {
     const std::uint32_t prompt = workload_.prompt_tokens[sequence.call];
     if (sequence.known != prompt + sequence.generated || sequence.computed >= sequence.known) return false;
     if (sequence.generated >= workload_.output_tokens[sequence.call]) return false;
-    const auto in_plan = static_cast<std::uint32_t>(in_step_ ? reached_ - 1 : 0);
-    const std::uint32_t end = sequence.computed + (in_step_ ? sequence.scheduled + in_plan : 0);
+    // Not scheduled: it waits for pages, for its load, or for the step after its load.
+    const bool in_step = in_step_ && sequence.scheduled > 0;
+    const std::uint32_t end =
+        sequence.computed + (in_step ? sequence.scheduled + static_cast<std::uint32_t>(reached_ - 1) : 0);
     if (cache_.frontier(slot) < end / page_tokens_) return false;
     if (sequence.anonymous != (end % page_tokens_ != 0)) return false;
   }
