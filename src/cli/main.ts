@@ -66,6 +66,12 @@ function jobCount(text: string): number {
   return Number(text);
 }
 
+// Whoever reads the output may stop early (`saga ... | head`): that is no error.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code !== 'EPIPE') throw error;
+  process.exit();
+});
+
 try {
   await program.parseAsync();
 } catch (error) {

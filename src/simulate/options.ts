@@ -165,14 +165,14 @@ export function optionError(message: string): SagaError {
  */
 export function parseSimulateOptions(raw: RawOptions): SimulateOptions {
   const mode = oneOf('mode', textOf(raw, 'mode') ?? 'cache', modes);
+  const unknown = Object.keys(raw).find((name) => ![...commonNames, ...cacheNames, ...clusterNames].includes(name));
+  if (unknown !== undefined) throw optionError(`expected a known option, not ${flag(unknown)}`);
   const foreign = (mode === 'cache' ? clusterNames : cacheNames).find((name) => raw[name] !== undefined);
   if (foreign !== undefined) {
     throw optionError(
       `expected no ${flag(foreign)} with --mode ${mode}: it belongs to --mode ${mode === 'cache' ? 'cluster' : 'cache'}`,
     );
   }
-  const unknown = Object.keys(raw).find((name) => ![...commonNames, ...cacheNames, ...clusterNames].includes(name));
-  if (unknown !== undefined) throw optionError(`expected a known option, not ${flag(unknown)}`);
   const input = parseInput(raw, mode);
   return mode === 'cache' ? parseCache(raw, input) : parseCluster(raw, input);
 }

@@ -1,12 +1,14 @@
 /** The simulations on the addon itself: against the independent cache model of these tests, and against published figures. */
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
 import { simulate } from '../../src/cli/simulate.js';
+import { Scheduler } from '../../src/scheduler.js';
 import type { RawOptions } from '../../src/simulate/options.js';
 import type { CacheReport, ClusterReport } from '../../src/simulate/run.js';
 import { generateAgentSessions } from '../../src/workload/agent-workload.js';
 import { closedLoop } from '../../src/workload/schedule.js';
+import { pathOf } from '../workload/helpers.js';
 import { lruHitRate, pagesOf } from '../workload/reference-cache.js';
 import { rememberingStreams } from './fakes.js';
 
@@ -59,6 +61,22 @@ describe('cluster mode on the addon', () => {
     const first = await jsonOf(raw);
     expect(await jsonOf(raw)).toBe(first);
     expect(await jsonOf({ ...raw, seed: '4' })).not.toBe(first);
+  });
+
+  it('writes a journal from which the same state is rebuilt', async () => {
+    const journal = pathOf('run.journal');
+    const raw = {
+      mode: 'cluster',
+      workload: 'web-arena',
+      tasks: '20',
+      workers: '2',
+      live: '8',
+      policies: 'ttl',
+      journal,
+    };
+    const report = JSON.parse(await jsonOf(raw)) as ClusterReport;
+    const { digest } = Scheduler.replay(readFileSync(journal));
+    expect(digest.toString(16).padStart(16, '0')).toBe(report.results[0]?.stateDigest);
   });
 
   it('says when no rate of arrival saturates the cluster', async () => {

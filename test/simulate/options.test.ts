@@ -1,4 +1,6 @@
+import { Command } from 'commander';
 import { describe, expect, it } from 'vitest';
+import { registerSimulate } from '../../src/cli/simulate.js';
 import { SagaError } from '../../src/errors.js';
 import { flag, parseSimulateOptions, shareOf, type RawOptions } from '../../src/simulate/options.js';
 
@@ -135,5 +137,33 @@ describe('options of saga simulate', () => {
       '--host-tier-tokens',
       '--live',
     ]);
+  });
+});
+
+describe('the command line', () => {
+  it('offers every option that is known, and no other', () => {
+    const program = new Command();
+    registerSimulate(program);
+    const offered = program.commands[0]?.options.map((option) => option.attributeName()) ?? [];
+    const complaint = (name: string): string => {
+      try {
+        parseSimulateOptions({ [name]: name === 'timing' ? true : 'x' });
+        return '';
+      } catch (error) {
+        return (error as Error).message;
+      }
+    };
+    const elsewhere = ['json', 'plot']; // taken by the command itself
+    for (const name of offered.filter((one) => !elsewhere.includes(one)))
+      expect(complaint(name)).not.toContain('a known option');
+    expect(complaint('other')).toContain('a known option');
+    expect([...offered].sort()).toEqual(
+      [
+        ...['mode', 'trace', 'workload', 'tasks', 'seed', 'gapCap', 'orderSalt', 'onBadLine', 'policies', 'live'],
+        ...['pageTokens', 'json', 'plot', 'model', 'cacheTokens', 'cacheShares', 'first', 'timing'],
+        ...['workers', 'hardware', 'load', 'rate', 'pressure', 'saturation', 'kvTokens', 'maxSequences', 'stepTokens'],
+        ...['hostTierTokens', 'linkGigabytes', 'journal'],
+      ].sort(),
+    );
   });
 });
