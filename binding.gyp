@@ -3,7 +3,6 @@
 {
   "variables": {
     "flags": ["<!@(node -p \"require('./native/sources.json').flags.join(' ')\")"],
-    "saga_version": "<!(node -p \"require('./package.json').version\")",
     "static_runtime": "<!(node -p \"process.env.SAGA_STATIC_RUNTIME === '1' ? 1 : 0\")"
   },
   "targets": [{
@@ -16,15 +15,14 @@
       "native/include"
     ],
     "defines": [
-      "<!@(node -p \"require('./native/sources.json').addonDefines.join(' ')\")",
-      "SAGA_VERSION=\"<(saga_version)\""
+      "<!@(node -p \"require('./native/sources.json').addonDefines.join(' ')\")"
     ],
     "cflags_cc!": ["-std=gnu++17", "-std=gnu++20", "-std=gnu++2a"],
     "cflags_cc": ["<@(flags)"],
     "configurations": { "Release": { "cflags": ["-O3"], "defines": ["NDEBUG"] } },
     "xcode_settings": {
       "CLANG_CXX_LANGUAGE_STANDARD": "c++20",
-      "GCC_ENABLE_CPP_EXCEPTIONS": "NO",
+      "GCC_ENABLE_CPP_EXCEPTIONS": "YES",
       "GCC_ENABLE_CPP_RTTI": "NO",
       "GCC_SYMBOLS_PRIVATE_EXTERN": "YES",
       "GCC_OPTIMIZATION_LEVEL": "3",

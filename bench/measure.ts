@@ -28,7 +28,7 @@ export function measure(
 ): Measurement {
   const bench = new Benchmark(name, operation, { maxTime: 1, minSamples: 20 });
   bench.run();
-  if (bench.error !== undefined) throw bench.error as unknown as Error;
+  if (bench.error !== undefined) throw bench.error;
   const times = new Float64Array(samples);
   for (let i = 0; i < samples; ++i) {
     const before = process.hrtime.bigint();

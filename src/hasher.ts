@@ -67,8 +67,7 @@ export class BlockHasher {
     this.#native.reset();
     if (this.algorithm !== 'saga') {
       const status = this.#native.setKeys(keys?.loraName ?? '', keys?.cacheSalt ?? '');
-      if (status < 0)
-        throw errorOfStatus(-status, 'loraName and cacheSalt must have at most 1,024 bytes each');
+      if (status < 0) throw errorOfStatus(-status, 'loraName and cacheSalt must have at most 1,024 bytes each');
     } else if (keys?.loraName !== undefined || keys?.cacheSalt !== undefined) {
       throw new SagaArgumentError('loraName and cacheSalt are for sha256_cbor and xxhash_cbor');
     }

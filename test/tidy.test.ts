@@ -49,6 +49,11 @@ describe('sources', () => {
     }
   });
 
+  it('saga.h and package.json name the same version', () => {
+    const { version } = JSON.parse(read('package.json')) as { version: string };
+    expect(read('native/include/saga/saga.h')).toContain(`#define SAGA_VERSION "${version}"`);
+  });
+
   it('every native header begins with prose', () => {
     const headers = files.filter((file) => /^native\/.*\.(hpp|h)$/.test(file));
     expect(headers.filter((file) => !/^(\/\/ |\/\* ?)\S/.test(read(file)))).toEqual([]);

@@ -30,19 +30,14 @@ inline bool in_range(std::uint64_t value, std::uint64_t least, std::uint64_t mos
   return value >= least && value <= most;
 }
 
-// Runs `make`, which allocates, and turns the one exception that the core can meet into a status. The addon is compiled
-// without exceptions; there an allocation that fails ends the process, as everywhere in Node.
+// Runs `make`, which allocates, and turns the one exception that the core can meet into a status.
 template <typename F>
 saga_status_t guarded(F&& make) {
-#if defined(__cpp_exceptions)
   try {
     return std::forward<F>(make)();
   } catch (...) {
     return SAGA_ERR_OUT_OF_MEMORY;
   }
-#else
-  return std::forward<F>(make)();
-#endif
 }
 
 // Writes defaults into a caller's options struct of `struct_size` bytes, which may be that of an older or a newer header: never

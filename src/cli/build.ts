@@ -56,10 +56,6 @@ function findCompiler(): Command {
   );
 }
 
-function packageVersion(): string {
-  return (JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { version: string }).version;
-}
-
 function nodeHeaders(): string {
   const beside = resolve(realpathSync(process.execPath), '../../include/node');
   if (existsSync(join(beside, 'node_api.h'))) return beside;
@@ -112,7 +108,7 @@ async function compile(options: BuildOptions): Promise<string> {
 
   const flags = [
     ...sources.flags,
-    ...['-O3', '-fPIC', '-pthread', '-DNDEBUG', `-DSAGA_VERSION="${packageVersion()}"`],
+    ...['-O3', '-fPIC', '-pthread', '-DNDEBUG'],
     ...sources.addonDefines.map((define) => `-D${define}`),
     ...['-Inative/include', '-isystem', addonHeaders(), '-isystem', nodeHeaders()],
   ];

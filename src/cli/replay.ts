@@ -4,7 +4,6 @@
 import { readFileSync } from 'node:fs';
 import type { Command } from 'commander';
 import { SagaError } from '../errors.js';
-import { Scheduler } from '../scheduler.js';
 
 /** What `saga replay --json` prints. */
 export interface ReplayReport {
@@ -15,13 +14,15 @@ export interface ReplayReport {
   stateDigest: string;
 }
 
-function replay(file: string, options: { json?: boolean }): void {
+async function replay(file: string, options: { json?: boolean }): Promise<void> {
   let journal: Uint8Array;
   try {
     journal = readFileSync(file);
   } catch (cause) {
     throw new SagaError('SAGA_ERR_INVALID_ARGUMENT', `expected a readable journal, cannot read ${file}`, { cause });
   }
+  // Loaded here, so that the other commands work where there is no binary.
+  const { Scheduler } = await import('../scheduler.js');
   const { events, decisions, digest } = Scheduler.replay(journal);
   const report: ReplayReport = {
     schema: 'saga.replay/1',
@@ -40,9 +41,9 @@ export function registerReplay(program: Command): void {
     .description('rebuild a scheduler from its journal and compare every decision')
     .argument('<file>', 'journal, e.g. of saga simulate --mode cluster --journal FILE')
     .option('--json', 'print one JSON object')
-    .action((file: string, options: { json?: boolean }) => {
+    .action(async (file: string, options: { json?: boolean }) => {
       try {
-        replay(file, options);
+        await replay(file, options);
       } catch (error) {
         if (!(error instanceof SagaError)) throw error;
         console.error(`saga replay: ${error.message}`);

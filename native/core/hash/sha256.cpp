@@ -154,7 +154,7 @@ Sha256Digest finish_message(std::uint32_t state[8], const std::uint8_t* tail, st
   std::uint8_t padded[128] = {};
   const std::size_t rest = static_cast<std::size_t>(size % 64);
   const std::size_t blocks = rest + 1 + 8 <= 64 ? 1 : 2;
-  if (rest != 0) std::memcpy(padded, tail, rest);
+  if (rest != 0 && tail != nullptr) std::memcpy(padded, tail, rest);
   padded[rest] = 0x80;
   store_big_endian<std::uint64_t>(padded + 64 * blocks - 8, size * 8);
   compress(state, padded, blocks);

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <new>
 #include <type_traits>
 #include <utility>
 
@@ -42,11 +43,11 @@ class HugeArray {
 #if defined(__linux__)
     void* mapped =
         ::mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (mapped == MAP_FAILED) std::abort();  // as a failed `new` would without exceptions
+    if (mapped == MAP_FAILED) fail();
     mapping_ = mapped;
 #else
     mapping_ = std::calloc(1, mapped_bytes_);
-    if (mapping_ == nullptr) std::abort();
+    if (mapping_ == nullptr) fail();
 #endif
     const auto start = (reinterpret_cast<std::uintptr_t>(mapping_) + kAlignment - 1) & ~(kAlignment - 1);
     data_ = reinterpret_cast<T*>(start);
@@ -93,9 +94,18 @@ class HugeArray {
   std::size_t size() const { return length_; }
 
  private:
+  // As a failed `new`: the C interface turns it into a status.
+  [[noreturn]] static void fail() {
+#if defined(__cpp_exceptions)
+    throw std::bad_alloc();
+#else
+    std::abort();
+#endif
+  }
+
   static constexpr std::uintptr_t kAlignment = std::uintptr_t{2} << 20;
 
-  void swap(HugeArray& other) {
+  void swap(HugeArray& other) noexcept {
     std::swap(mapping_, other.mapping_);
     std::swap(mapped_bytes_, other.mapped_bytes_);
     std::swap(data_, other.data_);
