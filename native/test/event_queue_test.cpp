@@ -33,8 +33,7 @@ TEST(EventQueue, AgreesWithAnOrderedSet) {
     for (int i = 0; i < 500; ++i) {
       if (model.empty() || random.below(100) < (batch % 2 == 0 ? 65u : 35u)) {
         const Event event{random.below(1000), static_cast<std::uint32_t>(random.below(5)),
-                          static_cast<std::uint32_t>(random.below(20)),
-                          static_cast<std::uint32_t>(random.below(3))};
+                          static_cast<std::uint32_t>(random.below(20)), static_cast<std::uint32_t>(random.below(3))};
         queue.push(event);
         model.emplace(event.time, event.kind, event.subject, event.tag);
       } else {

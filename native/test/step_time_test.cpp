@@ -65,20 +65,14 @@ TEST(StepTime, WithinTenPercentOfTheSums) {
 
 TEST(StepTime, PublishedSumsAreTheReference) {
   // Literals against the data file: a slip there would move model and reference together.
-  EXPECT_EQ(StepTimeModel(Hardware::kH100Tp4, StepTimeCurve::kInterpolated, false).step(prefill(256, 0)),
-            27'000u);
-  EXPECT_EQ(StepTimeModel(Hardware::kH100Tp8, StepTimeCurve::kInterpolated, false).step(prefill(64, 0)),
-            14'600u);
-  EXPECT_EQ(StepTimeModel(Hardware::kA100Tp4, StepTimeCurve::kInterpolated, false).step(prefill(2048, 9)),
-            391'100u);
-  EXPECT_EQ(StepTimeModel(Hardware::kA100Tp8, StepTimeCurve::kInterpolated, false).step(prefill(4096, 0)),
-            469'800u);
+  EXPECT_EQ(StepTimeModel(Hardware::kH100Tp4, StepTimeCurve::kInterpolated, false).step(prefill(256, 0)), 27'000u);
+  EXPECT_EQ(StepTimeModel(Hardware::kH100Tp8, StepTimeCurve::kInterpolated, false).step(prefill(64, 0)), 14'600u);
+  EXPECT_EQ(StepTimeModel(Hardware::kA100Tp4, StepTimeCurve::kInterpolated, false).step(prefill(2048, 9)), 391'100u);
+  EXPECT_EQ(StepTimeModel(Hardware::kA100Tp8, StepTimeCurve::kInterpolated, false).step(prefill(4096, 0)), 469'800u);
   // Between points, down a dip (64: 22.0, 128: 21.6), and beyond the end (slope of the last segment, (278.7 -
   // 139.8) / 2,048).
-  EXPECT_EQ(StepTimeModel(Hardware::kH100Tp4, StepTimeCurve::kInterpolated, false).step(prefill(96, 0)),
-            21'800u);
-  EXPECT_EQ(StepTimeModel(Hardware::kH100Tp4, StepTimeCurve::kInterpolated, false).step(prefill(6144, 0)),
-            417'600u);
+  EXPECT_EQ(StepTimeModel(Hardware::kH100Tp4, StepTimeCurve::kInterpolated, false).step(prefill(96, 0)), 21'800u);
+  EXPECT_EQ(StepTimeModel(Hardware::kH100Tp4, StepTimeCurve::kInterpolated, false).step(prefill(6144, 0)), 417'600u);
 }
 
 TEST(StepTime, ReportPrintsEveryError) {

@@ -29,9 +29,8 @@ constexpr Data load_data() {
 #define SAGA_STEP_DEFAULT(machine, step, prefill_token, pair, decode_request, context) \
   data.defaults[index_of(Hardware::machine)] = {step, prefill_token, pair, decode_request, context};
 #define SAGA_STEP_SUMS(machine, ...) data.sums[index_of(Hardware::machine)] = {__VA_ARGS__};
-#define SAGA_STEP_SPLITWISE(machine, prefill_step, prefill_token, decode_step, decode_request, context)    \
-  data.splitwise[index_of(Hardware::machine)] = {prefill_step, prefill_token, decode_step, decode_request, \
-                                                 context};
+#define SAGA_STEP_SPLITWISE(machine, prefill_step, prefill_token, decode_step, decode_request, context) \
+  data.splitwise[index_of(Hardware::machine)] = {prefill_step, prefill_token, decode_step, decode_request, context};
 #include "data/step_time.inc"
 #undef SAGA_STEP_DEFAULT
 #undef SAGA_STEP_SUMS
@@ -72,8 +71,7 @@ StepTimeModel::StepTimeModel(Hardware hardware, StepTimeCurve curve, bool with_a
   for (std::size_t i = 0; i < kSumCount; ++i) sums_[i] = picoseconds_of(kData.sums[index_of(hardware)][i]);
 }
 
-std::uint64_t StepTimeModel::token_picoseconds(std::uint64_t prefill_tokens,
-                                               std::uint64_t decode_requests) const {
+std::uint64_t StepTimeModel::token_picoseconds(std::uint64_t prefill_tokens, std::uint64_t decode_requests) const {
   if (curve_ == StepTimeCurve::kLinear) {
     return intercept_ + per_prefill_token_ * prefill_tokens + per_decode_request_ * decode_requests;
   }
@@ -127,8 +125,7 @@ std::vector<StepTimeComparison> compare_step_time_model() {
           StepLoad load;
           for (std::uint32_t i = 0; i < batch; ++i) load.add_decode(context);
           add(hardware, curve, StepTimeComparison::Source::kSplitwiseDecode, batch, context,
-              peer.decode_step + peer.decode_request * batch + peer.context * batch * context,
-              full.picoseconds(load));
+              peer.decode_step + peer.decode_request * batch + peer.context * batch * context, full.picoseconds(load));
         }
       }
     }

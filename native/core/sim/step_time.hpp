@@ -38,8 +38,7 @@ struct StepLoad {
   std::uint64_t prefill_tokens = 0;   // P
   std::uint64_t prefill_pairs2 = 0;   // 2 S: the sum over chunks of t * (2 c + t); doubled to stay an integer
   std::uint64_t decode_requests = 0;  // B
-  std::uint64_t decode_context =
-      0;  // KV: tokens that the decoding requests attend to, the one being computed included
+  std::uint64_t decode_context = 0;  // KV: tokens that the decoding requests attend to, the one being computed included
 
   void add_prefill(std::uint64_t tokens, std::uint64_t computed_before) {
     prefill_tokens += tokens;
