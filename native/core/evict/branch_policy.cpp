@@ -88,6 +88,10 @@ void BranchPolicy::call_started(const CallStart& call, Time now) {
       supersede(head, now);
     }
   }
+  if (threads_ >= kThreadsBeforeLearning) {
+    const bool often = threads_ * 2 >= continuations_;
+    end_probability_ = often ? kOne / 2 : (threads_ << kFractionBits) / continuations_;
+  }
   if (inferred) own(call.path_leaf, kNone, id);
   branch_of_call_[call.call] = id;
 
@@ -219,14 +223,8 @@ Time BranchPolicy::longest_idle(Time now) const {
 BranchPolicy::Fraction BranchPolicy::reuse_probability(const Branch& branch) const {
   if (branch.state == State::kSuperseded) return 0;
   if (branch.state == State::kWaiting) return kOne;
-  Fraction end = kOne / 2;
-  if (branch.state != State::kIdle || branch.stop_reason != StopReason::kEndTurn) {
-    if (threads_ < kThreadsBeforeLearning) {
-      end = kOne / 20;
-    } else if (threads_ * 2 < continuations_) {
-      end = (threads_ << kFractionBits) / continuations_;
-    }
-  }
+  const bool turn_over = branch.state == State::kIdle && branch.stop_reason == StopReason::kEndTurn;
+  const Fraction end = turn_over ? kOne / 2 : end_probability_;
   // c / (c + sum / n) = c n / (c n + sum)
   const std::uint64_t context = std::uint64_t{branch.prompt_pages} * residents_.tree->page_tokens();
   const std::uint64_t n = continuations_ == 0 ? 1 : continuations_;
@@ -341,9 +339,8 @@ Victim WorkflowAwarePolicy::victim(Time now) {
   const std::uint32_t pages = residents_.nodes[node].pages;
   // The more of it is gone the less it is the first to go.
   std::uint32_t low = std::min(pages, std::max(1u, kScoredTokens / residents_.tree->page_tokens()));
-  std::uint32_t high = pages + 1;
-  if (goes_first(victim, pages - 1) == victim) low = pages;
-  while (high - low > 1) {
+  if (low < pages && goes_first(victim, pages - 1) == victim) low = pages;
+  for (std::uint32_t high = pages; high - low > 1;) {
     const std::uint32_t middle = low + (high - low) / 2;
     (goes_first(victim, middle - 1) == victim ? low : high) = middle;
   }

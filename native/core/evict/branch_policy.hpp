@@ -109,6 +109,7 @@ class BranchPolicy : public EvictionPolicy {
   std::uint64_t threads_ = 0;
   std::uint64_t continuations_ = 0;
   std::uint64_t growth_tokens_ = 0;
+  Fraction end_probability_ = kOne / 20;  // p_end but for end_turn
 };
 
 // LRU over branches; one whose P_reuse is above one half counts as used two seconds later.
