@@ -207,10 +207,10 @@ class SlowBranches : public SlowCache {
         end = std::min(end, threads_ * one / continuations_);
       }
     }
-    const std::uint64_t context = branch.path.size() * tree_.page_tokens();
-    const std::uint64_t of = continuations_ == 0 ? context + 300 : context * continuations_ + growth_;
-    if (of == 0) return 0;
-    return (one - end) * ((context * std::max<std::uint64_t>(continuations_, 1)) * one / of) / one;
+    // The mean growth is kept to 1/256 of a token.
+    const std::uint64_t context = branch.path.size() * tree_.page_tokens() * 256;
+    const std::uint64_t growth = continuations_ == 0 ? 300 * 256 : growth_ * 256 / continuations_;
+    return context == 0 ? 0 : (one - end) * (context * one / (context + growth)) / one;
   }
 
   std::map<std::uint32_t, Branch> branches_;
@@ -313,7 +313,7 @@ class SlowWaLru final : public SlowBranches {
     }
     const std::uint64_t one = 1 << 24;
     const std::uint64_t idle = (now_ - branch.last_use) * one / longest;
-    const std::uint64_t size = resident_pages(branch) * one / most;
+    const std::uint64_t size = resident_pages(branch) * ((one << 16) / most) >> 16;
     return 3 * idle + 5 * (one - reuse(branch)) + 2 * size;
   }
 };

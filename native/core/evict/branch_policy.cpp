@@ -1,6 +1,7 @@
 #include "branch_policy.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "../base/assert.hpp"
@@ -8,9 +9,10 @@
 namespace saga {
 namespace {
 
-constexpr std::uint64_t kGrowthBeforeFirst = 300;  // tokens
 constexpr std::uint64_t kThreadsBeforeLearning = 6;
 constexpr std::uint32_t kScoredTokens = 512;
+constexpr int kTimeBits = 40;
+constexpr std::uint32_t kShareBits = 16;  // more precision, so that S needs no division for each leaf
 constexpr Time kReuseBonus = 2'000'000;
 constexpr std::size_t kGapsKept = 256;
 constexpr std::size_t kGapsNeeded = 5;
@@ -88,6 +90,7 @@ void BranchPolicy::call_started(const CallStart& call, Time now) {
       supersede(head, now);
     }
   }
+  if (continuations_ > 0) mean_growth_ = (growth_tokens_ << kGrowthBits) / continuations_;
   if (threads_ >= kThreadsBeforeLearning) {
     const bool often = threads_ * 2 >= continuations_;
     end_probability_ = often ? kOne / 2 : (threads_ << kFractionBits) / continuations_;
@@ -225,13 +228,9 @@ BranchPolicy::Fraction BranchPolicy::reuse_probability(const Branch& branch) con
   if (branch.state == State::kWaiting) return kOne;
   const bool turn_over = branch.state == State::kIdle && branch.stop_reason == StopReason::kEndTurn;
   const Fraction end = turn_over ? kOne / 2 : end_probability_;
-  // c / (c + sum / n) = c n / (c n + sum)
-  const std::uint64_t context = std::uint64_t{branch.prompt_pages} * residents_.tree->page_tokens();
-  const std::uint64_t n = continuations_ == 0 ? 1 : continuations_;
-  const std::uint64_t growth = continuations_ == 0 ? kGrowthBeforeFirst : growth_tokens_;
-  const std::uint64_t scaled = context * n;
-  if (scaled + growth == 0) return 0;
-  return ((kOne - end) * ((scaled << kFractionBits) / (scaled + growth))) >> kFractionBits;
+  const std::uint64_t context = (std::uint64_t{branch.prompt_pages} * residents_.tree->page_tokens()) << kGrowthBits;
+  if (context == 0) return 0;
+  return ((kOne - end) * ((context << kFractionBits) / (context + mean_growth_))) >> kFractionBits;
 }
 
 bool BranchPolicy::verify() const {
@@ -291,6 +290,7 @@ Victim PrefixRecencyPolicy::victim(Time) {
 Victim WorkflowAwarePolicy::victim(Time now) {
   // Scores are ten times Eq. 1: 3 R + 5 (1 - P_reuse) + 2 S.
   const Time longest = longest_idle(now);
+  const int shift = std::max(0, static_cast<int>(std::bit_width(longest)) - kTimeBits);  // beyond 12 days: coarser
   candidates_.clear();
   std::uint32_t pinned_most = 1;
   for (const NodeId node : residents_.leaves) {
@@ -301,7 +301,7 @@ Victim WorkflowAwarePolicy::victim(Time now) {
     Fraction base = 8 * kOne;
     for (BranchId id = first_at(node); id != kNone; id = branch(id).next) {
       const Time idle = now - branch(id).last_use;
-      const Fraction recency = (idle << kFractionBits) / longest;
+      const Fraction recency = ((idle >> shift) << kFractionBits) / (longest >> shift);
       base = std::min(base, 3 * recency + 5 * (kOne - reuse_probability(branch(id))));
     }
     candidates_.push_back({node, residents_.path_pages(node), base});
@@ -320,12 +320,12 @@ Victim WorkflowAwarePolicy::victim(Time now) {
   // The candidate that goes first after the candidate `but` has lost `gone` pages.
   const auto goes_first = [&](std::size_t but, std::uint32_t gone) {
     const std::uint32_t largest_pages = candidates_[largest].path_pages - (but == largest ? gone : 0);
-    const std::uint64_t most = std::max(second, largest_pages);
+    const std::uint64_t share = (kOne << kShareBits) / std::max(second, largest_pages);  // of one page
     std::size_t best = 0;
     Fraction best_score = 0;
     for (std::size_t i = 0; i < candidates_.size(); ++i) {
       const std::uint64_t pages = candidates_[i].path_pages - (i == but ? gone : 0);
-      const Fraction score = candidates_[i].base + 2 * ((pages << kFractionBits) / most);
+      const Fraction score = candidates_[i].base + 2 * ((pages * share) >> kShareBits);
       if (i == 0 || score > best_score ||
           (score == best_score && deeper(candidates_[i].node, candidates_[best].node))) {
         best = i;

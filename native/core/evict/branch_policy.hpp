@@ -109,7 +109,9 @@ class BranchPolicy : public EvictionPolicy {
   std::uint64_t threads_ = 0;
   std::uint64_t continuations_ = 0;
   std::uint64_t growth_tokens_ = 0;
-  Fraction end_probability_ = kOne / 20;  // p_end but for end_turn
+  static constexpr std::uint32_t kGrowthBits = 8;
+  std::uint64_t mean_growth_ = std::uint64_t{300} << kGrowthBits;  // tokens, fixed point
+  Fraction end_probability_ = kOne / 20;                           // p_end but for end_turn
 };
 
 // LRU over branches; one whose P_reuse is above one half counts as used two seconds later.
