@@ -5,6 +5,7 @@
 #include <cmath>
 #include <thread>
 
+#include "../core/sim/engine_placement.hpp"
 #include "agent_tasks.hpp"
 
 namespace saga {
@@ -501,6 +502,45 @@ TEST(Cluster, WhatWorkersReportIsEnoughToMatch) {
     matches += mirror.matches;
   }
   EXPECT_GT(matches, 1000u);
+}
+
+// The engine, told of pages by their hashes, places every call as the direct look at the caches does; its journal rebuilds it.
+TEST(Cluster, TheEngineDecidesAsTheBaseline) {
+  std::uint64_t decisions = 0;
+  for (std::uint64_t seed = 300; seed < 340; ++seed) {
+    SCOPED_TRACE(seed);
+    Scenario scenario = random_scenario(seed);
+    scenario.options.placement = seed % 3 == 0 ? PlacementKind::kRoundRobin : PlacementKind::kAffinity;
+    const PageTree tree = PageTree::for_cluster(scenario.workload, scenario.page_tokens);
+    const auto capacity = static_cast<std::uint32_t>(scenario.options.kv_tokens / scenario.page_tokens);
+    std::vector<std::uint8_t> journal;
+    EnginePlacement engine(
+        scenario.workload, tree, scenario.options.workers, capacity, scenario.options.placement, scenario.options.seed,
+        [](void* context, const std::uint8_t* bytes, std::size_t count) {
+          auto& stream = *static_cast<std::vector<std::uint8_t>*>(context);
+          stream.insert(stream.end(), bytes, bytes + count);
+        },
+        &journal);
+    ClusterResult direct;
+    ClusterResult through_engine;
+    ASSERT_EQ(simulate_cluster(scenario.workload, tree, scenario.options, &direct), Status::kOk);
+    ASSERT_EQ(simulate_cluster(scenario.workload, tree, scenario.options, &through_engine, nullptr, &engine, &engine),
+              Status::kOk);
+    expect_same(direct, through_engine);
+    EXPECT_TRUE(engine.engine().verify());
+    EXPECT_EQ(engine.engine().stats().placed_calls, scenario.workload.calls());
+    EXPECT_EQ(engine.engine().stats().open_calls, 0u);
+    engine.finish_journal();
+    EngineOptions options;
+    ASSERT_EQ(read_journal_options(journal, &options), Status::kOk);
+    Engine rebuilt(options);
+    const ReplayResult replayed = replay_journal(journal, rebuilt);
+    ASSERT_EQ(replayed.status, Status::kOk);
+    EXPECT_EQ(rebuilt.digest(), engine.engine().digest());
+    EXPECT_EQ(replayed.decisions, scenario.workload.calls());
+    decisions += replayed.decisions;
+  }
+  EXPECT_GT(decisions, 1000u);
 }
 
 // Prefetches the next call's pages from the host tier while its tool runs.

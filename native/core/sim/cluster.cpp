@@ -615,7 +615,7 @@ Status ideal_completion(const Workload& workload, const PageTree& tree, const Cl
   alone.record_calls = false;
   alone.total_completion_limit = 0;
   if (!valid(workload, tree, alone)) return Status::kInvalidArgument;
-  RoundRobinPlacement placement;
+  BaselinePlacement placement(PlacementKind::kRoundRobin, 0);
   Cluster cluster(workload, tree, alone, true, placement, nullptr, nullptr);
   const Status status = cluster.run();
   *ideal = cluster.completion();
@@ -633,11 +633,8 @@ Status simulate_cluster(const Workload& workload, const PageTree& tree, const Cl
     if (status != Status::kOk) return status;
     complete.ideal = &ideal;
   }
-  std::unique_ptr<PlacementPolicy> built_in;
-  if (placement == nullptr) {
-    built_in = make_placement_policy(options.placement, options.seed);
-    placement = built_in.get();
-  }
+  BaselinePlacement baseline(options.placement, options.seed);
+  if (placement == nullptr) placement = &baseline;
   Cluster cluster(workload, tree, complete, false, *placement, directory, progress);
   const Status status = cluster.run();
   if (status == Status::kOk) cluster.report(*result);

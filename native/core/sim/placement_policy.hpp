@@ -83,32 +83,21 @@ class PlacementPolicy {
   PlacementPolicy& operator=(const PlacementPolicy&) = delete;
 };
 
-// Calls go to the workers in turn.
-class RoundRobinPlacement final : public PlacementPolicy {
+// The baseline placements (place/placement.hpp) on what the cluster shows, without an engine in between: for searches that
+// need many runs. EnginePlacement makes the same decisions through the engine. O(workers) and one directory look-up.
+class BaselinePlacement final : public PlacementPolicy {
  public:
+  BaselinePlacement(PlacementKind kind, std::uint64_t seed) : random_(seed) { options_.kind = kind; }
   WorkerId place(CallId call, Time now, ClusterControl& cluster) override;
 
  private:
-  WorkerId next_ = 0;
-};
-
-// After Ray Serve's PrefixCacheAffinityRouter. Where the most and the fewest open calls of two workers differ by more than 10:
-// of two different workers drawn by seed the one with fewer open calls (equal: the one drawn first), whatever it holds.
-// Otherwise the worker with the longest match, if that is at least a tenth of the prompt (equal: fewest pages in use by
-// running calls, fewest open calls, smallest id); else the worker with the fewest pages in use by running calls (equal:
-// fewest open calls, smallest id). O(workers) and one directory look-up.
-class AffinityPlacement final : public PlacementPolicy {
- public:
-  static constexpr std::uint32_t kImbalance = 10;
-
-  explicit AffinityPlacement(std::uint64_t seed) : random_(seed) {}
-  WorkerId place(CallId call, Time now, ClusterControl& cluster) override;
-
- private:
+  PlacementOptions options_;
   Random random_;
+  std::uint32_t round_robin_next_ = 0;
+  std::vector<std::uint8_t> active_;
   std::vector<std::uint32_t> matched_;
+  std::vector<std::uint32_t> open_calls_;
+  std::vector<std::uint32_t> running_pages_;
 };
-
-std::unique_ptr<PlacementPolicy> make_placement_policy(PlacementKind kind, std::uint64_t seed);
 
 }  // namespace saga
