@@ -2,7 +2,7 @@
 // outside can be kept in step without looking at the pool.
 //
 // A bounded ring: the pools of a PageTable write, the owner drains between steps. Adding is a few stores;
-// nothing allocates after construction; 24 bytes an event.
+// nothing allocates after construction; 16 bytes an event.
 //
 // Events are counted per physical copy, as vLLM's are: two blocks that hold the same hash give two kStored
 // and, one by one, two kRemoved. A reader that asks "is this hash here" counts them.

@@ -1,7 +1,7 @@
 #include "block_pool.hpp"
 
 #include "../base/assert.hpp"
-#include "digest.hpp"
+#include "../base/digest.hpp"
 
 namespace saga {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "../base/assert.hpp"
-#include "digest.hpp"
+#include "../base/digest.hpp"
 
 namespace saga {
 

@@ -45,7 +45,7 @@
 // the first miss; allocate_slots, O(new blocks); fork, free, export, plans, O(blocks of the sequence).
 // Memory, all of it at construction: 4 bytes for each of max_sequences * max_blocks_per_sequence table
 // entries (untouched rows cost address space only), 16 bytes for each of max_plans * max_blocks_per_sequence,
-// the pools (about 64 to 96 bytes a block) and 24 bytes an event.
+// the pools (about 64 to 96 bytes a block) and 16 bytes an event.
 //
 // Ids of sequences and plans are small integers; the one freed last is given out next.
 //
