@@ -30,8 +30,8 @@ Napi::Value update(const Napi::CallbackInfo& info) {
   const auto tokens = elements<std::uint32_t>(info.Env(), info[0]);
   const auto hashes = elements<std::uint64_t>(info.Env(), info[1]);
   std::size_t count = 0;
-  const saga_status_t status = saga_hasher_update(BoundHasher::of(info).handle, tokens.data, tokens.count, hashes.data,
-                                                  hashes.count, &count);
+  const saga_status_t status =
+      saga_hasher_update(BoundHasher::of(info).handle, tokens.data, tokens.count, hashes.data, hashes.count, &count);
   return answer(info, status, static_cast<double>(count));
 }
 

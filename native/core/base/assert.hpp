@@ -9,8 +9,8 @@
 #if defined(NDEBUG) && !defined(SAGA_FORCE_ASSERTS)
 #define SAGA_ASSERT(condition) ((void)sizeof(!(condition)))
 #else
-#define SAGA_ASSERT(condition)                                                                             \
-  ((condition) ? (void)0                                                                                   \
-               : (std::fprintf(stderr, "%s:%d: assertion failed: %s\n", __FILE__, __LINE__, #condition), \
-                  std::abort()))
+#define SAGA_ASSERT(condition) \
+  ((condition)                 \
+       ? (void)0               \
+       : (std::fprintf(stderr, "%s:%d: assertion failed: %s\n", __FILE__, __LINE__, #condition), std::abort()))
 #endif

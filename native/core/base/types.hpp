@@ -31,6 +31,12 @@ enum class PromptKind : std::uint8_t { kStart = 0, kTool = 1, kUser = 2 };
 enum class StopReason : std::uint8_t { kUnknown = 0, kToolUse = 1, kEndTurn = 2 };
 
 // Tool classes of the SAGA paper (section 1, tool latency table); kNone where the client names none.
-enum class ToolClass : std::uint8_t { kNone = 0, kCodeExecution = 1, kFileOperation = 2, kWebApi = 3, kDatabaseQuery = 4 };
+enum class ToolClass : std::uint8_t {
+  kNone = 0,
+  kCodeExecution = 1,
+  kFileOperation = 2,
+  kWebApi = 3,
+  kDatabaseQuery = 4
+};
 
 }  // namespace saga

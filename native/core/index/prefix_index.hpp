@@ -28,8 +28,9 @@
 // more, because a store of known blocks waits for the table and then for the line.
 //
 // Bounds: max_workers <= kMaxWorkers; max_blocks distinct blocks (not holder-blocks). Memory for the bound is reserved
-// at construction and takes room once it is touched (the table, probed at random, soon does as a whole). Only the directory of
-// holder sets grows later, in steps; dead sets are collected, so it depends on the contents, not on the history. The index is single-threaded; const calls may run concurrently with each other.
+// at construction and takes room once it is touched (the table, probed at random, soon does as a whole). Only the
+// directory of holder sets grows later, in steps; dead sets are collected, so it depends on the contents, not on the
+// history. The index is single-threaded; const calls may run concurrently with each other.
 //
 // Invariants: a block is in the table if and only if it has a holder; every place is named by at most one table entry; a line
 // without blocks is in the free list; the references of a set are the number of blocks that have it.

@@ -28,12 +28,12 @@ typedef struct saga_workload_columns_t {
   const uint32_t* task_first_call; /* [task_count + 1], 0 first, call_count last; every task has a call */
   const uint64_t* task_expected;   /* [task_count] expected completion in microseconds, 0 = none; or NULL */
 
-  const uint32_t* call_thread;    /* [call_count] below call_count */
-  const uint32_t* prompt_tokens;  /* [call_count] 1 to 2^28 */
-  const uint32_t* output_tokens;  /* [call_count] 1 to 2^28 */
-  const uint8_t* prompt_kind;     /* [call_count] saga_prompt_kind_t */
-  const uint8_t* stop_reason;     /* [call_count] saga_stop_t */
-  const uint8_t* tool_class;      /* [call_count] saga_tool_t */
+  const uint32_t* call_thread;   /* [call_count] below call_count */
+  const uint32_t* prompt_tokens; /* [call_count] 1 to 2^28 */
+  const uint32_t* output_tokens; /* [call_count] 1 to 2^28 */
+  const uint8_t* prompt_kind;    /* [call_count] saga_prompt_kind_t */
+  const uint8_t* stop_reason;    /* [call_count] saga_stop_t */
+  const uint8_t* tool_class;     /* [call_count] saga_tool_t */
 
   const uint32_t* call_first_predecessor; /* [call_count + 1], 0 first, predecessor_count last */
   const uint32_t* predecessor_call;       /* [predecessor_count] in the same task, below the call itself */
@@ -117,13 +117,13 @@ typedef enum saga_hardware_t {
 
 typedef struct saga_cluster_options_t {
   uint32_t struct_size;
-  uint32_t workers;             /* 1 to 1,024, default 16 */
-  uint32_t hardware;            /* saga_hardware_t, default A100 TP4 */
-  uint32_t page_tokens;         /* a multiple or a divisor of block_tokens, default 16 */
-  uint32_t max_sequences;       /* calls in one step, default 256 */
-  uint32_t token_budget;        /* tokens in one step, default 2,048; at least max_sequences */
-  uint64_t kv_tokens;           /* KV room of a worker; 0 (default): 448,000 for TP4, 1,327,000 for TP8 */
-  uint64_t host_tier_tokens;    /* 0 (default): none */
+  uint32_t workers;               /* 1 to 1,024, default 16 */
+  uint32_t hardware;              /* saga_hardware_t, default A100 TP4 */
+  uint32_t page_tokens;           /* a multiple or a divisor of block_tokens, default 16 */
+  uint32_t max_sequences;         /* calls in one step, default 256 */
+  uint32_t token_budget;          /* tokens in one step, default 2,048; at least max_sequences */
+  uint64_t kv_tokens;             /* KV room of a worker; 0 (default): 448,000 for TP4, 1,327,000 for TP8 */
+  uint64_t host_tier_tokens;      /* 0 (default): none */
   uint64_t link_bytes_per_second; /* default 25e9 */
 } saga_cluster_options_t;
 
