@@ -23,6 +23,7 @@ export type SagaErrorCode =
   | 'SAGA_ERR_JOURNAL_CORRUPT'
   /** The replay decided otherwise than the journal says. */
   | 'SAGA_ERR_JOURNAL_MISMATCH'
+  /** Memory ran out; nothing was changed. */
   | 'SAGA_ERR_OUT_OF_MEMORY'
   /** Made by, or asking for, another version of the format or the interface. */
   | 'SAGA_ERR_VERSION_MISMATCH'
@@ -38,12 +39,20 @@ export type SagaErrorCode =
   | 'SAGA_ERR_NATIVE_MISSING'
   /** The object was closed. */
   | 'SAGA_ERR_CLOSED'
-  // Codes of the readers and the command line are declared where they are thrown.
-  | (string & {});
+  /** An option of a simulation, a generator or the command line cannot be used, or not with this workload. */
+  | 'SAGA_ERR_OPTION'
+  /** A trace cannot be read: no such file, no permission. */
+  | 'SAGA_ERR_TRACE_UNREADABLE'
+  /** A trace is in none of the formats that are known. */
+  | 'SAGA_ERR_TRACE_FORMAT'
+  /** A line or document of a trace is malformed; the message names file, line and reason. */
+  | 'SAGA_ERR_TRACE_MALFORMED'
+  /** There is no request in a trace. */
+  | 'SAGA_ERR_TRACE_EMPTY';
 
 const marker = Symbol.for('saga-scheduler.error');
 
-/** Base class of every error that the library throws on purpose. */
+/** Base class of every error that the library throws on purpose; the codes `SAGA_ERR_OPTION` and `SAGA_ERR_TRACE_..` come as this class. */
 export class SagaError extends Error {
   /** What went wrong, in a form that never changes. */
   readonly code: SagaErrorCode;
@@ -55,6 +64,7 @@ export class SagaError extends Error {
     Object.defineProperty(this, marker, { value: kindsOf(new.target), enumerable: false });
   }
 
+  /** Whether a value is an error of this class, made by whichever copy of the package. */
   static override [Symbol.hasInstance](value: unknown): boolean {
     const kinds = (value as Record<symbol, unknown> | null | undefined)?.[marker];
     return Array.isArray(kinds) && kinds.includes(this.name);
@@ -120,8 +130,10 @@ const statusCodes = [
  * @internal
  */
 export function errorOfStatus(status: number, message: string): SagaError {
-  const code = statusCodes[status] ?? 'SAGA_ERR_INVALID_ARGUMENT';
+  const code = statusCodes[status];
   switch (code) {
+    case undefined:
+    case 'SAGA_OK':
     case 'SAGA_ERR_INVALID_ARGUMENT':
       return new SagaArgumentError(message);
     case 'SAGA_ERR_FULL':

@@ -1,11 +1,22 @@
 /**
  * SAGA: a workflow-atomic scheduler for LLM inference.
  *
+ * `Scheduler` decides where the calls of agent workflows go, `BlockHasher` names the blocks of their prompts, `PageTable` keeps
+ * the KV blocks of a worker. What reads traces and simulates caches and clusters is `saga-scheduler/simulate`.
+ *
  * @packageDocumentation
  */
 import native from './native.cjs';
 
-export * from './errors.js';
+export {
+  SagaArgumentError,
+  SagaCapacityError,
+  SagaError,
+  SagaJournalError,
+  SagaNativeError,
+  SagaStateError,
+  type SagaErrorCode,
+} from './errors.js';
 export { BlockHasher, type BlockHasherOptions, type HashAlgorithm, type RequestKeys } from './hasher.js';
 export {
   PageTable,
@@ -22,6 +33,7 @@ export {
   Scheduler,
   type At,
   type Call,
+  type HashedPrompt,
   type Placement,
   type PlacementReason,
   type Receipt,
@@ -30,8 +42,10 @@ export {
   type SchedulerStats,
   type StopReason,
   type Tier,
+  type TokenIds,
   type ToolClass,
   type Worker,
+  type WorkerState,
   type Workflow,
 } from './scheduler.js';
 

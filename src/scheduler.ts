@@ -5,12 +5,22 @@
  * happens between two calls of yours, the order of events is the order of your calls. The same events with the same times and
  * seed give the same decisions, byte for byte.
  *
- * Time is a number of microseconds from an origin of your choice, given as `now` or taken from the scheduler's clock. It must
- * not run backwards.
+ * Time is a whole number of microseconds from an origin of your choice, given as `now` or taken from the scheduler's clock. It
+ * must not run backwards.
+ *
+ * Costs on the hot path: submitting, placing and finishing a call makes two objects, the {@link Call} and its {@link Receipt};
+ * the hashes of its prompt go through one array that is used again and again.
  */
 import native from './native.cjs';
-import { checkInteger, checkOneOf, describe } from './check.js';
-import { SagaArgumentError, SagaCapacityError, SagaJournalError, SagaStateError, errorOfStatus } from './errors.js';
+import { checkInteger, checkOneOf, checkOptions, checkText, describe } from './check.js';
+import {
+  SagaArgumentError,
+  SagaCapacityError,
+  SagaJournalError,
+  SagaStateError,
+  errorOfStatus,
+  type SagaError,
+} from './errors.js';
 import { BlockHasher } from './hasher.js';
 
 const placements = ['round-robin', 'affinity'] as const;
@@ -47,38 +57,63 @@ export interface SchedulerOptions {
   maxCalls?: number;
   /** Most distinct blocks known over all workers, 1 to 2^29 - 1. Default 2^20. */
   maxBlocks?: number;
-  /** Most blocks of the prompts of all open calls together. Default 2^21. */
+  /**
+   * Most blocks of the prompts of all open calls together, the blocks of each call rounded up to whole 256. 1 to 2^32, default
+   * 2^21.
+   */
   maxOpenBlocks?: number;
   /** Most blocks of one prompt, 1 to 2^24. Default 2^17. */
   maxChainBlocks?: number;
   /** Tokens of a KV block, as the workers use it, 1 to 4,096. Default 16. */
   blockTokens?: number;
   /**
-   * - `affinity` (default): the worker with the longest match, at least {@link minimumMatchPercent} of the prompt; else the one
-   *   with the fewest blocks in use by running calls. Where the most and the fewest open calls of two workers differ by more
-   *   than {@link imbalanceCalls}, the emptier of two drawn by seed.
-   * - `round-robin`
+   * How workers are chosen.
+   *
+   * - `affinity` (default), after Ray Serve's PrefixCacheAffinityRouter: the worker with the longest match, at least
+   *   {@link minimumMatchPercent} of the prompt; else the one with the fewest blocks in use by running calls. Ties go to the
+   *   fewest open calls, then the smallest id. Where the most and the fewest open calls of two workers differ by more than
+   *   {@link imbalanceCalls}, the emptier of two drawn by seed.
+   * - `round-robin`: one after the other, whatever they hold
    */
   placement?: Placement;
-  /** See {@link placement}. Default 10. */
+  /** `affinity` only: the difference in open calls above which load decides, 0 to 2^32 - 1. Default 10. */
   imbalanceCalls?: number;
-  /** See {@link placement}. Default 10. */
+  /** `affinity` only: the smallest match that decides, in per cent of the prompt's blocks, 0 to 100. Default 10. */
   minimumMatchPercent?: number;
   /** Seed of all draws, 0 to 2^53 - 1. Default 0. */
   seed?: number;
-  /** Bytes of the journal buffer, 0 (default: no journal) or at least 4,096. See {@link Scheduler.readJournal}. */
+  /**
+   * Bytes of the journal buffer: 0 (default: no journal), or 4,096 to 2^40. An event larger than the buffer is refused
+   * (`SAGA_ERR_FULL`): a call or a report of n blocks takes 8 n bytes and some. See {@link Scheduler.readJournal}.
+   */
   journalBytes?: number;
-  /** The time in microseconds where no `now` is given. Default: a monotonic clock that starts at 0 with the scheduler. */
+  /**
+   * The time in microseconds where no `now` is given; fractions are cut off. It must not run backwards. Default: a monotonic
+   * clock that starts at 0 with the scheduler.
+   */
   clock?: () => number;
 }
 
-/** `now`: microseconds; default the scheduler's clock. */
+/** When something happens. */
 export interface At {
+  /** Microseconds, a whole number, not before any earlier event. Default: the scheduler's clock. */
   now?: number;
+}
+
+/** Token ids: integers from 0 to 2^32 - 1. A typed array is taken as it is; a plain array is checked and copied. */
+export type TokenIds = Uint32Array | readonly number[];
+
+/** A prompt whose blocks were hashed already, by SAGA or by somebody else. */
+export interface HashedPrompt {
+  /** Hashes of its leading full blocks, the first block first: at most `promptTokens / blockTokens`. */
+  chain: BigUint64Array;
+  /** Length of the whole prompt, 1 to 2^31. */
+  promptTokens: number;
 }
 
 /** What was known when a call was placed. Counts are blocks. */
 export interface Receipt {
+  /** Where the call goes. */
   readonly worker: Worker;
   readonly reason: PlacementReason;
   /** Full blocks of the prompt. */
@@ -91,55 +126,113 @@ export interface Receipt {
   readonly openCalls: number;
   /** Blocks in use there by running calls, before this one. */
   readonly blocksInUse: number;
+  /** Workers there were to choose from. */
   readonly activeWorkers: number;
   /** Microseconds. */
   readonly decidedAt: number;
 }
 
-/** Counters since construction, and present sizes. */
-export interface SchedulerStats {
-  workers: number;
-  workflows: number;
+/** A worker's present state. */
+export interface WorkerState {
+  /** Its KV room in blocks, as given to {@link Scheduler.addWorker}. */
+  blocks: number;
+  /** Calls placed there that have not ended. */
   openCalls: number;
+  /** Blocks in use by running calls, as last reported, plus the prompts of open calls placed since. */
+  blocksInUse: number;
+  /** `false` once it was removed. */
+  active: boolean;
+}
+
+/** Present sizes, and counters since construction. */
+export interface SchedulerStats {
+  /** Active workers. */
+  workers: number;
+  /** Open workflows. */
+  workflows: number;
+  /** Calls that are waiting, placed or running. */
+  openCalls: number;
+  /** Those of them that wait to be placed. */
   waitingCalls: number;
+  /** Placements so far; a call that is placed again counts again. */
   placedCalls: number;
   finishedCalls: number;
   cancelledCalls: number;
-  /** Calls that lost their worker and were placed again. */
+  /** Calls that lost their worker and went back to waiting. */
   replacedCalls: number;
-  /** Blocks of all placed prompts, and how many of them the chosen worker held in GPU memory. */
+  /** Full blocks of the prompts of all placements. */
   promptBlocks: number;
+  /** How many of them the chosen worker held in GPU memory. */
   matchedBlocks: number;
   /** (worker, tier, block) triples known. */
   holderBlocks: number;
+  /** Bytes of the journal so far, read or not. */
   journalBytes: number;
 }
 
+/** What a journal gave. */
 export interface ReplayResult {
   /** Fingerprint of the rebuilt state; equals {@link Scheduler.digest} of the scheduler that wrote the journal. */
   digest: bigint;
+  /** Events applied. */
   events: number;
   /** Recorded decisions that came out again, byte for byte. */
   decisions: number;
 }
 
 const decisionWords = 16;
-const decisionCapacity = 256;
+const mostDecisions = 256;
+/** Bytes that a record of the journal takes besides its decisions, and for each of them. */
+const decisionRecordBytes = { fixed: 25, each: 64 };
 const twoTo32 = 2 ** 32;
+const twoTo64 = 2n ** 64n;
 const mostTokens = 2 ** 31;
+const mostTime = Number.MAX_SAFE_INTEGER;
+const mostHashes = 2 ** 24;
+/** Hashers kept, one for each salt; the oldest is forgotten and made anew when its salt comes back. */
+const mostHashers = 1024;
 
+type Writable<T> = { -readonly [Key in keyof T]: T[Key] };
+
+/**
+ * Decides where the calls of agent workflows go, by what the workers hold and how loaded they are.
+ *
+ * It is told what happens (workers and their KV events, workflows and their calls), and answers with a {@link Receipt} for each
+ * call. It moves nothing itself. All bounds are fixed at construction and memory is allocated then, some 20 MB with the
+ * defaults; JavaScript's garbage collector does not see that memory, so {@link close} a scheduler that is no longer needed.
+ *
+ * Every method throws `SagaArgumentError` for an argument outside its range, and `SagaStateError`: `SAGA_ERR_NOT_FOUND` for a
+ * worker, workflow or call that has ended, `SAGA_ERR_TIME_REVERSED` for a `now` before an earlier event, `SAGA_ERR_CLOSED` after
+ * {@link close}; with a journal `SagaCapacityError` `SAGA_ERR_JOURNAL_FULL` until it is read. A method that throws has changed
+ * nothing.
+ *
+ * @example
+ * ```ts
+ * const scheduler = new Scheduler({ maxWorkers: 8 });
+ * scheduler.addWorker({ blocks: 28_000 });
+ * const call = scheduler.openWorkflow().submit(tokenIds);
+ * const { worker, reason, matchedBlocks } = call.place();
+ * call.finish({ stop: 'tool-use', tool: 'code-execution', outputTokens: 300 });
+ * ```
+ */
 export class Scheduler {
+  /** Tokens of a KV block. */
   readonly blockTokens: number;
+  /** Most workers over its life. */
   readonly maxWorkers: number;
+  /** Most blocks of one prompt. */
   readonly maxChainBlocks: number;
   /** @internal */
   readonly native: native.Engine;
-  readonly #decisions = new Uint32Array(decisionWords * decisionCapacity);
+  readonly #decisions = new Uint32Array(decisionWords * mostDecisions);
+  /** Decisions that one call of the native side makes at most. */
+  readonly #decisionRoom: number;
   readonly #depth: Uint32Array;
   readonly #stats = new Float64Array(12);
   /** @internal */
   readonly workerState = new Uint32Array(4);
   readonly #clock: () => number;
+  readonly #journalBytes: number;
   readonly #workers: Worker[] = [];
   readonly #calls: (Call | undefined)[] = [];
   readonly #tenants = new Map<string, number>();
@@ -147,20 +240,29 @@ export class Scheduler {
   #chain = new BigUint64Array(1024);
   #closed = false;
 
+  /**
+   * @throws SagaArgumentError for an option outside its range
+   * @throws SagaCapacityError `SAGA_ERR_OUT_OF_MEMORY`
+   */
   constructor(options: SchedulerOptions = {}) {
+    checkOptions(options);
     const seed = checkInteger('seed', options.seed ?? 0, 0, Number.MAX_SAFE_INTEGER);
     const journalBytes = checkInteger('journalBytes', options.journalBytes ?? 0, 0, 2 ** 40);
     if (journalBytes > 0 && journalBytes < 4096)
-      throw new SagaArgumentError(`journalBytes must be 0 or at least 4,096, got ${journalBytes}`);
+      throw new SagaArgumentError(`journalBytes must be 0 or at least 4096, got ${journalBytes}`);
     if (options.clock !== undefined && typeof options.clock !== 'function') {
       throw new SagaArgumentError(`clock must be a function that returns microseconds, got ${describe(options.clock)}`);
     }
+    this.#journalBytes = journalBytes;
+    // With a journal one record holds the decisions of one call.
+    const recorded = Math.floor((journalBytes - decisionRecordBytes.fixed) / decisionRecordBytes.each);
+    this.#decisionRoom = journalBytes === 0 ? mostDecisions : Math.min(mostDecisions, recorded);
     this.maxWorkers = checkInteger('maxWorkers', options.maxWorkers ?? 64, 1, 1024);
     this.maxChainBlocks = checkInteger('maxChainBlocks', options.maxChainBlocks ?? 2 ** 17, 1, 2 ** 24);
     this.blockTokens = checkInteger('blockTokens', options.blockTokens ?? 16, 1, 4096);
     this.#depth = new Uint32Array(this.maxWorkers * tiers.length);
     const started = performance.now();
-    this.#clock = options.clock ?? (() => Math.floor((performance.now() - started) * 1000));
+    this.#clock = options.clock ?? (() => (performance.now() - started) * 1000);
     const engine = native.createEngine(
       Float64Array.of(
         this.maxWorkers,
@@ -187,23 +289,24 @@ export class Scheduler {
   }
 
   /**
-   * A worker joins. `blocks`: its KV room.
+   * A worker joins.
    *
-   * @throws SagaCapacityError when `maxWorkers` have been added
+   * @param options.blocks its KV room in blocks, 1 to 2^32 - 1
+   * @throws SagaCapacityError when `maxWorkers` have been added, removed ones included
    */
   addWorker(options: { blocks: number } & At): Worker {
-    const blocks = checkInteger('blocks', options?.blocks, 1, twoTo32 - 1);
-    const id = this.answer(
-      this.native.addWorker(this.time(options.now), blocks),
-      () => `maxWorkers (${this.maxWorkers}) workers have been added`,
-    );
+    const now = this.time(options);
+    const blocks = checkInteger('blocks', options.blocks, 1, twoTo32 - 1);
+    const id = this.native.addWorker(now, blocks);
+    if (id < 0) throw refused(id, `a worker cannot be added: maxWorkers is ${this.maxWorkers}`);
     const worker = new Worker(this, id);
     this.#workers[id] = worker;
     return worker;
   }
 
-  /** The worker with an id, also one that was removed. */
+  /** The worker with an id, also one that was removed. Ids count from 0 in the order of {@link addWorker}. */
   worker(id: number): Worker | undefined {
+    this.open();
     return this.#workers[id];
   }
 
@@ -211,72 +314,60 @@ export class Scheduler {
    * A workflow begins: one task of an agent, whose calls follow each other.
    *
    * @param options.tenant who it belongs to; default the empty name
-   * @param options.salt isolates tenants from each other's KV pages: prompts with different salts share no block
+   * @param options.salt isolates tenants from each other's KV pages: prompts with different salts share no block. Default empty
+   * @throws SagaCapacityError when `maxWorkflows` are open
    */
   openWorkflow(options: { tenant?: string; salt?: string } & At = {}): Workflow {
-    const tenant = options.tenant ?? '';
-    if (typeof tenant !== 'string') throw new SagaArgumentError(`tenant must be a string, got ${describe(tenant)}`);
-    const salt = options.salt ?? '';
-    if (typeof salt !== 'string') throw new SagaArgumentError(`salt must be a string, got ${describe(salt)}`);
-    let tenantId = this.#tenants.get(tenant);
-    if (tenantId === undefined) this.#tenants.set(tenant, (tenantId = this.#tenants.size));
-    const id = this.answer(
-      this.native.openWorkflow(this.time(options.now), tenantId),
-      () => 'maxWorkflows workflows are open',
-    );
+    const now = this.time(options);
+    const tenant = checkText('tenant', options.tenant ?? '');
+    const salt = checkText('salt', options.salt ?? '');
+    // Tenants are numbered in the order in which they first appear.
+    const tenantId = this.#tenants.get(tenant) ?? this.#tenants.size;
+    const id = this.native.openWorkflow(now, tenantId);
+    if (id < 0) throw refused(id, 'a workflow cannot be opened');
+    this.#tenants.set(tenant, tenantId);
     return new Workflow(this, id, tenant, salt);
   }
 
   /**
-   * Places waiting calls in order of submission, all of them unless no worker is active.
+   * Places the calls that wait, in order of submission: all of them, unless no worker is active.
    *
-   * @returns the calls that were placed; each has its {@link Call.receipt}
+   * @returns the calls that were placed; each has its {@link Call.receipt}. Where the journal runs full on the way, those placed
+   * until then; the next call of `decide` throws.
    */
   decide(at: At = {}): Call[] {
-    const now = this.time(at.now);
     const placed: Call[] = [];
-    for (;;) {
-      const count = this.native.decide(now);
-      if (count < 0) {
-        // What was placed before the journal ran full must reach the caller; the next call reports the condition.
-        if (placed.length > 0) return placed;
-        throw errorOfStatus(-count, `the calls could not be placed (${native.statusText(-count)})`);
-      }
-      if (count === 0) return placed;
-      for (let i = 0; i < count; ++i) {
-        const call = this.#calls[this.#decisions[i * decisionWords + 2] as number];
-        if (call === undefined)
-          throw new SagaStateError('SAGA_ERR_NOT_FOUND', 'a decision names a call that this scheduler does not know');
-        call.receipt = this.#receipt(i);
-        placed.push(call);
-      }
-    }
+    this.place(this.time(at), placed);
+    return placed;
   }
 
   /**
    * Leading blocks of a chain that each worker holds, without placing anything.
    *
-   * @param chain block hashes, see {@link hash}
-   * @returns a view that is valid until the next call of `match` or `decide`: element `worker * 3 + tier`, tiers cumulative
-   * (in GPU memory; in GPU or host memory; in any)
+   * @param chain block hashes, at most 2^24, see {@link hash}
+   * @returns a view that is valid until the next call of `match`: element `worker * 3 + tier` for all `maxWorkers`, tiers
+   * cumulative (in GPU memory; in GPU or host memory; in any)
    */
   match(chain: BigUint64Array): Uint32Array {
     this.open();
     checkHashes('chain', chain);
-    this.answer(this.native.match(chain, chain.length), () => 'chain');
+    const longest = this.native.match(chain, chain.length);
+    if (longest < 0) throw refused(longest, 'the chain cannot be matched');
     return this.#depth;
   }
 
   /**
    * The block hashes of a prompt: SAGA's own chain, one 64-bit hash per full block.
    *
-   * @param tokens token ids of the whole prompt
-   * @param salt of the workflow, see {@link openWorkflow}
+   * @param tokens token ids of the whole prompt, at most 2^24 blocks
+   * @param salt of the workflow, see {@link openWorkflow}. Default empty
    */
-  hash(tokens: Uint32Array | readonly number[], salt = ''): BigUint64Array {
-    return this.chainOf(tokens, salt).slice();
+  hash(tokens: TokenIds, salt = ''): BigUint64Array {
+    this.open();
+    return this.#hasher(salt).update(checkTokens(tokens));
   }
 
+  /** Present sizes, and counters since construction. */
   stats(): SchedulerStats {
     this.open();
     this.native.stats();
@@ -310,19 +401,23 @@ export class Scheduler {
   }
 
   /**
-   * The journal bytes written since the last call (at most `most`); append them to a file and {@link replay} rebuilds the state. While the
-   * buffer is full, events fail with `SAGA_ERR_JOURNAL_FULL` and change nothing.
+   * The journal bytes written since the last call; append them to a file, and {@link replay} rebuilds the state from it. While an
+   * event does not fit into the rest of the buffer it fails with `SAGA_ERR_JOURNAL_FULL` and changes nothing.
+   *
+   * @param most bytes wanted at most, 1 to 2^30. Default 2^20
+   * @returns a new array; empty where nothing is left, or there is no journal
    */
   readJournal(most = 2 ** 20): Uint8Array {
     this.open();
-    const bytes = new Uint8Array(checkInteger('most', most, 1, 2 ** 30));
+    const bytes = new Uint8Array(Math.min(checkInteger('most', most, 1, 2 ** 30), this.#journalBytes));
     return bytes.slice(0, this.native.journalRead(bytes));
   }
 
   /**
    * Rebuilds the state from a whole journal and compares every decision with the one recorded.
    *
-   * @throws SagaJournalError when the journal is damaged or a decision differs; the message says how far it was good
+   * @throws SagaJournalError `SAGA_ERR_JOURNAL_CORRUPT`, `SAGA_ERR_JOURNAL_MISMATCH` (a decision differs) or
+   * `SAGA_ERR_VERSION_MISMATCH`; the message says how far the journal is good
    */
   static replay(journal: Uint8Array): ReplayResult {
     if (!(journal instanceof Uint8Array))
@@ -338,12 +433,13 @@ export class Scheduler {
     return { digest, events, decisions };
   }
 
-  /** Frees the native memory now. Every later call throws `SAGA_ERR_CLOSED`. */
+  /** Frees the native memory now. Whatever is called later, here or on a worker, workflow or call, throws `SAGA_ERR_CLOSED`. */
   close(): void {
     if (!this.#closed) this.native.destroy();
     this.#closed = true;
   }
 
+  /** {@link close}, for `using`. */
   [Symbol.dispose](): void {
     this.close();
   }
@@ -353,27 +449,61 @@ export class Scheduler {
     if (this.#closed) throw new SagaStateError('SAGA_ERR_CLOSED', 'the scheduler was closed');
   }
 
-  /** @internal */
-  time(now: number | undefined): number {
+  /** @internal The time of an event; refuses what is no options object, and a closed scheduler. */
+  time(at: At): number {
     this.open();
-    return checkInteger('now', now ?? this.#clock(), 0, Number.MAX_SAFE_INTEGER);
+    checkOptions(at);
+    if (at.now !== undefined) return checkInteger('now', at.now, 0, mostTime);
+    const now: unknown = this.#clock();
+    return checkInteger('the time of the clock', typeof now === 'number' ? Math.floor(now) : now, 0, mostTime);
   }
 
-  /** @internal */
-  answer(value: number, what: () => string): number {
-    if (value >= 0) return value;
-    throw errorOfStatus(-value, `${what()} (${native.statusText(-value)})`);
+  /** @internal Places what waits; the calls go to `placed`, if given. Returns their number. */
+  place(now: number, placed?: Call[]): number {
+    let total = 0;
+    for (;;) {
+      const count = this.native.decide(now);
+      if (count < 0) {
+        // What was placed before the journal ran full must reach the caller; the next call reports the condition.
+        if (total > 0) return total;
+        throw refused(count, 'the waiting calls cannot be placed');
+      }
+      for (let i = 0; i < count; ++i) {
+        const call = this.#calls[this.#decisions[i * decisionWords + 2] as number] as Call;
+        (call as Writable<Call>).receipt = this.#receipt(i);
+        placed?.push(call);
+      }
+      total += count;
+      if (count < this.#decisionRoom) return total;
+    }
   }
 
-  /** @internal The hashes of a prompt, valid until the next call. */
-  chainOf(tokens: Uint32Array | readonly number[], salt: string): BigUint64Array {
+  /** @internal Hashes a prompt into {@link chain}. Returns the number of its blocks. */
+  hashPrompt(tokens: TokenIds, salt: string): number {
     const ids = checkTokens(tokens);
     const blocks = Math.floor(ids.length / this.blockTokens);
+    this.checkPromptBlocks(blocks);
     if (this.#chain.length < blocks) this.#chain = new BigUint64Array(2 * blocks);
-    let hasher = this.#hashers.get(salt);
-    if (hasher === undefined)
-      this.#hashers.set(salt, (hasher = new BlockHasher({ blockTokens: this.blockTokens, salt })));
-    return hasher.reset().update(ids, this.#chain).subarray(0, blocks);
+    return this.#hasher(salt).hashInto(ids, this.#chain);
+  }
+
+  /** @internal The hashes of the prompt hashed last; the rest of the array is meaningless. */
+  get chain(): BigUint64Array {
+    return this.#chain;
+  }
+
+  /** @internal */
+  checkPromptBlocks(blocks: number): void {
+    if (blocks > this.maxChainBlocks) {
+      throw new SagaArgumentError(
+        `a prompt must have at most ${this.maxChainBlocks} blocks of ${this.blockTokens} tokens (maxChainBlocks), got ${blocks}`,
+      );
+    }
+  }
+
+  /** @internal Whether a call is open. */
+  knows(call: Call): boolean {
+    return this.#calls[call.id % twoTo32] === call;
   }
 
   /** @internal */
@@ -390,8 +520,23 @@ export class Scheduler {
   /** @internal The calls of a lost worker wait again. */
   forgetReceipts(worker: Worker): void {
     for (const call of this.#calls) {
-      if (call?.receipt?.worker === worker) call.receipt = undefined;
+      if (call?.receipt?.worker === worker) (call as Writable<Call>).receipt = undefined;
     }
+  }
+
+  /** The hasher of a salt, at the root of its chain. */
+  #hasher(salt: string): BlockHasher {
+    const known = this.#hashers.get(salt);
+    if (known !== undefined) return known.reset();
+    const made = new BlockHasher({ blockTokens: this.blockTokens, salt });
+    if (this.#hashers.size === mostHashers) {
+      for (const oldest of this.#hashers.keys()) {
+        this.#hashers.delete(oldest);
+        break;
+      }
+    }
+    this.#hashers.set(salt, made);
+    return made;
   }
 
   #receipt(i: number): Receipt {
@@ -413,6 +558,7 @@ export class Scheduler {
 
 /** A worker as the scheduler sees it: what it holds, and how loaded it is. Made by {@link Scheduler.addWorker}. */
 export class Worker {
+  /** Small integers in the order of {@link Scheduler.addWorker}, from 0; never used again. */
   readonly id: number;
   readonly #scheduler: Scheduler;
 
@@ -426,69 +572,78 @@ export class Worker {
    * Blocks became resident (a KV event of the worker). Counted per physical copy: a block stored twice stays until it is
    * removed twice.
    *
-   * @param hashes in chain order
+   * @param hashes in chain order, at most 2^24
+   * @param options.tier where. Default `gpu`
    * @param options.parent hash of the block before the first one, if known: a hint that makes later matches faster
    * @throws SagaCapacityError when `maxBlocks` are known; nothing was stored
    */
   stored(hashes: BigUint64Array, options: { tier?: Tier; parent?: bigint } & At = {}): void {
+    const scheduler = this.#scheduler;
+    const now = scheduler.time(options);
     checkHashes('hashes', hashes);
     const tier = checkOneOf('tier', options.tier ?? 'gpu', tiers);
     let given = hashes;
     if (options.parent !== undefined) {
       given = new BigUint64Array(hashes.length + 1);
-      given[0] = options.parent;
+      given[0] = checkHash('parent', options.parent);
       given.set(hashes, 1);
     }
-    const scheduler = this.#scheduler;
-    const hasParent = given === hashes ? 0 : 1;
-    scheduler.answer(
-      scheduler.native.blocksStored(scheduler.time(options.now), this.id, tier, given, hasParent),
-      () => `worker ${this.id} cannot store ${hashes.length} blocks`,
-    );
+    const status = scheduler.native.blocksStored(now, this.id, tier, given, given === hashes ? 0 : 1);
+    if (status < 0) throw refused(status, `worker ${this.id} cannot store ${hashes.length} blocks`);
   }
 
-  /** Blocks are gone. Hashes that the worker does not hold are ignored. */
+  /**
+   * Blocks are gone (a KV event of the worker). Hashes that it does not hold are ignored.
+   *
+   * @param hashes in any order, at most 2^24
+   * @param options.tier where. Default `gpu`
+   */
   removed(hashes: BigUint64Array, options: { tier?: Tier } & At = {}): void {
+    const scheduler = this.#scheduler;
+    const now = scheduler.time(options);
     checkHashes('hashes', hashes);
     const tier = checkOneOf('tier', options.tier ?? 'gpu', tiers);
-    const scheduler = this.#scheduler;
-    scheduler.answer(
-      scheduler.native.blocksRemoved(scheduler.time(options.now), this.id, tier, hashes),
-      () => `worker ${this.id}`,
-    );
+    const status = scheduler.native.blocksRemoved(now, this.id, tier, hashes);
+    if (status < 0) throw refused(status, `worker ${this.id} cannot remove ${hashes.length} blocks`);
   }
 
   /** Everything in every tier is gone. */
   cleared(at: At = {}): void {
     const scheduler = this.#scheduler;
-    scheduler.answer(scheduler.native.blocksCleared(scheduler.time(at.now), this.id), () => `worker ${this.id}`);
+    const status = scheduler.native.blocksCleared(scheduler.time(at), this.id);
+    if (status < 0) throw refused(status, `worker ${this.id} cannot be cleared`);
   }
 
   /**
-   * Blocks that running calls use, as the worker reports it. Until the next report the prompts of calls placed there are
-   * added.
+   * The worker reports how many blocks its running calls use. Until the next report the prompts of calls placed there are added.
+   *
+   * @param options.blocksInUse 0 to 2^32 - 1
    */
   load(options: { blocksInUse: number } & At): void {
-    const blocks = checkInteger('blocksInUse', options?.blocksInUse, 0, twoTo32 - 1);
     const scheduler = this.#scheduler;
-    scheduler.answer(
-      scheduler.native.workerLoad(scheduler.time(options.now), this.id, blocks),
-      () => `worker ${this.id}`,
-    );
+    const now = scheduler.time(options);
+    const blocks = checkInteger('blocksInUse', options.blocksInUse, 0, twoTo32 - 1);
+    const status = scheduler.native.workerLoad(now, this.id, blocks);
+    if (status < 0) throw refused(status, `worker ${this.id} cannot report its load`);
   }
 
-  /** The worker is lost or drained: what it held is forgotten, and its calls wait to be placed again. */
+  /**
+   * The worker is lost or drained: what it held is forgotten, and its calls wait to be placed again, before all that were
+   * submitted after them. Their {@link Call.receipt} is `undefined` until then.
+   */
   remove(at: At = {}): void {
     const scheduler = this.#scheduler;
-    scheduler.answer(scheduler.native.removeWorker(scheduler.time(at.now), this.id), () => `worker ${this.id}`);
+    const status = scheduler.native.removeWorker(scheduler.time(at), this.id);
+    if (status < 0) throw refused(status, `worker ${this.id} cannot be removed`);
     scheduler.forgetReceipts(this);
   }
 
-  /** Present state. `blocksInUse` is as last reported, plus the prompts of open calls placed since. */
-  state(): { blocks: number; openCalls: number; blocksInUse: number; active: boolean } {
+  /** Its present state; also of a worker that was removed. */
+  state(): WorkerState {
     const scheduler = this.#scheduler;
     scheduler.open();
-    scheduler.answer(scheduler.native.workerState(this.id), () => `worker ${this.id}`);
+    const status = scheduler.native.workerState(this.id);
+    if (status < 0) throw refused(status, `worker ${this.id} has no state`);
     const [blocks = 0, openCalls = 0, blocksInUse = 0, active = 0] = scheduler.workerState;
     return { blocks, openCalls, blocksInUse, active: active === 1 };
   }
@@ -496,6 +651,7 @@ export class Worker {
 
 /** One task of an agent: its calls follow each other, with tool runs between them. Made by {@link Scheduler.openWorkflow}. */
 export class Workflow {
+  /** Unique among all workflows of the scheduler. */
   readonly id: number;
   readonly tenant: string;
   readonly salt: string;
@@ -512,72 +668,90 @@ export class Workflow {
   /**
    * A call to the model, to be placed by the next {@link Scheduler.decide} (or {@link Call.place}).
    *
-   * @param prompt token ids of the whole prompt, or its block hashes with its length in tokens
+   * @param prompt token ids of the whole prompt, at least one, or its block hashes with its length in tokens; at most
+   * `maxChainBlocks` blocks
    * @throws SagaCapacityError when `maxCalls` are open, or their prompts exceed `maxOpenBlocks`
    */
-  submit(prompt: Uint32Array | readonly number[] | { chain: BigUint64Array; promptTokens: number }, at: At = {}): Call {
+  submit(prompt: TokenIds | HashedPrompt, at: At = {}): Call {
     const scheduler = this.#scheduler;
+    const now = scheduler.time(at);
     let chain: BigUint64Array;
+    let blocks: number;
     let promptTokens: number;
     if (Array.isArray(prompt) || ArrayBuffer.isView(prompt)) {
-      chain = scheduler.chainOf(prompt as Uint32Array, this.salt);
-      promptTokens = prompt.length;
-      if (promptTokens === 0) throw new SagaArgumentError('a prompt must have at least one token');
+      const tokens = prompt as TokenIds;
+      blocks = scheduler.hashPrompt(tokens, this.salt);
+      promptTokens = tokens.length;
+      chain = scheduler.chain;
+      if (promptTokens === 0) throw new SagaArgumentError('a prompt must have at least one token, got none');
     } else {
-      const given = prompt as { chain: BigUint64Array; promptTokens: number };
-      checkHashes('chain', given?.chain);
-      promptTokens = checkInteger('promptTokens', given.promptTokens, 1, mostTokens);
-      chain = given.chain;
-      if (chain.length > promptTokens / scheduler.blockTokens) {
-        throw new SagaArgumentError(
-          `chain must have at most ${Math.floor(promptTokens / scheduler.blockTokens)} hashes for ${promptTokens} tokens, got ${chain.length}`,
-        );
+      if (typeof prompt !== 'object' || prompt === null) {
+        throw new SagaArgumentError(`prompt must be token ids or { chain, promptTokens }, got ${describe(prompt)}`);
       }
+      const hashed = prompt as HashedPrompt;
+      chain = checkHashes('chain', hashed.chain);
+      blocks = chain.length;
+      promptTokens = checkInteger('promptTokens', hashed.promptTokens, 1, mostTokens);
+      const most = Math.floor(promptTokens / scheduler.blockTokens);
+      scheduler.checkPromptBlocks(most);
+      if (blocks > most)
+        throw new SagaArgumentError(`chain must have at most ${most} hashes for ${promptTokens} tokens, got ${blocks}`);
     }
-    if (chain.length > scheduler.maxChainBlocks) {
-      throw new SagaArgumentError(
-        `a prompt must have at most ${scheduler.maxChainBlocks} blocks (maxChainBlocks), got ${chain.length}`,
-      );
-    }
-    const id = scheduler.answer(
-      scheduler.native.submitCall(scheduler.time(at.now), this.id, promptTokens, chain, chain.length),
-      () => `a call of workflow ${this.id}`,
-    );
+    const id = scheduler.native.submitCall(now, this.id, promptTokens, chain, blocks);
+    if (id < 0) throw refused(id, `workflow ${this.id} cannot submit a call of ${blocks} blocks`);
     const call = new Call(scheduler, this, id, promptTokens);
     scheduler.remember(call);
     return call;
   }
 
-  /** The client runs a tool now. */
+  /**
+   * The client runs a tool now.
+   *
+   * @param options.tool Default `none`: not known
+   * @throws SagaStateError `SAGA_ERR_WRONG_STATE` while one runs already
+   */
   toolStarted(options: { tool?: ToolClass } & At = {}): void {
-    const tool = checkOneOf('tool', options.tool ?? 'none', toolClasses);
     const scheduler = this.#scheduler;
-    scheduler.answer(
-      scheduler.native.toolStarted(scheduler.time(options.now), this.id, tool),
-      () => `workflow ${this.id}`,
-    );
+    const now = scheduler.time(options);
+    const tool = checkOneOf('tool', options.tool ?? 'none', toolClasses);
+    const status = scheduler.native.toolStarted(now, this.id, tool);
+    if (status < 0) throw refused(status, `workflow ${this.id} cannot start a tool`);
   }
 
-  /** The tool has returned. */
+  /**
+   * The tool has returned.
+   *
+   * @throws SagaStateError `SAGA_ERR_WRONG_STATE` if none was started
+   */
   toolFinished(at: At = {}): void {
     const scheduler = this.#scheduler;
-    scheduler.answer(scheduler.native.toolFinished(scheduler.time(at.now), this.id), () => `workflow ${this.id}`);
+    const status = scheduler.native.toolFinished(scheduler.time(at), this.id);
+    if (status < 0) throw refused(status, `workflow ${this.id} cannot finish a tool`);
   }
 
-  /** The task is done. None of its calls may be open. */
+  /**
+   * The task is done.
+   *
+   * @throws SagaStateError `SAGA_ERR_WRONG_STATE` while one of its calls is open
+   */
   close(at: At = {}): void {
     const scheduler = this.#scheduler;
-    scheduler.answer(scheduler.native.closeWorkflow(scheduler.time(at.now), this.id), () => `workflow ${this.id}`);
+    const status = scheduler.native.closeWorkflow(scheduler.time(at), this.id);
+    if (status < 0) throw refused(status, `workflow ${this.id} cannot be closed`);
   }
 }
 
-/** One call to the model. Made by {@link Workflow.submit}. */
+/** One call to the model: it waits, is placed, runs, and ends by {@link finish} or {@link cancel}. Made by {@link Workflow.submit}. */
 export class Call {
+  /** Unique among all calls of the scheduler. */
   readonly id: number;
   readonly workflow: Workflow;
   readonly promptTokens: number;
-  /** Where it goes and why; `undefined` while it waits. A call that lost its worker gets another receipt. */
-  receipt: Receipt | undefined;
+  /**
+   * Where it goes and why; `undefined` while it waits. A call that loses its worker waits again and gets another one. It stays
+   * when the call has ended.
+   */
+  readonly receipt: Receipt | undefined = undefined;
   readonly #scheduler: Scheduler;
 
   /** @internal */
@@ -589,54 +763,86 @@ export class Call {
   }
 
   /**
-   * Places this call now, together with all that were submitted before it.
+   * Places this call now, together with all others that wait. Does nothing where it has its receipt already.
    *
    * @throws SagaStateError `SAGA_ERR_NO_WORKER` when no worker is active; the call keeps waiting
+   * @throws SagaCapacityError `SAGA_ERR_JOURNAL_FULL`; calls before it may have been placed
    */
   place(at: At = {}): Receipt {
-    this.#scheduler.decide(at);
-    if (this.receipt === undefined)
-      throw new SagaStateError('SAGA_ERR_NO_WORKER', 'no worker is active: add one, the call keeps waiting');
+    const scheduler = this.#scheduler;
+    const now = scheduler.time(at);
+    if (!scheduler.knows(this)) throw new SagaStateError('SAGA_ERR_NOT_FOUND', `call ${this.id} has ended`);
+    // More than once only where the journal ran full before it was this call's turn: the second time throws.
+    while (this.receipt === undefined) {
+      if (scheduler.place(now) === 0)
+        throw new SagaStateError('SAGA_ERR_NO_WORKER', 'no worker is active: add one, the call keeps waiting');
+    }
     return this.receipt;
   }
 
-  /** The worker sent the first token. */
+  /**
+   * The worker sent the first token.
+   *
+   * @throws SagaStateError `SAGA_ERR_WRONG_STATE` unless the call is placed and has had none
+   */
   firstToken(at: At = {}): void {
     const scheduler = this.#scheduler;
-    scheduler.answer(scheduler.native.firstToken(scheduler.time(at.now), this.id), () => `call ${this.id}`);
+    const status = scheduler.native.firstToken(scheduler.time(at), this.id);
+    if (status < 0) throw refused(status, `call ${this.id} cannot have its first token`);
   }
 
-  /** The client is gone: the call ends, whatever its state, and its id becomes invalid. */
+  /** The client is gone: the call ends, whatever its state. */
   cancel(at: At = {}): void {
     const scheduler = this.#scheduler;
-    scheduler.answer(scheduler.native.cancelCall(scheduler.time(at.now), this.id), () => `call ${this.id}`);
+    const status = scheduler.native.cancelCall(scheduler.time(at), this.id);
+    if (status < 0) throw refused(status, `call ${this.id} cannot be cancelled`);
     scheduler.forget(this);
   }
 
-  /** The answer is complete (or the call failed on the worker); the call's id becomes invalid. */
+  /**
+   * The answer is complete, or the call failed on the worker: it ends.
+   *
+   * @param options.stop why the answer ended. Default `unknown`
+   * @param options.tool the tool that it asks for. Default `none`
+   * @param options.outputTokens length of the answer, 0 to 2^32 - 1. Default 0
+   * @throws SagaStateError `SAGA_ERR_WRONG_STATE` while it waits; {@link cancel} ends that
+   */
   finish(options: { stop?: StopReason; tool?: ToolClass; outputTokens?: number } & At = {}): void {
+    const scheduler = this.#scheduler;
+    const now = scheduler.time(options);
     const stop = checkOneOf('stop', options.stop ?? 'unknown', stopReasons);
     const tool = checkOneOf('tool', options.tool ?? 'none', toolClasses);
     const tokens = checkInteger('outputTokens', options.outputTokens ?? 0, 0, twoTo32 - 1);
-    const scheduler = this.#scheduler;
-    scheduler.answer(
-      scheduler.native.finishCall(scheduler.time(options.now), this.id, stop, tool, tokens),
-      () => `call ${this.id}`,
-    );
+    const status = scheduler.native.finishCall(now, this.id, stop, tool, tokens);
+    if (status < 0) throw refused(status, `call ${this.id} cannot be finished`);
     scheduler.forget(this);
   }
 }
 
-function checkHashes(name: string, value: unknown): void {
+/** The error for a negative answer of the native side: what was wanted, and why not. */
+function refused(answer: number, what: string): SagaError {
+  return errorOfStatus(-answer, `${what} (${native.statusText(-answer)})`);
+}
+
+function checkHashes(name: string, value: unknown): BigUint64Array {
   if (!(value instanceof BigUint64Array))
     throw new SagaArgumentError(`${name} must be a BigUint64Array of block hashes, got ${describe(value)}`);
-  if (value.length > 2 ** 24) throw new SagaArgumentError(`${name} must have at most 2^24 hashes, got ${value.length}`);
+  if (value.length > mostHashes)
+    throw new SagaArgumentError(`${name} must have at most ${mostHashes} hashes, got ${value.length}`);
+  return value;
+}
+
+function checkHash(name: string, value: unknown): bigint {
+  if (typeof value !== 'bigint' || value < 0n || value >= twoTo64)
+    throw new SagaArgumentError(`${name} must be a bigint from 0n to 2n ** 64n - 1n, got ${describe(value)}`);
+  return value;
 }
 
 function checkTokens(tokens: unknown): Uint32Array {
   if (tokens instanceof Uint32Array) return tokens;
   if (!Array.isArray(tokens))
     throw new SagaArgumentError(`tokens must be a Uint32Array or an array of token ids, got ${describe(tokens)}`);
-  for (const token of tokens) checkInteger('a token id', token, 0, twoTo32 - 1);
-  return Uint32Array.from(tokens as number[]);
+  const ids = new Uint32Array(tokens.length);
+  for (let i = 0; i < ids.length; ++i) ids[i] = checkInteger('a token id', tokens[i], 0, twoTo32 - 1);
+  return ids;
 }
