@@ -1,26 +1,22 @@
-// PageTree: all page chains of a workload as one path-compressed tree. Built once, then frozen; caches and
-// policies only read it, from any number of threads.
+// PageTree: all page chains of a workload as one path-compressed tree. Built once, then frozen; caches and policies only read
+// it, from any number of threads.
 //
-// A **page** is `page_tokens` consecutive tokens of a prompt or an answer together with everything before
-// them, so two calls have a page in common exactly when they have the same content up to its end. A **node**
-// is a run of consecutive pages without a fork, and no call ends inside one: the path of a call is a whole
-// number of nodes, and its deepest node, the
-// **leaf**, names it. Nodes are numbered in preorder: a parent comes before its children and a subtree is a
-// range of numbers. kNone stands for the root, which has no pages: the parent of a top node, and the leaf of
-// a prompt without a full page.
+// A **page** is `page_tokens` consecutive tokens of a prompt or an answer together with everything before them, so two calls
+// have a page in common exactly when they have the same content up to its end. A **node** is a run of consecutive pages
+// without a fork, and no call ends inside one: the path of a call is a whole number of nodes, and its deepest node, the
+// **leaf**, names it. Nodes are numbered in preorder: a parent comes before its children and a subtree is a range of numbers.
+// kNone stands for the root, which has no pages: the parent of a top node, and the leaf of a prompt without a full page.
 //
 // Two ways to read a workload:
-//   cache mode    one prompt a call, the answer leaves nothing behind. Pages of a call = floor(blocks /
-//   blocks per page) (a
+//
+//   cache mode    one prompt a call, the answer leaves nothing behind. Pages of a call = floor(blocks / blocks per page) (a
 //                 partial last block with an id of its own counts as a block). prompt_leaf == final_leaf.
-//   cluster mode  a prompt of n tokens has floor(n / page_tokens) pages. Block ids cover its front; what lies
-//   behind the last
-//                 id belongs to this call alone, unless the next call of the same thread *continues* it: it
-//                 has all of the call's blocks as its leading blocks and at least prompt + output tokens.
-//                 Then the tail and the answer are the content of the next prompt at those positions.
-//                 prompt_leaf: the full pages of the prompt; final_leaf: those of prompt + output - 1 tokens
-//                 (the KV of the last generated token is never computed). prompt_leaf is final_leaf or an
-//                 ancestor of it.
+//   cluster mode  a prompt of n tokens has floor(n / page_tokens) pages. Block ids cover its front; what lies behind the last
+//                 id belongs to this call alone, unless the next call of the same thread *continues* it: it has all of the
+//                 call's blocks as its leading blocks and at least prompt + output tokens. Then the tail and the answer are
+//                 the content of the next prompt at those positions. prompt_leaf: the full pages of the prompt; final_leaf:
+//                 those of prompt + output - 1 tokens (the KV of the last generated token is never computed). prompt_leaf is
+//                 final_leaf or an ancestor of it.
 //
 // Cost of building: O(runs of block ids + nodes on the paths), blocks are never expanded one by one; memory
 // O(nodes) after it. Afterwards every question is O(1) except common_ancestor() and path(), O(nodes walked).

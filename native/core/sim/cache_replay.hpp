@@ -2,14 +2,11 @@
 // under one eviction policy. It measures policies against each other and against Belady's optimum; nothing is
 // simulated but the cache.
 //
-//   atomic  A request occupies an instant: look up, touch or insert all its pages, cut to size. Its pages may
-//   go at once, even
-//           while it still runs.
-//   pinned  A request runs from start to end, and nobody may evict its pages before that. First every request
-//   with end <= start
-//           of the new one ends, in order of end (ties: of start): its pins go, then the cache is cut; then
-//           the new one: look up, insert and pin all its pages, cut. If pinned pages alone exceed the size,
-//           the cache overflows.
+//   atomic  A request occupies an instant: look up, touch or insert all its pages, cut to size. Its pages may go at once,
+//           even while it still runs.
+//   pinned  A request runs from start to end, and nobody may evict its pages before that. First every request with end <=
+//           start of the new one ends, in order of end (ties: of start): its pins go, then the cache is cut; then the new
+//           one: look up, insert and pin all its pages, cut. If pinned pages alone exceed the size, the cache overflows.
 //
 // A **miss** is a page of the prompt behind the leading run of resident pages when the request starts. Costs
 // weigh a page by the work of computing it again: attention grows with depth, so a token at position p weighs
