@@ -11,7 +11,7 @@
  */
 import { SagaError } from '../errors.js';
 import * as calibration from './agent-calibration.js';
-import { PromptKind, StopReason, ToolClass } from './columns.js';
+import { promptKindNumber, stopReasonNumber, toolClassNumber } from './columns.js';
 import { Random, drawQuantiles, type Quantiles } from './random.js';
 import { RequestLog } from './request-log.js';
 
@@ -27,9 +27,9 @@ export interface AgentWorkloadOptions {
 export const agentBlockTokens = 64;
 
 const stopValues: Record<calibration.Stop, number> = {
-  toolUse: StopReason.toolUse,
-  endTurn: StopReason.endTurn,
-  unknown: StopReason.unknown,
+  toolUse: stopReasonNumber.toolUse,
+  endTurn: stopReasonNumber.endTurn,
+  unknown: stopReasonNumber.unknown,
 };
 
 /** Earlier prompts that can be forked or repeated: the newest of each are kept. */
@@ -185,7 +185,7 @@ class Agent {
       gapSeconds: gap,
       promptKind: kind,
       stopReason: stopValues[stop],
-      toolClass: ToolClass.none,
+      toolClass: toolClassNumber.none,
     });
     prompt.addTo(this.log);
     return seconds;
@@ -236,12 +236,12 @@ function drawSession(log: RequestLog, world: World, name: string, random: Random
   let step = 'extend' as (typeof calibration.stepKinds)[number];
   let time = 0;
   let gap = 0;
-  let kind: number = PromptKind.start;
+  let kind: number = promptKindNumber.start;
   for (let call = 0; call < calls; ++call) {
     let busyUntil = 0;
     if (call > 0) {
       const brings = random.chance(calibration.toolPromptShare[stop]) ? 'tool' : 'user';
-      kind = brings === 'tool' ? PromptKind.tool : PromptKind.user;
+      kind = brings === 'tool' ? promptKindNumber.tool : promptKindNumber.user;
       gap = Math.round(drawQuantiles(random, calibration.gapSeconds[stop][brings]));
       const spawned = stop === 'toolUse' ? (spawnAt.get(call) ?? 0) : 0;
       for (let agent = 0; agent < spawned; ++agent) {
@@ -331,7 +331,7 @@ function drawSubAgent(
     }
     time += gap;
     const stop = call === calls - 1 ? 'endTurn' : 'toolUse';
-    time += agent.call(prompt, time, gap, call === 0 ? PromptKind.start : PromptKind.tool, stop);
+    time += agent.call(prompt, time, gap, call === 0 ? promptKindNumber.start : promptKindNumber.tool, stop);
   }
   return time;
 }

@@ -13,13 +13,13 @@
 import { SagaError } from '../errors.js';
 
 /** What the prompt of a call brings that the one before did not have. Values are part of the C ABI. */
-export const PromptKind = { start: 0, tool: 1, user: 2 } as const;
+export const promptKindNumber = { start: 0, tool: 1, user: 2 } as const;
 
 /** Why an answer ended. Values are part of the C ABI. */
-export const StopReason = { unknown: 0, toolUse: 1, endTurn: 2 } as const;
+export const stopReasonNumber = { unknown: 0, toolUse: 1, endTurn: 2 } as const;
 
 /** Tool classes of the SAGA paper. Values are part of the C ABI. */
-export const ToolClass = {
+export const toolClassNumber = {
   none: 0,
   codeExecution: 1,
   fileOperation: 2,
@@ -43,11 +43,11 @@ export interface NativeColumns {
   readonly promptTokens: Uint32Array;
   /** Per call: tokens of the answer, at least 1. */
   readonly outputTokens: Uint32Array;
-  /** Per call: a value of {@link PromptKind}. */
+  /** Per call: a value of {@link promptKindNumber}. */
   readonly promptKind: Uint8Array;
-  /** Per call: a value of {@link StopReason}. */
+  /** Per call: a value of {@link stopReasonNumber}. */
   readonly stopReason: Uint8Array;
-  /** Per call: a value of {@link ToolClass}, the tool that the answer calls. */
+  /** Per call: a value of {@link toolClassNumber}, the tool that the answer calls. */
   readonly toolClass: Uint8Array;
   /** `[calls + 1]`: the predecessors of call c are `[first[c], first[c + 1])`. None: the call starts with its task. */
   readonly callFirstPredecessor: Uint32Array;

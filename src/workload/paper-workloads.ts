@@ -8,7 +8,13 @@
  * Where this differs: the published simulation adds the observation twice and the answer never; here each is added once.
  */
 import { SagaError } from '../errors.js';
-import { PromptKind, StopReason, ToolClass, WorkloadBuilder, type WorkloadColumns } from './columns.js';
+import {
+  promptKindNumber,
+  stopReasonNumber,
+  toolClassNumber,
+  WorkloadBuilder,
+  type WorkloadColumns,
+} from './columns.js';
 import { Random } from './random.js';
 
 /** A gamma distribution; its mean is `shape * scale`. */
@@ -31,10 +37,10 @@ export interface ToolLatency {
 
 /** Order of the tool classes in mixes and latency tables. */
 export const toolClasses = [
-  ToolClass.codeExecution,
-  ToolClass.fileOperation,
-  ToolClass.webApi,
-  ToolClass.databaseQuery,
+  toolClassNumber.codeExecution,
+  toolClassNumber.fileOperation,
+  toolClassNumber.webApi,
+  toolClassNumber.databaseQuery,
 ] as const;
 
 /** Latencies by tool class, in the order of {@link toolClasses} ("production traces" of the paper). */
@@ -238,9 +244,9 @@ export function generateTasks(options: GenerateTasksOptions): WorkloadColumns {
         thread: task,
         promptTokens: context,
         outputTokens: output,
-        promptKind: step === 0 ? PromptKind.start : PromptKind.tool,
-        stopReason: last ? StopReason.endTurn : StopReason.toolUse,
-        toolClass: last ? ToolClass.none : (toolClasses[tool] as number),
+        promptKind: step === 0 ? promptKindNumber.start : promptKindNumber.tool,
+        stopReason: last ? stopReasonNumber.endTurn : stopReasonNumber.toolUse,
+        toolClass: last ? toolClassNumber.none : (toolClasses[tool] as number),
         seconds: Number.NaN,
         time: 0,
         gapSeconds: gap,

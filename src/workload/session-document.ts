@@ -20,7 +20,7 @@ import {
   text,
   type JsonObject,
 } from './json-fields.js';
-import { PromptKind, ToolClass } from './columns.js';
+import { promptKindNumber, toolClassNumber } from './columns.js';
 import { RequestLog, type SessionRequest } from './request-log.js';
 import {
   checkBlocks,
@@ -150,9 +150,13 @@ function callsOf(
           seconds,
           gapSeconds: calls.length === 0 ? 0 : gap,
           promptKind:
-            calls.length === 0 ? PromptKind.start : bringsToolResult(request) ? PromptKind.tool : PromptKind.user,
+            calls.length === 0
+              ? promptKindNumber.start
+              : bringsToolResult(request)
+                ? promptKindNumber.tool
+                : promptKindNumber.user,
           stopReason: stop,
-          toolClass: ToolClass.none,
+          toolClass: toolClassNumber.none,
         },
       });
     }

@@ -1,7 +1,7 @@
 /**
  * What a workload looks like in numbers: to compare a generated one with a real one, and to tell the user what is played.
  */
-import { PromptKind, callCount, taskCount, type WorkloadColumns } from './columns.js';
+import { promptKindNumber, callCount, taskCount, type WorkloadColumns } from './columns.js';
 
 /** Value at a probability of a sample, by nearest rank: the smallest value that at least this share of the sample does not exceed. */
 export function quantile(sorted: ArrayLike<number>, probability: number): number {
@@ -73,7 +73,7 @@ export function workloadStatistics(workload: WorkloadColumns): WorkloadStatistic
     promptTokens: summarize(workload.promptTokens),
     outputTokens: summarize(workload.outputTokens),
     callSeconds: summarize(Array.from(workload.callSeconds ?? []).filter((seconds) => !Number.isNaN(seconds))),
-    toolGapSeconds: summarize(gapsOf(PromptKind.tool)),
-    userGapSeconds: summarize(gapsOf(PromptKind.user)),
+    toolGapSeconds: summarize(gapsOf(promptKindNumber.tool)),
+    userGapSeconds: summarize(gapsOf(promptKindNumber.user)),
   };
 }

@@ -1,7 +1,7 @@
 /**
  * What the trace formats share: the interface of a reader and the checks of the fields that all of them have.
  */
-import { StopReason, type WorkloadColumns } from './columns.js';
+import { stopReasonNumber, type WorkloadColumns } from './columns.js';
 import { Malformed, type JsonObject } from './json-fields.js';
 import type { RequestLog } from './request-log.js';
 
@@ -27,9 +27,9 @@ export interface TraceReader {
 
 /** The stop reason of a recorded answer. */
 export function stopReasonOf(stop: string): number {
-  if (stop === 'tool_use') return StopReason.toolUse;
-  if (stop === 'end_turn' || stop === 'end') return StopReason.endTurn;
-  return StopReason.unknown;
+  if (stop === 'tool_use') return stopReasonNumber.toolUse;
+  if (stop === 'end_turn' || stop === 'end') return stopReasonNumber.endTurn;
+  return stopReasonNumber.unknown;
 }
 
 /** Whether a value can be a block id. */

@@ -14,7 +14,14 @@
 import { readdir, readFile, stat, open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { SagaError } from '../errors.js';
-import { PromptKind, StopReason, ToolClass, firstTasks, WorkloadBuilder, type WorkloadColumns } from './columns.js';
+import {
+  promptKindNumber,
+  stopReasonNumber,
+  toolClassNumber,
+  firstTasks,
+  WorkloadBuilder,
+  type WorkloadColumns,
+} from './columns.js';
 import { forEachLine, unreadable } from './lines.js';
 import { RequestLog, type ArrangeOptions } from './request-log.js';
 import {
@@ -212,9 +219,9 @@ function parseJson(content: string): JsonObject {
 }
 
 const kinds: Record<string, number> = {
-  start: PromptKind.start,
-  tool: PromptKind.tool,
-  user: PromptKind.user,
+  start: promptKindNumber.start,
+  tool: promptKindNumber.tool,
+  user: promptKindNumber.user,
 };
 
 /** Request lines: one JSON object a line with `sid aid k t in out llm_s gap_s gap_kind stop h`, and `dup` on copies. */
@@ -263,7 +270,7 @@ class RequestLines implements TraceReader {
       gapSeconds,
       promptKind: kind,
       stopReason,
-      toolClass: ToolClass.none,
+      toolClass: toolClassNumber.none,
     });
     for (const run of runs) this.log.addRun((run as [number, number])[0], (run as [number, number])[1]);
   }
@@ -303,9 +310,9 @@ class MooncakeLines implements TraceReader {
       thread: this.builder.calls,
       promptTokens,
       outputTokens,
-      promptKind: PromptKind.start,
-      stopReason: StopReason.endTurn,
-      toolClass: ToolClass.none,
+      promptKind: promptKindNumber.start,
+      stopReason: stopReasonNumber.endTurn,
+      toolClass: toolClassNumber.none,
       seconds: Number.NaN,
       time: 0,
       gapSeconds: 0,

@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import * as calibration from '../../src/workload/agent-calibration.js';
 import { generateAgentSessions } from '../../src/workload/agent-workload.js';
-import { StopReason, ToolClass, selectTasks, type WorkloadColumns } from '../../src/workload/columns.js';
+import { stopReasonNumber, toolClassNumber, selectTasks, type WorkloadColumns } from '../../src/workload/columns.js';
 import {
   generateTasks,
   paperToolLatencies,
@@ -92,8 +92,8 @@ describe('workloads of the paper', () => {
         if (call > first) expect(prompt - (workload.promptTokens[call - 1] ?? 0)).toBe(growth);
         expect(runsOf(workload, call)).toEqual([[used, Math.floor(prompt / 16)]]);
         expect(predecessorsOf(workload, call).map(([before]) => before)).toEqual(call === first ? [] : [call - 1]);
-        expect(workload.stopReason[call]).toBe(call === last ? StopReason.endTurn : StopReason.toolUse);
-        expect(workload.toolClass[call] === ToolClass.none).toBe(call === last);
+        expect(workload.stopReason[call]).toBe(call === last ? stopReasonNumber.endTurn : stopReasonNumber.toolUse);
+        expect(workload.toolClass[call] === toolClassNumber.none).toBe(call === last);
       }
       used += Math.floor((workload.promptTokens[last] ?? 0) / 16);
     }

@@ -2,7 +2,7 @@ import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { SagaError } from '../../src/errors.js';
-import { PromptKind, StopReason } from '../../src/workload/columns.js';
+import { promptKindNumber, stopReasonNumber } from '../../src/workload/columns.js';
 import { readTrace, type MalformedInput } from '../../src/workload/trace.js';
 import { fileOf, pathOf, predecessorsOf, requestLine, runsOf } from './helpers.js';
 
@@ -53,8 +53,12 @@ describe('request lines', () => {
     const workload = (await readTrace(path)).workload();
     expect([...workload.promptTokens]).toEqual([330, 202, 10]);
     expect([...workload.outputTokens]).toEqual([1, 11, 5]); // an answer of nothing counts as one token
-    expect([...workload.promptKind]).toEqual([PromptKind.start, PromptKind.user, PromptKind.tool]);
-    expect([...workload.stopReason]).toEqual([StopReason.toolUse, StopReason.endTurn, StopReason.unknown]);
+    expect([...workload.promptKind]).toEqual([promptKindNumber.start, promptKindNumber.user, promptKindNumber.tool]);
+    expect([...workload.stopReason]).toEqual([
+      stopReasonNumber.toolUse,
+      stopReasonNumber.endTurn,
+      stopReasonNumber.unknown,
+    ]);
     expect([...(workload.callSeconds ?? [])]).toEqual([1.25, Number.NaN, 2]);
     expect([0, 1, 2].map((call) => runsOf(workload, call))).toEqual([[[7, 2], [30, 3]], [[7, 2], [12, 1]], []]); // prettier-ignore
     expect([0, 1, 2].map((call) => predecessorsOf(workload, call))).toEqual([[], [[0, 3]], [[1, 1800]]]);
@@ -219,12 +223,17 @@ describe('session documents', () => {
     expect([...workload.outputTokens]).toEqual([20, 9, 9, 9]);
     expect([...(workload.callSeconds ?? [])]).toEqual([3, 2, 2, 2]);
     expect([...workload.callGapSeconds]).toEqual([0, 4, 0, 1]);
-    expect([...workload.promptKind]).toEqual([PromptKind.start, PromptKind.tool, PromptKind.start, PromptKind.user]);
+    expect([...workload.promptKind]).toEqual([
+      promptKindNumber.start,
+      promptKindNumber.tool,
+      promptKindNumber.start,
+      promptKindNumber.user,
+    ]);
     expect([...workload.stopReason]).toEqual([
-      StopReason.toolUse,
-      StopReason.unknown,
-      StopReason.endTurn,
-      StopReason.endTurn,
+      stopReasonNumber.toolUse,
+      stopReasonNumber.unknown,
+      stopReasonNumber.endTurn,
+      stopReasonNumber.endTurn,
     ]);
     expect(runsOf(workload, 1)).toEqual([[1, 2], [8, 1]]); // prettier-ignore
     expect(predecessorsOf(workload, 3)).toEqual([[1, 1], [2, 0]]); // prettier-ignore
