@@ -8,13 +8,15 @@
 namespace saga {
 
 PageCache::PageCache(const PageTree& tree, std::uint32_t capacity, std::uint32_t max_running, PolicyKind policy,
-                     const FutureRequests& future)
-    : tree_(tree), capacity_(capacity), stride_(tree.max_path_nodes()) {
+                     const FutureRequests& future, std::uint32_t max_leases)
+    : tree_(tree), capacity_(capacity), stride_(tree.max_path_nodes()), max_running_(max_running) {
   residents_.tree = &tree;
   residents_.nodes.resize(tree.size());
   residents_.leaves.reserve(std::min(tree.size(), capacity + 1));
-  running_.resize(max_running);
-  paths_.resize(std::size_t{max_running} * stride_);
+  const std::size_t slots = std::size_t{max_running} + max_leases;
+  running_.resize(slots);
+  paths_.resize(slots * stride_);
+  if (max_leases > 0) lease_pins_.resize(tree.size());
   policy_ = make_eviction_policy(policy, residents_, future);
 }
 
@@ -23,24 +25,52 @@ std::uint32_t PageCache::match(NodeId leaf) const {
   return leaf == kNone ? 0 : residents_.path_pages(leaf);
 }
 
-std::uint32_t PageCache::start(std::uint32_t slot, const CallStart& call, std::uint32_t limit, Time now) {
+void PageCache::open(std::uint32_t slot, CallId call, NodeId leaf) {
   Running& running = running_[slot];
-  SAGA_ASSERT(!running.active && tree_.on_path(call.prompt_leaf, call.path_leaf));
+  SAGA_ASSERT(!running.active);
   running = {};
   running.active = true;
-  running.call = call.call;
-  running.path_nodes = tree_.path(call.path_leaf, paths_.data() + std::size_t{slot} * stride_);
-  policy_->call_started(call, now);
+  running.call = call;
+  running.path_nodes = tree_.path(leaf, paths_.data() + std::size_t{slot} * stride_);
+}
+
+std::uint32_t PageCache::enter_resident(std::uint32_t slot, std::uint32_t limit) {
+  Running& running = running_[slot];
+  const bool lease = is_lease(slot);
   while (running.entered < running.path_nodes && running.frontier < limit) {
     const NodeId node = path_node(slot, running.entered);
     const std::uint32_t pages = std::min(residents_.nodes[node].pages, limit - running.frontier);
     if (pages == 0) break;
-    pin(node, false);
+    pin_node(node, false, lease);
     ++running.entered;
     running.frontier += pages;
     if (pages < tree_.node(node).pages) break;
   }
   return running.frontier;
+}
+
+std::uint32_t PageCache::start(std::uint32_t slot, const CallStart& call, std::uint32_t limit, Time now) {
+  SAGA_ASSERT(!is_lease(slot) && tree_.on_path(call.prompt_leaf, call.path_leaf));
+  open(slot, call.call, call.path_leaf);
+  policy_->call_started(call, now);
+  return enter_resident(slot, limit);
+}
+
+std::uint32_t PageCache::pin(std::uint32_t slot, NodeId leaf, std::uint32_t limit) {
+  open(slot, kNone, leaf);
+  if (is_lease(slot)) ++leases_;
+  return enter_resident(slot, limit);
+}
+
+// The nodes that leases pin are closed under prefixes.
+std::uint32_t PageCache::lease_growth(NodeId leaf, std::uint32_t pages) const {
+  std::uint32_t growth = 0;
+  for (NodeId node = leaf; node != kNone; node = tree_.node(node).parent) {
+    if (tree_.node(node).first_page >= pages) continue;
+    if (leases_ > 0 && lease_pins_[node] > 0) break;
+    growth += tree_.node(node).pages;
+  }
+  return growth;
 }
 
 std::uint32_t PageCache::grow(std::uint32_t slot, std::uint32_t pages, Time now) {
@@ -51,7 +81,7 @@ void PageCache::insert(std::uint32_t slot, std::uint32_t pages) { advance(slot, 
 
 std::uint32_t PageCache::advance(std::uint32_t slot, std::uint32_t pages, bool bounded, Time now) {
   Running& running = running_[slot];
-  SAGA_ASSERT(running.active);
+  SAGA_ASSERT(running.active && !is_lease(slot));
   const std::uint32_t begin = running.frontier;
   const std::uint32_t target = begin + pages;
   while (running.frontier < target) {
@@ -75,7 +105,7 @@ std::uint32_t PageCache::advance(std::uint32_t slot, std::uint32_t pages, bool b
       add_pages(node, step);
     }
     if (!inside) {
-      pin(node, there == 0);
+      pin_node(node, there == 0, false);
       ++running.entered;
     }
     running.frontier += step;
@@ -90,16 +120,22 @@ void PageCache::end(std::uint32_t slot, const CallEnd& call, Time now) {
 }
 
 void PageCache::preempt(std::uint32_t slot, Time now) {
-  SAGA_ASSERT(running_[slot].active);
+  SAGA_ASSERT(running_[slot].active && running_[slot].call != kNone);
   policy_->call_preempted(running_[slot].call, now);
   release(slot);
 }
 
 void PageCache::unpin(std::uint32_t slot) { release(slot); }
 
-void PageCache::pin(NodeId node, bool fresh) {
+void PageCache::pin_node(NodeId node, bool fresh, bool lease) {
   ResidentNode& state = residents_.nodes[node];
   SAGA_ASSERT(state.pages > 0);
+  if (lease) {
+    if (state.pins == 0) revocable_ += state.pages;
+    if (lease_pins_[node]++ == 0) leased_ += tree_.node(node).pages;
+  } else if (leases_ > 0 && state.pins > 0 && state.pins == lease_pins_[node]) {
+    revocable_ -= state.pages;
+  }
   if (state.pins == 0) {
     if (!fresh && state.children == 0) policy_->candidate_removed(node);
     state.pins = 1;
@@ -112,16 +148,25 @@ void PageCache::pin(NodeId node, bool fresh) {
 
 void PageCache::release(std::uint32_t slot) {
   Running& running = running_[slot];
+  const bool lease = is_lease(slot);
   SAGA_ASSERT(running.active);
   for (std::uint32_t i = running.entered; i-- > 0;) {
     const NodeId node = path_node(slot, i);
     ResidentNode& state = residents_.nodes[node];
     SAGA_ASSERT(state.pins > 0);
-    if (--state.pins > 0) continue;
+    --state.pins;
+    if (lease) {
+      if (--lease_pins_[node] == 0) leased_ -= tree_.node(node).pages;
+      if (state.pins == 0) revocable_ -= state.pages;
+    } else if (leases_ > 0 && state.pins > 0 && state.pins == lease_pins_[node]) {
+      revocable_ += state.pages;
+    }
+    if (state.pins > 0) continue;
     pinned_ -= state.pages;
     policy_->node_unpinned(node);
     if (state.children == 0) policy_->candidate_added(node);
   }
+  if (lease) --leases_;
   running = {};
 }
 
@@ -130,7 +175,7 @@ void PageCache::add_pages(NodeId node, std::uint32_t pages) {
   if (changes_ != nullptr) changes_->push_back({{node, state.pages, pages}, true});
   resident_ += pages;
   if (state.pages > 0) {
-    SAGA_ASSERT(state.pins > 0);  // only a call that has entered the node grows it
+    SAGA_ASSERT(call_pins(node) > 0);  // only a call (or a copy) that has entered the node grows it
     state.pages += pages;
     pinned_ += pages;
     return;
@@ -210,12 +255,18 @@ void PageCache::release_anonymous(std::uint32_t pages) {
 
 bool PageCache::verify() const {
   std::vector<std::uint32_t> pins(tree_.size(), 0);
+  std::vector<std::uint32_t> lease_pins(tree_.size(), 0);
+  std::uint32_t leases = 0;
   for (std::size_t slot = 0; slot < running_.size(); ++slot) {
     const Running& running = running_[slot];
     if (!running.active) continue;
     const auto index = static_cast<std::uint32_t>(slot);
-    if (running.entered > running.path_nodes) return false;
-    for (std::uint32_t i = 0; i < running.entered; ++i) ++pins[path_node(index, i)];
+    if (is_lease(index)) ++leases;
+    if (running.entered > running.path_nodes || (is_lease(index) && running.call != kNone)) return false;
+    for (std::uint32_t i = 0; i < running.entered; ++i) {
+      ++pins[path_node(index, i)];
+      if (is_lease(index)) ++lease_pins[path_node(index, i)];
+    }
     if (running.entered == 0) {
       if (running.frontier != 0) return false;
       continue;
@@ -227,7 +278,10 @@ bool PageCache::verify() const {
   std::vector<std::uint32_t> children(tree_.size(), 0);
   std::uint32_t resident = 0;
   std::uint32_t pinned = 0;
+  std::uint32_t revocable = 0;
+  std::uint32_t leased = 0;
   std::uint32_t leaves = 0;
+  if (leases != leases_ || (!lease_pins_.empty() && lease_pins != lease_pins_)) return false;
   for (NodeId node = 0; node < tree_.size(); ++node) {
     const ResidentNode& state = residents_.nodes[node];
     if (state.pages > tree_.node(node).pages || state.pins != pins[node]) return false;
@@ -237,6 +291,8 @@ bool PageCache::verify() const {
     }
     resident += state.pages;
     if (state.pins > 0) pinned += state.pages;
+    if (state.pins > 0 && state.pins == lease_pins[node]) revocable += state.pages;
+    if (lease_pins[node] > 0) leased += tree_.node(node).pages;
     const NodeId parent = tree_.node(node).parent;
     if (parent == kNone) continue;
     if (residents_.nodes[parent].pages != tree_.node(parent).pages) return false;  // closed under prefixes
@@ -251,6 +307,7 @@ bool PageCache::verify() const {
     ++leaves;
     if (state.leaf_slot >= residents_.leaves.size() || residents_.leaves[state.leaf_slot] != node) return false;
   }
+  if (revocable != revocable_ || leased != leased_) return false;
   return resident == resident_ && pinned == pinned_ && leaves == residents_.leaves.size() && policy_->verify();
 }
 
