@@ -291,6 +291,7 @@ Victim WorkflowAwarePolicy::victim(Time now) {
   // Scores are ten times Eq. 1: 3 R + 5 (1 - P_reuse) + 2 S.
   const Time longest = longest_idle(now);
   const int shift = std::max(0, static_cast<int>(std::bit_width(longest)) - kTimeBits);  // beyond 12 days: coarser
+  const Time scale = std::max<Time>(1, longest >> shift);
   candidates_.clear();
   std::uint32_t pinned_most = 1;
   for (const NodeId node : residents_.leaves) {
@@ -301,7 +302,7 @@ Victim WorkflowAwarePolicy::victim(Time now) {
     Fraction base = 8 * kOne;
     for (BranchId id = first_at(node); id != kNone; id = branch(id).next) {
       const Time idle = now - branch(id).last_use;
-      const Fraction recency = ((idle >> shift) << kFractionBits) / (longest >> shift);
+      const Fraction recency = ((idle >> shift) << kFractionBits) / scale;
       base = std::min(base, 3 * recency + 5 * (kOne - reuse_probability(branch(id))));
     }
     candidates_.push_back({node, residents_.path_pages(node), base});
