@@ -584,9 +584,12 @@ export class Worker {
     const tier = checkOneOf('tier', options.tier ?? 'gpu', tiers);
     let given = hashes;
     if (options.parent !== undefined) {
-      given = new BigUint64Array(hashes.length + 1);
-      given[0] = checkHash('parent', options.parent);
-      given.set(hashes, 1);
+      const parent = checkHash('parent', options.parent);
+      if (hashes.length > 0) {
+        given = new BigUint64Array(hashes.length + 1);
+        given[0] = parent;
+        given.set(hashes, 1);
+      }
     }
     const status = scheduler.native.blocksStored(now, this.id, tier, given, given === hashes ? 0 : 1);
     if (status < 0) throw refused(status, `worker ${this.id} cannot store ${hashes.length} blocks`);
