@@ -56,7 +56,7 @@ function environment(extra = {}) {
 }
 
 function run(program, args, env) {
-  const { status, error } = spawnSync(program, args, { cwd: root, env, stdio: 'inherit' });
+  const { status, error } = spawnSync(program, args, { cwd: root, env, stdio: ['ignore', 2, 2] });
   if (error) throw error;
   if (status !== 0) process.exit(status ?? 1);
 }
