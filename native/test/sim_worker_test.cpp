@@ -65,7 +65,10 @@ class Drive final : public WorkerObserver {
     }
   }
 
+  void lease_changed(const LeaseReport& report, Time now) override { leases.push_back({report, now}); }
+
   std::map<CallId, Time> admitted, first, finished;
+  std::vector<std::pair<LeaseReport, Time>> leases;
   std::vector<CallId> order;
   std::vector<PageRange> evicted;
 

@@ -30,12 +30,13 @@ namespace {
 // Kinds of events, in the order in which they happen at one moment.
 enum EventKind : std::uint32_t {
   kStepEnd = 0,      // subject: worker, tag: generation
-  kLoadEnd = 1,      // subject: worker, tag: slot
-  kCopyEnd = 2,      // subject: index into copies_
-  kTimer = 3,        //
-  kTaskArrival = 4,  // subject: task
-  kCallSent = 5,     // subject: call
-  kStepBegin = 6,    // subject: worker, tag: generation
+  kLeaseEnd = 1,     // subject: worker
+  kLoadEnd = 2,      // subject: worker, tag: slot
+  kCopyEnd = 3,      // subject: index into copies_
+  kTimer = 4,        //
+  kTaskArrival = 5,  // subject: task
+  kCallSent = 6,     // subject: call
+  kStepBegin = 7,    // subject: worker, tag: generation
 };
 
 constexpr double kSecondsPerMicrosecond = 1e-6;
@@ -74,6 +75,8 @@ SimWorkerOptions worker_options(const PageTree& tree, const ClusterOptions& opti
   worker.host_pages = static_cast<std::uint32_t>(options.host_tier_tokens / tree.page_tokens());
   worker.link_bytes_per_second = options.link_bytes_per_second;
   worker.kv_bytes_per_token = options.kv_bytes_per_token;
+  worker.max_leases = options.max_leases;
+  worker.lease_budget_percent = options.lease_budget_percent;
   worker.single_step = options.single_step;
   return worker;
 }
@@ -102,10 +105,13 @@ class Cluster final : public ClusterControl, public WorkerObserver, public Prefi
   std::uint32_t running_pages(WorkerId worker) override;
   std::uint32_t waiting_calls(WorkerId worker) const override { return workers_[worker]->waiting_calls(); }
   std::uint32_t capacity_pages(WorkerId worker) const override { return workers_[worker]->cache().capacity(); }
+  std::uint32_t leased_pages(WorkerId worker) const override { return workers_[worker]->cache().leased(); }
   void send(CallId call, WorkerId worker) override;
   void set_priority(CallId call, std::int32_t priority) override;
   std::uint32_t copy(CallId call, WorkerId from, WorkerId to) override;
   void wake_at(Time time) override;
+  LeaseId lease(CallId call, WorkerId worker, std::uint64_t value, Time until) override;
+  bool release(LeaseId lease) override;
 
  private:
   struct Call {
@@ -117,6 +123,7 @@ class Cluster final : public ClusterControl, public WorkerObserver, public Prefi
     WorkerId worker = kNone;
     std::uint32_t served = 0;  // index into served_[worker]
     bool held = false;
+    bool finished = false;
   };
   struct Copy {
     CallId call;
@@ -133,7 +140,13 @@ class Cluster final : public ClusterControl, public WorkerObserver, public Prefi
   void call_finished(WorkerId worker, CallId call, Time now) override;
   void load_started(WorkerId worker, std::uint32_t slot, Time end) override;
   void pages_changed(WorkerId worker, const std::vector<PageCache::Change>& changes, Time now) override;
+  void lease_changed(const LeaseReport& report, Time now) override;
 
+  // Ids of leases: those of a worker come one after the other, so this is one to one and keeps their order there.
+  LeaseId cluster_lease(LeaseId lease, WorkerId worker) const {
+    return lease == kNoLease ? kNoLease : lease * workers() + worker;
+  }
+  void report_leases();
   void sync_all();
   void push_wake(WorkerId worker);
   void task_arrives(std::uint32_t task);
@@ -158,7 +171,8 @@ class Cluster final : public ClusterControl, public WorkerObserver, public Prefi
   std::vector<std::uint32_t> open_calls_;
   std::vector<Time> copy_link_free_;
   std::vector<Copy> copies_;
-  std::vector<NodeId> path_;  // scratch
+  std::vector<LeaseReport> lease_reports_;  // not yet delivered
+  std::vector<NodeId> path_;                // scratch
   std::vector<std::vector<ServedRequest>> served_;
 
   std::vector<Call> calls_;
@@ -312,6 +326,36 @@ std::uint32_t Cluster::copy(CallId call, WorkerId from, WorkerId to) {
 
 void Cluster::wake_at(Time time) { events_.push({std::max(time, now_), kTimer, 0, 0}); }
 
+LeaseId Cluster::lease(CallId call, WorkerId worker, std::uint64_t value, Time until) {
+  SAGA_ASSERT(worker < workers());
+  const NodeId leaf = calls_[call].finished ? tree_.final_leaf(call) : tree_.prompt_leaf(call);
+  const LeaseId lease = workers_[worker]->lease(call, leaf, kNone, value, until, now_);
+  if (lease == kNoLease) return kNoLease;
+  events_.push({until, kLeaseEnd, worker, 0});
+  push_wake(worker);
+  return cluster_lease(lease, worker);
+}
+
+bool Cluster::release(LeaseId lease) {
+  return lease != kNoLease && workers_[lease % workers()]->release(lease / workers(), now_);
+}
+
+void Cluster::lease_changed(const LeaseReport& report, Time now) {
+  SAGA_ASSERT(now == now_);
+  (void)now;
+  lease_reports_.push_back(report);
+  lease_reports_.back().lease = cluster_lease(report.lease, report.worker);
+}
+
+// What the policy does on a report may bring more of them.
+void Cluster::report_leases() {
+  for (std::size_t i = 0; i < lease_reports_.size(); ++i) {
+    const LeaseReport report = lease_reports_[i];
+    placement_.lease_reported(report, now_, *this);
+  }
+  lease_reports_.clear();
+}
+
 std::uint32_t Cluster::computed_pages(NodeId leaf, Time now) {
   SAGA_ASSERT(now == now_);
   (void)now;
@@ -346,6 +390,7 @@ void Cluster::first_token(WorkerId worker, CallId call, Time now) {
 
 void Cluster::call_finished(WorkerId worker, CallId call, Time now) {
   SAGA_ASSERT(now == now_);
+  calls_[call].finished = true;
   const Call& finished = calls_[call];
   --open_calls_[worker];
   served_[worker][finished.served].end = now;
@@ -457,13 +502,17 @@ Status Cluster::run() {
         }
         push_wake(event.subject);
         break;
+      case kLeaseEnd:
+        workers_[event.subject]->expire_leases(now_);
+        break;
       case kLoadEnd:
         workers_[event.subject]->load_ended(event.tag, now_);
         push_wake(event.subject);
         break;
       case kCopyEnd: {
         const Copy& copy = copies_[event.subject];
-        copied_pages_ += workers_[copy.to]->receive(copy.call, tree_.prompt_leaf(copy.call), copy.pages, now_);
+        copied_pages_ += workers_[copy.to]->receive(tree_.prompt_leaf(copy.call), copy.pages, now_);
+        push_wake(copy.to);
         break;
       }
       case kTimer:
@@ -476,6 +525,7 @@ Status Cluster::run() {
         place(event.subject);
         break;
     }
+    if (!lease_reports_.empty()) report_leases();
     if (over_limit()) return Status::kFull;
     if (options_.verify_every > 0 && ++events_done % options_.verify_every == 0 && !verify())
       return Status::kWrongState;
@@ -523,6 +573,12 @@ void Cluster::report(ClusterResult& result) {
     result.preempted_tokens += counters.preempted_tokens;
     result.steps += counters.steps;
     result.evicted_pages += workers_[w]->cache().evicted_total();
+    const LeaseCounters& leases = workers_[w]->lease_counters();
+    result.leases.granted += leases.granted;
+    result.leases.refused += leases.refused;
+    result.leases.expired += leases.expired;
+    result.leases.released += leases.released;
+    result.leases.revoked += leases.revoked;
     SAGA_ASSERT(workers_[w]->running_pages() == 0);
     if (!options_.optimum) continue;
     const OptimumResult optimum = replay_optimum(workload_, tree_, served_[w], capacity);
@@ -587,6 +643,7 @@ bool valid(const Workload& workload, const PageTree& tree, const ClusterOptions&
     return false;
   }
   if (options.eviction == PolicyKind::kBelady) return false;  // needs the future
+  if (options.lease_budget_percent > 100) return false;
   if ((options.rate > 0) == (options.live > 0) || !(options.rate >= 0) || options.rate > 1e9) return false;
   if (options.rate > 0 && options.rate < 1e-8) return false;  // arrivals stay far inside 64 bits
   if (options.ideal != nullptr && options.ideal->size() != tasks) return false;

@@ -1,14 +1,15 @@
 // Cluster simulator: tasks arrive, their calls are placed on simulated workers, and every task runs to completion.
 //
 // Discrete events on one queue. Tasks come open loop (a seeded Poisson process; the same seed gives the same pattern at
-// every rate, only scaled) or closed loop (`live` tasks start at 0, and whenever one ends the next begins). A call is sent
-// when all its predecessors have answered and its gap after each has passed; the placement policy names the worker (or holds
-// the call), and the worker (sim_worker.hpp) does the rest. At one moment: steps end, copies and loads arrive, timers fire,
-// tasks arrive, calls are sent, steps begin; within each, by id.
+// every rate, only scaled) or closed loop (`live` tasks start at 0, and whenever one ends the next begins). A call is
+// sent when all its predecessors have answered and its gap after each has passed; the placement policy names the worker
+// (or holds the call), and the worker (sim_worker.hpp) does the rest. At one moment: steps end, leases expire, loads
+// and copies arrive, timers fire, tasks arrive, calls are sent, steps begin; within each, by id.
 //
-// simulate_cluster() is a pure function of its arguments: no clock, no global state, integer time, the same result on every
-// machine; any number may run at once on one Workload and PageTree. Cost: under 0.1 us a generated token for the whole run, mostly in
-// calls and pages. Memory: per worker 16 bytes a tree node plus seats x longest path; per call about 60 bytes.
+// simulate_cluster() is a pure function of its arguments: no clock, no global state, integer time, the same result on
+// every machine; any number may run at once on one Workload and PageTree. Cost: under 0.1 us a generated token for the
+// whole run, mostly in calls and pages. Memory: per worker 20 bytes a tree node plus (seats + max_leases) x longest
+// path; per call about 60 bytes.
 #pragma once
 
 #include <atomic>
@@ -38,6 +39,8 @@ struct ClusterOptions {
   PlacementKind placement = PlacementKind::kAffinity;
   PolicyKind eviction = PolicyKind::kLru;
   bool priority_scheduling = false;
+  std::uint32_t max_leases = 256;           // on a worker at a time
+  std::uint32_t lease_budget_percent = 50;  // of its KV room, at most 100
   std::uint64_t seed = 0;
   double rate = 0;         // open loop: tasks a second. Exactly one of rate and live is above 0.
   std::uint32_t live = 0;  // closed loop
@@ -73,19 +76,23 @@ struct CallRecord {
 };
 
 // Definitions, where more than one would do:
-//   gaps on the critical path   Going back from the last answer of a task: the gap before that call, after the predecessor
-//                               whose answer + gap came last (equal: the smallest number), and so on to the first call.
-//   hits and misses             Each call counts once, at its first admission: hits are the tokens that it does not compute
-//                               (whole pages, cached or loaded, never the last token), missed pages those of its prompt
-//                               behind the leading run on the GPU, whether or not that run may be used to its end.
-//   regenerated tokens          Prompt tokens prefilled in pages that some worker had computed before the call was admitted,
-//                               as prompt or as answer; after a preemption the call's own first attempt counts as before.
-//   memory utilization          Pages that a running call uses, its partly filled one included, or that lie in the prompt of a
-//                               call to come of a task that has arrived (on whichever worker it will run), over all KV
-//                               rooms, weighted by time from the first to the last arrival. Throughput has the same window.
-//                               Where all tasks arrive at one moment: until the last answer.
-//   optimum                     Replay of each worker's requests, from first admission to last answer, by pinned OPT in a
-//                               cache of the same size; answers are cached there too. Ratios are of sums over workers.
+//   gaps on the critical path   Going back from the last answer of a task: the gap before that call, after the
+//                               predecessor whose answer + gap came last (equal: the smallest number), and so on to the
+//                               first call.
+//   hits and misses             Each call counts once, at its first admission: hits are the tokens that it does not
+//                               compute (whole pages, cached or loaded, never the last token), missed pages those of
+//                               its prompt behind the leading run on the GPU, whether or not that run may be used to
+//                               its end.
+//   regenerated tokens          Prompt tokens prefilled in pages that some worker had computed before the call was
+//                               admitted, as prompt or as answer; after a preemption the call's own first attempt
+//                               counts as before.
+//   memory utilization          Pages that a running call uses, its partly filled one included, or that lie in the
+//                               prompt of a call to come of a task that has arrived (on whichever worker it will run),
+//                               over all KV rooms, weighted by time from the first to the last arrival. Throughput has
+//                               the same window. Where all tasks arrive at one moment: until the last answer.
+//   optimum                     Replay of each worker's requests, from first admission to last answer, by pinned OPT in
+//                               a cache of the same size; answers are cached there too. Ratios are of sums over
+//                               workers.
 struct ClusterResult {
   std::uint32_t tasks_completed = 0;
   Distribution completion;               // last answer - arrival
@@ -110,6 +117,7 @@ struct ClusterResult {
   std::uint64_t preempted_tokens = 0;
   std::uint64_t steps = 0;
   std::uint64_t copied_pages = 0;
+  LeaseCounters leases;
   Time first_arrival = 0;
   Time last_arrival = 0;
   Time end = 0;                       // last answer of all
@@ -118,8 +126,8 @@ struct ClusterResult {
 };
 
 // Status: kInvalidArgument for options outside their range, or a call that does not fit into the KV room of a worker;
-// kFull at the total_completion_limit; kWrongState when a policy held calls for ever. `progress`, if given, is set to the
-// number of tasks completed. `placement` and `directory` replace the built-in ones if given (one run each).
+// kFull at the total_completion_limit; kWrongState when a policy held calls for ever. `progress`, if given, is set to
+// the number of tasks completed. `placement` and `directory` replace the built-in ones if given (one run each).
 Status simulate_cluster(const Workload& workload, const PageTree& tree, const ClusterOptions& options,
                         ClusterResult* result, std::atomic<std::uint64_t>* progress = nullptr,
                         PlacementPolicy* placement = nullptr, PrefixDirectory* directory = nullptr);
@@ -129,16 +137,16 @@ Status ideal_completion(const Workload& workload, const PageTree& tree, const Cl
                         std::vector<Time>* ideal);
 
 // The rate (tasks a second), by bisection to 2 %, at which the mean completion time under these options is 3 x the mean
-// ideal. kNotFound: not even a million times the first guess saturates so few tasks. Uses options.ideal if given. `progress`
-// counts the runs; those above the rate stop as soon as that is certain.
+// ideal. kNotFound: not even a million times the first guess saturates so few tasks. Uses options.ideal if given.
+// `progress` counts the runs; those above the rate stop as soon as that is certain.
 Status find_saturation(const Workload& workload, const PageTree& tree, const ClusterOptions& options, double* rate,
                        std::atomic<std::uint64_t>* progress = nullptr);
 
 // KV tokens of the largest call: prompt + output - 1. Whole pages of it must fit into the KV room of a worker.
 std::uint64_t longest_context(const Workload& workload);
 
-// Closed loop: the number of live tasks at which their mean contexts (prompt + half the answer, over all calls) fill the
-// KV rooms `pressure` times over; at least 1.
+// Closed loop: the number of live tasks at which their mean contexts (prompt + half the answer, over all calls) fill
+// the KV rooms `pressure` times over; at least 1.
 std::uint32_t live_for_pressure(const Workload& workload, const ClusterOptions& options, double pressure);
 
 // Unit exponential variate by von Neumann's method: comparisons of uniform integers only, so the same on every machine.
@@ -154,8 +162,8 @@ struct OptimumResult {
   std::uint64_t missed_pages = 0;
   std::uint64_t missed_cost = 0;  // 1/120,000 tokens
 };
-// Belady's MIN with bypass and pins: from start to end nobody may evict what a request uses; its answer is cached when it
-// ends. Requests that end at or before a start come first.
+// Belady's MIN with bypass and pins: from start to end nobody may evict what a request uses; its answer is cached when
+// it ends. Requests that end at or before a start come first.
 OptimumResult replay_optimum(const Workload& workload, const PageTree& tree, const std::vector<ServedRequest>& served,
                              std::uint32_t capacity_pages);
 

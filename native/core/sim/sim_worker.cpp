@@ -33,13 +33,17 @@ SimWorker::SimWorker(WorkerId id, const Workload& workload, const PageTree& tree
       page_tokens_(tree.page_tokens()),
       awaited_(awaited),
       observer_(observer),
-      cache_(tree, options.capacity_pages, options.max_sequences + 1, options.eviction),
-      host_(options.host_pages) {
+      cache_(tree, options.capacity_pages, options.max_sequences + 1, options.eviction, {}, options.max_leases),
+      host_(options.host_pages),
+      lease_budget_(
+          static_cast<std::uint32_t>(std::uint64_t{options.capacity_pages} * options.lease_budget_percent / 100)) {
   cache_.report_to(&changes_);
   sequences_.resize(options.max_sequences + 1);
   for (std::uint32_t slot = options.max_sequences + 1; slot-- > 0;) free_slots_.push_back(slot);
   running_.reserve(options.max_sequences);
   loaded_.reserve(options.max_sequences);
+  leases_.reserve(options.max_leases);
+  for (std::uint32_t i = options.max_leases; i-- > 0;) free_lease_slots_.push_back(options.max_sequences + 1 + i);
   residue_order_.resize(options.max_sequences);
   residue_first_.resize(page_tokens_ + 1);
 }
@@ -62,7 +66,8 @@ std::uint64_t SimWorker::useful_page_microseconds(Time now) {
   return useful_area_;
 }
 
-// After a grow or an eviction. Pages that grew are pinned and so counted; pages that went were unpinned.
+// After a grow or an eviction; pinned_before: pinned_by_calls() then. Pages that grew are pinned by a call and so
+// counted; pages that went were unpinned.
 void SimWorker::process_changes(std::uint32_t pinned_before, Time now) {
   std::uint32_t stored = 0;
   for (const PageCache::Change& change : changes_) {
@@ -78,14 +83,14 @@ void SimWorker::process_changes(std::uint32_t pinned_before, Time now) {
     changes_.clear();
   }
   // The call grew into a node that lay there unpinned (another call had computed it, and ended, in the meantime): rare.
-  if (cache_.pinned() != pinned_before + stored) recount_idle_awaited();
+  if (pinned_by_calls() != pinned_before + stored) recount_idle_awaited();
 }
 
 void SimWorker::recount_idle_awaited() {
   idle_awaited_ = 0;
   const std::vector<ResidentNode>& nodes = cache_.residents().nodes;
   for (NodeId node = 0; node < nodes.size(); ++node) {
-    if (nodes[node].pins == 0 && awaited_[node] > 0) idle_awaited_ += nodes[node].pages;
+    if (cache_.call_pins(node) == 0 && awaited_[node] > 0) idle_awaited_ += nodes[node].pages;
   }
 }
 
@@ -93,7 +98,7 @@ void SimWorker::node_awaited(NodeId node, bool will_be_awaited, Time now) {
   const ResidentNode& state = cache_.residents().nodes[node];
   if (state.pages == 0) return;  // and what comes before `now` could only be pages of a running call
   sync(now);
-  if (state.pages == 0 || state.pins > 0) return;
+  if (state.pages == 0 || cache_.call_pins(node) > 0) return;
   account(now);
   if (will_be_awaited) {
     idle_awaited_ += state.pages;
@@ -114,17 +119,27 @@ std::uint32_t SimWorker::pages_to_pin(NodeId leaf, std::uint32_t matched) const 
   return pages;
 }
 
+// The same if all leases were revoked before.
+std::uint32_t SimWorker::pages_without_call(NodeId leaf, std::uint32_t matched) const {
+  std::uint32_t pages = 0;
+  for (NodeId node = leaf; node != kNone; node = tree_.node(node).parent) {
+    if (tree_.node(node).first_page >= matched) continue;
+    if (cache_.call_pins(node) > 0) break;
+    pages += cache_.residents().nodes[node].pages;
+  }
+  return pages;
+}
+
 // The call is about to let go of the leading `frontier` pages of its path.
 void SimWorker::unpin_accounting(NodeId leaf, std::uint32_t frontier) {
   for (NodeId node = leaf; node != kNone; node = tree_.node(node).parent) {
     if (tree_.node(node).first_page >= frontier) continue;
-    const ResidentNode& state = cache_.residents().nodes[node];
-    if (state.pins > 1) break;
-    if (awaited_[node] > 0) idle_awaited_ += state.pages;
+    if (cache_.call_pins(node) > 1) break;
+    if (awaited_[node] > 0) idle_awaited_ += cache_.residents().nodes[node].pages;
   }
 }
 
-// Pages for all tokens before end_token; false, and nothing taken, when they cannot be had.
+// Pages for all tokens before end_token; false, and nothing taken, when they cannot be had. Revokes leases for them.
 bool SimWorker::allocate(Sequence& sequence, std::uint32_t slot, std::uint32_t end_token, Time now) {
   const std::uint32_t full = end_token / page_tokens_;
   const bool partial = end_token % page_tokens_ != 0;
@@ -134,16 +149,18 @@ bool SimWorker::allocate(Sequence& sequence, std::uint32_t slot, std::uint32_t e
   const bool reserves = partial && (!sequence.anonymous || fills);
   if (grow == 0 && !reserves) return true;
   std::uint32_t wanted = grow + (reserves ? 1u : 0u) - (fills ? 1u : 0u);
-  if (wanted > cache_.free() + cache_.evictable()) {
+  if (wanted > available()) {
     // Some of the pages may be there already, from another call; they cost what pinning them takes out of reach.
     const NodeId leaf = tree_.final_leaf(sequence.call);
-    const std::uint32_t there = std::min(cache_.match(leaf), full);
-    if (there <= frontier) return false;
-    wanted = wanted - (there - frontier) + pages_to_pin(leaf, there);
-    if (wanted > cache_.free() + cache_.evictable()) return false;
+    const std::uint32_t there = std::max(frontier, std::min(cache_.match(leaf), full));
+    if (there == frontier && cache_.revocable() == 0) return false;
+    wanted -= there - frontier;
+    while (wanted + pages_to_pin(leaf, there) > available()) {
+      if (!revoke_lease(now)) return false;
+    }
   }
   account(now);
-  const std::uint32_t pinned_before = cache_.pinned();
+  const std::uint32_t pinned_before = pinned_by_calls();
   if (fills) {
     cache_.release_anonymous(1);
     sequence.anonymous = false;
@@ -236,8 +253,8 @@ void SimWorker::sync(Time now) {
   }
 }
 
-// Pages of step reached_ of the plan, which begins at `begin`: in order of admission, as every step takes them. Only calls
-// whose new token is the first or the last of a page need anything.
+// Pages of step reached_ of the plan, which begins at `begin`: in order of admission, as every step takes them. Only
+// calls whose new token is the first or the last of a page need anything.
 void SimWorker::allocate_planned_step(Time begin) {
   const std::uint32_t tokens = page_tokens_;
   const auto step = static_cast<std::uint32_t>(reached_);
@@ -311,8 +328,14 @@ bool SimWorker::admit(std::uint32_t& budget, Time now) {
   const std::uint32_t end = computed + chunk;
   const std::uint32_t full = end / page_tokens_;
   const std::uint32_t there = std::min(full, resident);  // beyond `matched` only where the limit cut something off
-  const std::uint32_t wanted = full - there + (end % page_tokens_ != 0 ? 1u : 0u) + pages_to_pin(leaf, there);
-  if (wanted > cache_.free() + cache_.evictable()) return false;
+  const std::uint32_t wanted = full - there + (end % page_tokens_ != 0 ? 1u : 0u);
+  if (wanted + pages_to_pin(leaf, there) > available()) {
+    // No lease is revoked in vain.
+    if (wanted + pages_without_call(leaf, there) > available() + cache_.revocable()) return false;
+    do {
+      if (!revoke_lease(now)) return false;
+    } while (wanted + pages_to_pin(leaf, there) > available());
+  }
 
   waiting_.pop_front();
   const std::uint32_t slot = free_slots_.back();
@@ -339,9 +362,8 @@ bool SimWorker::admit(std::uint32_t& budget, Time now) {
   account(now);
   for (NodeId node = leaf; node != kNone; node = tree_.node(node).parent) {
     if (tree_.node(node).first_page >= matched) continue;
-    const ResidentNode& state = cache_.residents().nodes[node];
-    if (state.pins > 0) break;
-    if (awaited_[node] > 0) idle_awaited_ -= state.pages;
+    if (cache_.call_pins(node) > 0) break;
+    if (awaited_[node] > 0) idle_awaited_ -= cache_.residents().nodes[node].pages;
   }
   const std::uint32_t pinned = cache_.start(
       slot, {head.call, workload_.call_thread[head.call], tree_.prompt_leaf(head.call), leaf}, matched, now);
@@ -405,7 +427,8 @@ void SimWorker::begin_step(Time now) {
   }
   loaded_.clear();
 
-  // A call that had to preempt itself ends the step's round, even if nothing is scheduled yet; then the next follows at once.
+  // A call that had to preempt itself ends the step's round, even if nothing is scheduled yet; then the next follows at
+  // once.
   bool preempted = false;
   bool scheduled = false;
   do {
@@ -414,16 +437,17 @@ void SimWorker::begin_step(Time now) {
   plan(preempted, now);
 }
 
-// True if the head of the queue cannot be admitted while nothing happens but decoding. The pages that it wants beyond those
-// that are pinned anyway are at least those of its first chunk, whatever part of its prompt stays cached; decoding only
-// takes pages away, and can bring at most one page of its prompt for each running call without taking one.
+// True if the head of the queue cannot be admitted while nothing happens but decoding. The pages that it wants beyond
+// those that are pinned anyway are at least those of its first chunk, whatever part of its prompt stays cached;
+// decoding only takes pages away, and can bring at most one page of its prompt for each running call without taking one. Leases
+// are no obstacle: what they alone pin can be had, and so counts neither as pinned nor as missing.
 bool SimWorker::head_stays_blocked() const {
   if (running_.size() + loading_ >= options_.max_sequences) return true;
   if (host_.capacity() > 0 || running_.size() >= options_.token_budget) return false;
   const Waiting& head = waiting_.front();
   std::uint32_t pinned = 0;
   for (NodeId node = tree_.final_leaf(head.call); node != kNone; node = tree_.node(node).parent) {
-    if (cache_.residents().nodes[node].pins == 0) continue;
+    if (cache_.call_pins(node) == 0) continue;
     pinned = cache_.residents().path_pages(node);
     break;
   }
@@ -431,7 +455,7 @@ bool SimWorker::head_stays_blocked() const {
   const std::uint32_t computed = std::min(pinned, (known - 1) / page_tokens_) * page_tokens_;
   const auto running = static_cast<std::uint32_t>(running_.size());
   const std::uint32_t chunk = std::min(known - computed, options_.token_budget - running);
-  return (chunk + page_tokens_ - 1) / page_tokens_ > cache_.free() + cache_.evictable() + running;
+  return (chunk + page_tokens_ - 1) / page_tokens_ > available() + cache_.revocable() + running;
 }
 
 void SimWorker::plan(bool preempted, Time now) {
@@ -483,7 +507,7 @@ void SimWorker::plan(bool preempted, Time now) {
     for (std::uint32_t r = 0; r < tokens; ++r) residue_first_[r] = residue_first_[r + 1];
     residue_first_[tokens] = batch;
 
-    const std::uint64_t room = cache_.free() + cache_.evictable();
+    const std::uint64_t room = available();  // not what leases hold: steps that need that are no part of a plan
     planned_ = longest;
     if (std::uint64_t{batch} * ((longest - 1 + tokens - 1) / tokens) > room) {
       std::uint64_t taken = 0;
@@ -556,28 +580,109 @@ std::uint64_t SimWorker::output_tokens(Time now) const {
   return counters_.output_tokens + step_outputs_ * (reached_ - (reached_end_ <= now ? 0u : 1u));
 }
 
-std::uint32_t SimWorker::receive(CallId call, NodeId leaf, std::uint32_t pages, Time now) {
+std::uint32_t SimWorker::receive(NodeId leaf, std::uint32_t pages, Time now) {
   sync(now);
   SAGA_ASSERT(pages <= tree_.path_pages(leaf) && !free_slots_.empty());
   const std::uint32_t cached = cache_.match(leaf);
   if (cached >= pages) return 0;
   const std::uint32_t slot = free_slots_.back();  // seats are one fewer than slots
   account(now);
-  cache_.start(slot, {call, workload_.call_thread[call], tree_.prompt_leaf(call), tree_.final_leaf(call)}, cached, now);
+  cache_.pin(slot, leaf, cached);
   recount_idle_awaited();
-  const std::uint32_t pinned_before = cache_.pinned();
+  const std::uint32_t pinned_before = pinned_by_calls();
   const std::uint32_t granted = cache_.grow(slot, pages - cached, now);
   process_changes(pinned_before, now);
-  cache_.preempt(slot, now);
+  cache_.unpin(slot);
   recount_idle_awaited();
+  // They may lie ahead of a call that decodes, which a plan does not reckon with.
+  if (in_step_ && granted > 0) cut_plan(now);
   return granted;
 }
 
+LeaseId SimWorker::lease(CallId call, NodeId leaf, std::uint32_t pages, std::uint64_t value, Time until, Time now) {
+  sync(now);
+  const std::uint32_t covered = std::min(cache_.match(leaf), pages);
+  if (covered == 0 || until <= now || free_lease_slots_.empty() ||
+      cache_.lease_growth(leaf, covered) > lease_budget_ - cache_.leased()) {
+    ++lease_counters_.refused;
+    observer_.lease_changed({kNoLease, call, id_, covered, LeaseOutcome::kRefused}, now);
+    return kNoLease;
+  }
+  NodeId deepest = leaf;
+  while (tree_.node(deepest).first_page >= covered) deepest = tree_.node(deepest).parent;
+  const std::uint32_t slot = free_lease_slots_.back();
+  free_lease_slots_.pop_back();
+  cache_.pin(slot, leaf, covered);
+  leases_.push_back({next_lease_++, call, slot, deepest, value, until});
+  ++lease_counters_.granted;
+  observer_.lease_changed({leases_.back().id, call, id_, covered, LeaseOutcome::kGranted}, now);
+  if (in_step_) cut_plan(now);  // it counts on pages that are evictable no longer
+  return leases_.back().id;
+}
+
+bool SimWorker::release(LeaseId lease, Time now) {
+  const auto at = std::lower_bound(leases_.begin(), leases_.end(), lease,
+                                   [](const Lease& other, LeaseId id) { return other.id < id; });
+  if (at == leases_.end() || at->id != lease) return false;
+  sync(now);
+  end_lease(static_cast<std::size_t>(at - leases_.begin()), LeaseOutcome::kReleased, now);
+  return true;
+}
+
+void SimWorker::expire_leases(Time now) {
+  for (std::size_t i = 0; i < leases_.size();) {
+    if (leases_[i].until > now) {
+      ++i;
+      continue;
+    }
+    sync(now);
+    end_lease(i, LeaseOutcome::kExpired, now);
+  }
+}
+
+// Pages that running calls use are first on the path of a lease, so one whose deepest node is in use frees nothing.
+bool SimWorker::revoke_lease(Time now) {
+  if (cache_.revocable() == 0) return false;
+  std::size_t first = leases_.size();
+  for (std::size_t i = 0; i < leases_.size(); ++i) {
+    const Lease& lease = leases_[i];
+    if (cache_.call_pins(lease.deepest) > 0) continue;
+    if (first == leases_.size() ||
+        std::tie(lease.value, lease.until) < std::tie(leases_[first].value, leases_[first].until)) {
+      first = i;
+    }
+  }
+  SAGA_ASSERT(first < leases_.size());
+  end_lease(first, LeaseOutcome::kRevoked, now);
+  return true;
+}
+
+// Neither what running calls use nor what is useful changes, and a plan stays true: there only is more room.
+void SimWorker::end_lease(std::size_t index, LeaseOutcome outcome, Time now) {
+  const Lease lease = leases_[index];
+  const std::uint32_t covered = cache_.frontier(lease.slot);
+  cache_.unpin(lease.slot);
+  free_lease_slots_.push_back(lease.slot);
+  leases_.erase(leases_.begin() + static_cast<std::ptrdiff_t>(index));
+  switch (outcome) {
+    case LeaseOutcome::kExpired:
+      ++lease_counters_.expired;
+      break;
+    case LeaseOutcome::kReleased:
+      ++lease_counters_.released;
+      break;
+    default:
+      ++lease_counters_.revoked;
+      break;
+  }
+  observer_.lease_changed({lease.id, lease.call, id_, covered, outcome}, now);
+}
+
 void SimWorker::forget_everything(Time now) {
-  SAGA_ASSERT(running_.empty() && waiting_.empty() && loading_ == 0 && !in_step_);
+  SAGA_ASSERT(running_.empty() && waiting_.empty() && loading_ == 0 && !in_step_ && leases_.empty());
   account(now);
   cache_.evict(cache_.evictable(), now);
-  process_changes(cache_.pinned(), now);
+  process_changes(pinned_by_calls(), now);
   host_.clear();
 }
 
@@ -606,9 +711,18 @@ bool SimWorker::verify() const {
   std::uint64_t idle_awaited = 0;
   const std::vector<ResidentNode>& nodes = cache_.residents().nodes;
   for (NodeId node = 0; node < nodes.size(); ++node) {
-    if (nodes[node].pins == 0 && awaited_[node] > 0) idle_awaited += nodes[node].pages;
+    if (cache_.call_pins(node) == 0 && awaited_[node] > 0) idle_awaited += nodes[node].pages;
   }
   if (idle_awaited != idle_awaited_) return false;
+  if (leases_.size() + free_lease_slots_.size() != options_.max_leases || cache_.leased() > lease_budget_) return false;
+  for (std::size_t i = 0; i < leases_.size(); ++i) {
+    const Lease& lease = leases_[i];
+    if (!cache_.is_running(lease.slot) || (i > 0 && leases_[i - 1].id >= lease.id)) return false;
+    const std::uint32_t covered = cache_.frontier(lease.slot);
+    if (covered <= tree_.node(lease.deepest).first_page || covered > tree_.node(lease.deepest).end_page()) return false;
+  }
+  const LeaseCounters& leases = lease_counters_;
+  if (leases.granted != leases.expired + leases.released + leases.revoked + leases_.size()) return false;
   if ((wake_ == Wake::kStepEnd) != in_step_) return false;
   return reached_ <= planned_;
 }
