@@ -41,9 +41,9 @@
 #include <span>
 #include <vector>
 
+#include "../base/huge_array.hpp"
 #include "../base/types.hpp"
 #include "holder_sets.hpp"
-#include "huge_array.hpp"
 
 namespace saga {
 

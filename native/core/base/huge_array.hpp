@@ -17,7 +17,7 @@
 #include <sys/mman.h>
 #endif
 
-#include "../base/assert.hpp"
+#include "assert.hpp"
 
 // For functions that do nothing but prefetch: GCC takes such a function for one without effect and drops the calls that it
 // does not inline. And for probes, which overlap only when they are inlined.
