@@ -8,6 +8,18 @@
  * against the offline optimum; {@link simulateCluster} plays workers in time and asks how long tasks take.
  * {@link tableOf} and {@link chartOf} turn a report into a table and an SVG chart.
  *
+ * To play your own trace, write it as request lines, one JSON object a line:
+ *
+ * | field | meaning |
+ * |---|---|
+ * | `sid`, `aid` | session (one task), and agent in it: `main`, or the name of a sub-agent |
+ * | `k`, `t` | number of the call within its agent, from 0, and its start in seconds from the start of the session |
+ * | `in`, `out` | tokens of the prompt and of the answer |
+ * | `llm_s` | duration of the call in seconds; where no line has it, only the model `atomic` can be simulated |
+ * | `gap_s`, `gap_kind` | seconds between the answer before and this call, and what it brings: `start`, `tool` or `user` |
+ * | `stop` | why the answer ended: `tool_use`, `end_turn`; may be left out |
+ * | `h` | the prompt's blocks of 64 tokens as runs `[first id, length]`; the same id stands for the same tokens behind the same prefix |
+ *
  * Nothing is random but by a seed: the same input gives the same report, byte for byte. Simulations run on threads of Node's
  * pool, two at a time, so the event loop stays free. Whatever cannot be used is a `SagaError` with the code `SAGA_ERR_OPTION` or
  * one of `SAGA_ERR_TRACE_..`, and a sentence that says what was expected.

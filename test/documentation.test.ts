@@ -1,0 +1,149 @@
+/** Examples in the README and in the sources compile against the types that users get, and run as they are printed. */
+import { spawnSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import ts from 'typescript';
+import { describe, expect, it } from 'vitest';
+
+const root = fileURLToPath(new URL('../', import.meta.url));
+const read = (file: string): string => readFileSync(join(root, file), 'utf8');
+
+/** The first block of TypeScript behind a text. */
+function exampleBehind(text: string, mark: string): string {
+  const from = text.indexOf(mark);
+  const [, code = ''] = /```ts\n([\s\S]*?)```/.exec(text.slice(from)) ?? [];
+  expect([from >= 0, code !== '']).toEqual([true, true]);
+  return code;
+}
+
+/** An example of a TSDoc comment, without the stars before its lines. */
+function exampleOf(file: string, mark: string): string {
+  return exampleBehind(read(file).replace(/^ \* ?/gm, ''), mark);
+}
+
+/** Complaints of the compiler about files that exist in memory only, beside package.json. */
+function complaintsAbout(files: Readonly<Record<string, string>>): string[] {
+  const options: ts.CompilerOptions = {
+    strict: true,
+    exactOptionalPropertyTypes: true,
+    noUncheckedIndexedAccess: true,
+    target: ts.ScriptTarget.ES2022,
+    lib: ['lib.es2023.d.ts'],
+    module: ts.ModuleKind.NodeNext,
+    moduleResolution: ts.ModuleResolutionKind.NodeNext,
+    types: ['node'],
+    noEmit: true,
+  };
+  const host = ts.createCompilerHost(options);
+  const inMemory = new Map(Object.entries(files).map(([name, text]) => [join(root, name), text]));
+  const disk = ts.createCompilerHost(options);
+  host.readFile = (name) => inMemory.get(name) ?? disk.readFile(name);
+  host.fileExists = (name) => inMemory.has(name) || disk.fileExists(name);
+  host.getSourceFile = (name, version) => {
+    const text = inMemory.get(name);
+    return text === undefined ? disk.getSourceFile(name, version) : ts.createSourceFile(name, text, version);
+  };
+  host.getCurrentDirectory = () => root;
+  const program = ts.createProgram([...inMemory.keys()], options, host);
+  const ours = program
+    .getSourceFiles()
+    .filter((file) => inMemory.has(file.fileName) || file.fileName.startsWith(join(root, 'dist')));
+  expect(ours.filter((file) => /dist\/(esm|cjs)\/index\.d\.ts$/.test(file.fileName)).length).toBe(2);
+  return ours
+    .flatMap((file) => [...program.getSyntacticDiagnostics(file), ...program.getSemanticDiagnostics(file)])
+    .map((one) => `${one.file?.fileName ?? ''}: ${ts.flattenDiagnosticMessageText(one.messageText, '\n')}`);
+}
+
+function outputOf(code: string): string {
+  const { outputText } = ts.transpileModule(code, {
+    compilerOptions: { module: ts.ModuleKind.ESNext, target: ts.ScriptTarget.ES2022 },
+  });
+  const { status, stdout, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', outputText], {
+    cwd: root,
+    encoding: 'utf8',
+    timeout: 60_000,
+  });
+  expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
+  return stdout;
+}
+
+const readme = exampleBehind(read('README.md'), '## The API in 20 lines');
+const simulate = exampleOf('src/simulate/index.ts', '@example');
+const scheduler = exampleOf('src/scheduler.ts', '@example');
+const pageTable = exampleOf('src/page-table.ts', '@example');
+
+describe('the example of the README', () => {
+  it('is of 20 lines', () => {
+    expect(readme.split('\n').filter((line) => line.trim() !== '').length).toBeLessThanOrEqual(20);
+  });
+
+  it('runs, and each call goes where its prompt is held', () => {
+    expect(outputOf(readme)).toBe(
+      ['0 fewest-blocks 0 of 250 blocks held', '0 longest-match 250 of 290 blocks held', '0 longest-match 290 of 331 blocks held', ''].join('\n'), // prettier-ignore
+    );
+  });
+});
+
+describe('the example of saga-scheduler/simulate', () => {
+  it('runs on a small generated workload', () => {
+    expect(outputOf(simulate)).toMatch(
+      /^\d[\d,]* requests, [\s\S]*\blru\b[\s\S]*\bbelady\b[\s\S]*\nLRU misses \d\.\d\d times as many pages as the optimum\n$/,
+    );
+  });
+});
+
+/** What must compile, and behind each expect-error what must not. */
+const uses = `
+import { Scheduler, type Call, type Receipt, type StopReason, type ToolClass, type WorkerState } from 'saga-scheduler';
+import { SagaError, type SagaErrorCode } from 'saga-scheduler';
+import { simulateCache, simulateCluster, toolClassNumber, type WorkloadColumns } from 'saga-scheduler/simulate';
+declare const call: Call;
+declare const columns: WorkloadColumns;
+const scheduler = new Scheduler({ placement: 'affinity' });
+const receipt: Receipt | undefined = call.receipt;
+const state: WorkerState | undefined = receipt?.worker.state();
+const [stop, tool]: [StopReason, ToolClass] = ['tool-use', 'web-api'];
+call.finish({ stop, tool });
+const code: SagaErrorCode = new SagaError('SAGA_ERR_OPTION', '').code;
+void simulateCache(columns, { policies: ['lru'] });
+void simulateCluster(columns, { load: [1], hardware: 'h100-tp8' });
+const tools: 1 = toolClassNumber.codeExecution;
+export { scheduler, state, code, tools };
+// @ts-expect-error not a placement
+new Scheduler({ placement: 'random' });
+// @ts-expect-error blocks are needed
+scheduler.addWorker({});
+// @ts-expect-error numbers are for the columns of a workload
+call.finish({ stop: 1 });
+// @ts-expect-error receipts are made by decisions
+call.receipt = undefined;
+// @ts-expect-error internal
+scheduler.native;
+// @ts-expect-error internal
+scheduler.time;
+// @ts-expect-error no such code
+const wrong: SagaErrorCode = 'SAGA_ERR_SOMETHING';
+// @ts-expect-error belongs to the other simulation
+void simulateCache(columns, { workers: 3 });
+// @ts-expect-error the workload is given
+void simulateCluster(columns, { rate: 1, trace: 'file' });
+`;
+
+describe('the types', () => {
+  it('fit every example and every use, as ESM and as CommonJS, and refuse what is wrong', () => {
+    const given = `
+      import { PageTable, BlockHasher, Scheduler } from 'saga-scheduler';
+      declare const hasher: BlockHasher; declare const prompt: Uint32Array; declare const tokenIds: Uint32Array;`;
+    expect(
+      complaintsAbout({
+        'example-readme.mts': readme,
+        'example-simulate.mts': simulate,
+        'example-scheduler.mts': `${given}\n${scheduler}`,
+        'example-page-table.cts': `${given}\n${pageTable}`,
+        'uses.mts': uses,
+        'uses.cts': uses,
+      }),
+    ).toEqual([]);
+  });
+});
