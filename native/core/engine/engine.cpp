@@ -42,7 +42,7 @@ Engine::Engine(const EngineOptions& options)
       calls_(options.max_calls),
       lost_calls_(options.max_calls) {
   const auto chunks = static_cast<std::uint32_t>(next_chunk_.size());
-  chunks_.resize(std::size_t{chunks} * kChunkBlocks);
+  chunks_ = HugeArray<BlockHash>(std::size_t{chunks} * kChunkBlocks);
   for (std::uint32_t chunk = 0; chunk < chunks; ++chunk) next_chunk_[chunk] = chunk + 1 < chunks ? chunk + 1 : kNone;
   free_chunk_ = chunks != 0 ? 0 : kNone;
   free_chunks_ = chunks;

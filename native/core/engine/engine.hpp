@@ -29,7 +29,7 @@
 //
 // Costs: events on blocks cost what the mirror costs (index/prefix_index.hpp); remove_worker that of clearing the worker plus
 // O(max_calls + n log n) for its n calls; all others O(1) plus one copy of a chain at submit. decide is one match per waiting
-// call plus O(workers). Everything is allocated at construction (the mirror's exceptions aside): an open call's chain lies in
+// call plus O(workers). Everything is reserved at construction (the mirror's exceptions aside): an open call's chain lies in
 // 2 KiB chunks of one arena of `max_open_blocks` hashes, because a call that loses its worker is placed again.
 //
 // Invariants (verify): per worker, open_calls equals the placed and running calls on it, and estimated_blocks the sum of the
@@ -41,6 +41,7 @@
 #include <span>
 #include <vector>
 
+#include "../base/huge_array.hpp"
 #include "../base/random.hpp"
 #include "../base/status.hpp"
 #include "../base/types.hpp"
@@ -243,7 +244,7 @@ class Engine {
   std::uint32_t free_workflow_ = 0;
   std::uint32_t open_workflows_ = 0;
 
-  std::vector<BlockHash> chunks_;  // kChunkBlocks hashes each
+  HugeArray<BlockHash> chunks_;  // kChunkBlocks hashes each; takes memory as it is used
   std::vector<std::uint32_t> next_chunk_;
   std::uint32_t free_chunk_ = kNone;
   std::uint32_t free_chunks_ = 0;
