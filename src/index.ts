@@ -6,8 +6,6 @@
  *
  * @packageDocumentation
  */
-import native from './native.cjs';
-
 export {
   SagaArgumentError,
   SagaCapacityError,
@@ -48,6 +46,8 @@ export {
   type WorkerState,
   type Workflow,
 } from './scheduler.js';
+
+import native from './native.cjs';
 
 /** Version of the package. */
 export const version: string = native.version;

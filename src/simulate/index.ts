@@ -38,28 +38,6 @@
  *
  * @packageDocumentation
  */
-import { SagaError } from '../errors.js';
-import type { WorkloadColumns } from '../workload/columns.js';
-import { nativeBackend } from './native-backend.js';
-import {
-  optionError,
-  parseSimulateOptions,
-  type CacheModel,
-  type CacheOptions,
-  type CachePolicy,
-  type ClusterOptions,
-  type ClusterPolicy,
-  type Hardware,
-  type Mode,
-} from './options.js';
-import {
-  simulateCache as runCache,
-  simulateCluster as runCluster,
-  type CacheReport,
-  type ClusterReport,
-  type ProgressListener,
-} from './run.js';
-
 export { SagaError, type SagaErrorCode } from '../errors.js';
 export {
   callCount,
@@ -112,6 +90,28 @@ export {
 } from './run.js';
 export { chartOf } from './plot.js';
 export { tableOf } from './table.js';
+
+import { SagaError } from '../errors.js';
+import type { WorkloadColumns } from '../workload/columns.js';
+import { nativeBackend } from './native-backend.js';
+import {
+  optionError,
+  parseSimulateOptions,
+  type CacheModel,
+  type CacheOptions,
+  type CachePolicy,
+  type ClusterOptions,
+  type ClusterPolicy,
+  type Hardware,
+  type Mode,
+} from './options.js';
+import {
+  simulateCache as runCache,
+  simulateCluster as runCluster,
+  type CacheReport,
+  type ClusterReport,
+  type ProgressListener,
+} from './run.js';
 
 /** What both kinds of simulation take. Names are those of the command line in camel case. */
 export interface SimulationOptions {

@@ -43,7 +43,7 @@ export const toolClasses = [
   toolClassNumber.databaseQuery,
 ] as const;
 
-/** Latencies by tool class, in the order of {@link toolClasses} ("production traces" of the paper). */
+/** Latencies of code execution, file operation, web API and database query ("production traces" of the paper). */
 export const paperToolLatencies: readonly ToolLatency[] = [
   { p50: 180, p95: 2_400 },
   { p50: 45, p95: 320 },
@@ -53,6 +53,7 @@ export const paperToolLatencies: readonly ToolLatency[] = [
 
 /** A class of tasks. */
 export interface TaskClass {
+  /** In the workload's `classNames`. */
   name: string;
   /** Steps (calls) of a task: gamma, rounded, clipped to `stepRange`. */
   steps: Gamma;
@@ -63,7 +64,7 @@ export interface TaskClass {
   outputTokens: Range;
   /** Tokens that a tool's result adds to the context: gamma, rounded, at least 1. */
   observationTokens: Gamma;
-  /** Shares of the tool classes, in the order of {@link toolClasses}. */
+  /** Shares of code execution, file operation, web API and database query among the tools called. */
   toolMix: readonly [number, number, number, number];
   /** Expected completion time in seconds, the base of the paper's deadline. */
   expectedSeconds: number;
@@ -71,6 +72,7 @@ export interface TaskClass {
   tenants: number;
   /** Tasks a minute of one such tenant. Only the ratio between classes matters: the simulation sets the rate. */
   ratePerMinute: number;
+  /** Weight of each such tenant. */
   weight: number;
 }
 
