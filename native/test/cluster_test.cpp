@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <thread>
 
@@ -160,8 +161,8 @@ TEST(Cluster, ForkAndJoinFollowTheCriticalPath) {
 }
 
 TEST(Cluster, AffinityLeavesAnOverloadedWorker) {
-  // 30 calls with one common prompt: the first warms worker 0, the others come while it is cached there. They pile up on
-  // worker 0 until it is 11 calls ahead; from there on two-choice spreads them.
+  // 30 calls with one common prompt: the first warms worker 0, the others come while it is cached there. They pile up
+  // on worker 0 until it is 11 calls ahead; from there on two-choice spreads them.
   WorkloadBuilder builder;
   const CallId first = builder.call(0, 1600, 1, {{0, 100}});
   for (ThreadId i = 1; i <= 30; ++i) builder.call(i, 1600 + i, 50, {{0, 100}}, {{first, 1000 + i}});
@@ -238,6 +239,117 @@ TEST(Cluster, PolicyHoldsAndMigrates) {
   EXPECT_DOUBLE_EQ(result.prefix_hit_rate, 96.0 / 250.0);
 }
 
+// Leases what a call leaves behind when it has ended, and remembers what becomes of that.
+class LeasingPlacement final : public PlacementPolicy {
+ public:
+  explicit LeasingPlacement(Time duration) : duration_(duration) {}
+  WorkerId place(CallId, Time, ClusterControl&) override { return 0; }
+  void call_finished(CallId call, WorkerId worker, StopReason, ToolClass, Time now, ClusterControl& cluster) override {
+    if (call != 0 || duration_ == 0) return;
+    id = cluster.lease(call, worker, 1, now + duration_);
+    leased = cluster.leased_pages(worker);
+    EXPECT_EQ(cluster.running_pages(worker), 0u);
+  }
+  void lease_reported(const LeaseReport& report, Time now, ClusterControl&) override {
+    reports.push_back({report, now});
+  }
+  LeaseId id = kNoLease;
+  std::uint32_t leased = 0;
+  std::vector<std::pair<LeaseReport, Time>> reports;
+
+ private:
+  const Time duration_;
+};
+
+TEST(Cluster, LeasedPagesSurviveWhatWouldEvictThem) {
+  // Room for 8 pages. Call 0 leaves 3, call 1 takes 5, call 2 takes 5 more: those of call 0 (least recently used) and 2
+  // of call 1, or, where call 0's are leased, all of call 1's. Call 3 continues call 0.
+  WorkloadBuilder builder;
+  const CallId first = builder.call(0, 48, 1, {{0, 3}});
+  const CallId second = builder.call(1, 80, 1, {{100, 5}}, {{first, 1'000'000}});
+  const CallId third = builder.call(2, 80, 1, {{200, 5}}, {{second, 1'000'000}});
+  builder.call(0, 64, 1, {{0, 3}, {50, 1}}, {{third, 1'000'000}});
+  builder.end_task();
+  const PageTree tree = PageTree::for_cluster(builder.get(), 16);
+  ClusterOptions options = linear_a100(1);
+  options.kv_tokens = 128;
+  options.live = 1;
+  const Time finished = 37'149;  // 28.6 + 8.544 + 4.7e-6 * 48 * 24 = 37.1494
+  for (const Time duration : {Time{0}, Time{60'000'000}, Time{1'010'000}}) {
+    SCOPED_TRACE(duration);
+    LeasingPlacement placement(duration);
+    ClusterResult result;
+    ASSERT_EQ(simulate_cluster(builder.get(), tree, options, &result, nullptr, &placement), Status::kOk);
+    const bool kept = duration == 60'000'000;  // the short one ends while call 1 runs: call 0's are older again
+    EXPECT_DOUBLE_EQ(result.prefix_hit_rate, kept ? 48.0 / 272.0 : 0.0);
+    if (duration == 0) {
+      EXPECT_TRUE(placement.reports.empty());
+      continue;
+    }
+    EXPECT_EQ(placement.leased, 3u);
+    ASSERT_EQ(placement.reports.size(), kept ? 1u : 2u);
+    EXPECT_EQ(placement.reports[0].first, (LeaseReport{placement.id, 0, 0, 3, LeaseOutcome::kGranted}));
+    EXPECT_EQ(placement.reports[0].second, finished);
+    EXPECT_EQ(result.leases.granted, 1u);
+    EXPECT_EQ(result.leases.expired, kept ? 0u : 1u);
+    if (kept) continue;
+    EXPECT_EQ(placement.reports[1].first, (LeaseReport{placement.id, 0, 0, 3, LeaseOutcome::kExpired}));
+    EXPECT_EQ(placement.reports[1].second, finished + duration);
+  }
+}
+
+TEST(Cluster, LeasesAreRevokedBeforeAnybodyIsPreempted) {
+  // Room for 8 pages, 3 of them leased. Two calls of 2 + 2 pages come together; in their second step the second of them
+  // finds no page but those.
+  WorkloadBuilder builder;
+  const CallId first = builder.call(0, 48, 1, {{0, 3}});
+  builder.call(1, 32, 32, {{100, 2}}, {{first, 1'000'000}});
+  builder.call(2, 32, 32, {{200, 2}}, {{first, 1'000'000}});
+  builder.end_task();
+  const PageTree tree = PageTree::for_cluster(builder.get(), 16);
+  ClusterOptions options = linear_a100(1);
+  options.kv_tokens = 128;
+  options.live = 1;
+  LeasingPlacement placement(60'000'000);
+  ClusterResult leased;
+  ASSERT_EQ(simulate_cluster(builder.get(), tree, options, &leased, nullptr, &placement), Status::kOk);
+  EXPECT_EQ(leased.preemptions, 0u);
+  EXPECT_EQ(leased.leases.revoked, 1u);
+  ASSERT_EQ(placement.reports.size(), 2u);
+  EXPECT_EQ(placement.reports[1].first, (LeaseReport{placement.id, 0, 0, 3, LeaseOutcome::kRevoked}));
+  // The begin of that step: 28.6 + 11.392 + 4.7e-6 * 2 * 32 * 16 = 39.9968 ms for the prompts.
+  EXPECT_EQ(placement.reports[1].second, 37'149u + 1'000'000 + 39'997);
+  LeasingPlacement none(0);
+  ClusterResult plain;
+  ASSERT_EQ(simulate_cluster(builder.get(), tree, options, &plain, nullptr, &none), Status::kOk);
+  EXPECT_EQ(leased.task_completion, plain.task_completion);  // the lease cost nobody anything
+}
+
+TEST(Cluster, TheBudgetForLeasesIsAnOption) {
+  WorkloadBuilder builder;
+  const CallId first = builder.call(0, 48, 1, {{0, 3}});
+  builder.call(1, 80, 1, {{100, 5}}, {{first, 1'000'000}});
+  builder.end_task();
+  const PageTree tree = PageTree::for_cluster(builder.get(), 16);
+  ClusterOptions options = linear_a100(1);
+  options.kv_tokens = 128;
+  options.live = 1;
+  for (const std::uint32_t percent : {0u, 37u, 38u, 100u}) {  // of 8 pages: 0, 2, 3 and 8
+    options.lease_budget_percent = percent;
+    LeasingPlacement placement(60'000'000);
+    ClusterResult result;
+    ASSERT_EQ(simulate_cluster(builder.get(), tree, options, &result, nullptr, &placement), Status::kOk);
+    EXPECT_EQ(result.leases.granted, percent >= 38 ? 1u : 0u) << percent;
+    EXPECT_EQ(result.leases.refused, percent >= 38 ? 0u : 1u) << percent;
+    ASSERT_EQ(placement.reports.size(), 1u);
+    EXPECT_EQ(placement.reports[0].first.outcome, percent >= 38 ? LeaseOutcome::kGranted : LeaseOutcome::kRefused);
+    EXPECT_EQ(placement.id == kNoLease, percent < 38);
+  }
+  options.lease_budget_percent = 101;
+  ClusterResult result;
+  EXPECT_EQ(simulate_cluster(builder.get(), tree, options, &result), Status::kInvalidArgument);
+}
+
 // Never sends anything.
 class HoldingPlacement final : public PlacementPolicy {
  public:
@@ -300,7 +412,8 @@ TEST(Cluster, ExponentialVariates) {
   EXPECT_NEAR(static_cast<double>(above_two) / kDraws, std::exp(-2.0), 0.003);
 }
 
-// Small tasks of every shape: chains that continue, chains that are cut back (compaction), forks that share their prefix, joins, repeats.
+// Small tasks of every shape: chains that continue, chains that are cut back (compaction), forks that share their
+//   prefix, joins, repeats.
 Workload tangled(std::uint64_t seed, std::uint32_t tasks) {
   Random random(seed);
   WorkloadBuilder builder;
@@ -449,6 +562,142 @@ TEST(Cluster, LazyDecodingEqualsSingleSteps) {
   EXPECT_GT(loaded, 1000u);
 }
 
+// Takes and releases leases, and copies, at random; checks that every lease has the life that it should have.
+class RandomLeases final : public PlacementPolicy {
+ public:
+  RandomLeases(const Workload& workload, const ClusterOptions& options)
+      : workload_(workload), baseline_(options.placement, options.seed), random_(options.seed + 99) {}
+
+  WorkerId place(CallId call, Time now, ClusterControl& cluster) override {
+    const WorkerId worker = baseline_.place(call, now, cluster);
+    act(call, worker, now, cluster);
+    return worker;
+  }
+  void first_token(CallId call, WorkerId worker, Time now, ClusterControl& cluster) override {
+    act(call, worker, now, cluster);
+  }
+  void call_finished(CallId call, WorkerId worker, StopReason, ToolClass, Time now, ClusterControl& cluster) override {
+    lease(call, worker, now, cluster);
+    act(call, worker, now, cluster);
+  }
+  void timer(Time now, ClusterControl& cluster) override {
+    act(static_cast<CallId>(random_.below(workload_.calls())), static_cast<WorkerId>(random_.below(cluster.workers())),
+        now, cluster);
+  }
+  void lease_reported(const LeaseReport& report, Time now, ClusterControl& cluster) override {
+    reports.push_back({report, now});
+    if (report.outcome == LeaseOutcome::kRefused) {
+      EXPECT_EQ(report.lease, kNoLease);
+      return;
+    }
+    EXPECT_GT(report.pages, 0u);
+    ASSERT_LT(report.lease, static_cast<LeaseId>(kNone));
+    const auto at = std::find_if(open_.begin(), open_.end(), [&](const Open& o) { return o.lease == report.lease; });
+    ASSERT_NE(at, open_.end());
+    EXPECT_EQ(at->granted, report.outcome != LeaseOutcome::kGranted);
+    EXPECT_EQ(at->worker, report.worker);
+    at->granted = true;
+    if (report.outcome == LeaseOutcome::kGranted) return;
+    EXPECT_EQ(at->released, report.outcome == LeaseOutcome::kReleased);
+    if (report.outcome == LeaseOutcome::kExpired) {
+      EXPECT_EQ(now, at->until);
+    } else {
+      EXPECT_LE(now, at->until);
+    }
+    open_.erase(at);
+    if (report.outcome == LeaseOutcome::kRevoked && random_.below(4) == 0)
+      lease(report.call, report.worker, now, cluster);
+  }
+
+  std::vector<std::pair<LeaseReport, Time>> reports;
+  std::uint64_t copied = 0;
+
+ private:
+  struct Open {
+    LeaseId lease;
+    WorkerId worker;
+    Time until;
+    bool granted;
+    bool released;
+  };
+  void lease(CallId call, WorkerId worker, Time now, ClusterControl& cluster) {
+    const Time until = now + random_.below(random_.below(2) == 0 ? 300'000 : 5'000'000);
+    const LeaseId id = cluster.lease(call, worker, random_.below(4), until);
+    EXPECT_LE(cluster.leased_pages(worker), cluster.capacity_pages(worker));
+    if (id != kNoLease) open_.push_back({id, worker, until, false, false});
+  }
+  void act(CallId call, WorkerId worker, Time now, ClusterControl& cluster) {
+    if (random_.below(3) == 0) lease(call, worker, now, cluster);
+    if (random_.below(4) == 0 && !open_.empty()) {
+      const std::size_t at = random_.below(open_.size());
+      // It may have ended at this moment, and the report be still to come; then this is refused.
+      if (cluster.release(open_[at].lease)) {
+        EXPECT_FALSE(open_[at].released);
+        open_[at].released = true;
+        EXPECT_FALSE(cluster.release(open_[at].lease));
+      }
+    }
+    if (random_.below(4) == 0) {
+      copied += cluster.copy(call, worker, static_cast<WorkerId>(random_.below(cluster.workers())));
+    }
+    if (random_.below(3) == 0) cluster.wake_at(now + random_.below(400'000));
+  }
+
+  const Workload& workload_;
+  BaselinePlacement baseline_;
+  Random random_;
+  std::vector<Open> open_;
+};
+
+TEST(Cluster, LazyDecodingEqualsSingleStepsWithLeases) {
+  LeaseCounters sum;
+  std::uint64_t preemptions = 0;
+  std::uint64_t copied = 0;
+  for (std::uint64_t seed = 1000; seed < 1200; ++seed) {
+    SCOPED_TRACE(seed);
+    Scenario scenario = random_scenario(seed);
+    scenario.options.lease_budget_percent = static_cast<std::uint32_t>(20 + 20 * (seed % 5));
+    scenario.options.max_leases = static_cast<std::uint32_t>(seed % 3 == 0 ? 2 : 40);
+    scenario.options.verify_every = seed % 4 == 0 ? 1 : 0;
+    const PageTree tree = PageTree::for_cluster(scenario.workload, scenario.page_tokens);
+    ClusterResult lazy;
+    ClusterResult single;
+    RandomLeases lazy_leases(scenario.workload, scenario.options);
+    ASSERT_EQ(simulate_cluster(scenario.workload, tree, scenario.options, &lazy, nullptr, &lazy_leases), Status::kOk);
+    scenario.options.single_step = true;
+    RandomLeases single_leases(scenario.workload, scenario.options);
+    ASSERT_EQ(simulate_cluster(scenario.workload, tree, scenario.options, &single, nullptr, &single_leases),
+              Status::kOk);
+    expect_same(lazy, single);
+    EXPECT_EQ(lazy.copied_pages, single.copied_pages);
+    EXPECT_EQ(lazy_leases.copied, single_leases.copied);
+    ASSERT_EQ(lazy_leases.reports, single_leases.reports);
+    std::uint64_t outcomes[5] = {};
+    for (const auto& [report, time] : lazy_leases.reports) ++outcomes[static_cast<std::size_t>(report.outcome)];
+    EXPECT_EQ(outcomes[0], lazy.leases.granted);
+    EXPECT_EQ(outcomes[1], lazy.leases.refused);
+    EXPECT_EQ(outcomes[2], lazy.leases.expired);
+    EXPECT_EQ(outcomes[3], lazy.leases.released);
+    EXPECT_EQ(outcomes[4], lazy.leases.revoked);
+    sum.granted += outcomes[0];
+    sum.refused += outcomes[1];
+    sum.expired += outcomes[2];
+    sum.released += outcomes[3];
+    sum.revoked += outcomes[4];
+    preemptions += lazy.preemptions;
+    copied += lazy.copied_pages;
+    if (HasFailure()) break;
+  }
+  // The scenarios reach what they are meant to reach.
+  EXPECT_GT(sum.granted, 5000u);
+  EXPECT_GT(sum.refused, 1000u);
+  EXPECT_GT(sum.expired, 1000u);
+  EXPECT_GT(sum.released, 1000u);
+  EXPECT_GT(sum.revoked, 1000u);
+  EXPECT_GT(preemptions, 100u);
+  EXPECT_GT(copied, 1000u);
+}
+
 // Knows what the workers hold only from what they report, as an index in front of real engines does.
 class MirrorDirectory final : public PrefixDirectory {
  public:
@@ -504,7 +753,8 @@ TEST(Cluster, WhatWorkersReportIsEnoughToMatch) {
   EXPECT_GT(matches, 1000u);
 }
 
-// The engine, told of pages by their hashes, places every call as the direct look at the caches does; its journal rebuilds it.
+// The engine, told of pages by their hashes, places every call as the direct look at the caches does; its journal
+//   rebuilds it.
 TEST(Cluster, TheEngineDecidesAsTheBaseline) {
   std::uint64_t decisions = 0;
   for (std::uint64_t seed = 300; seed < 340; ++seed) {
@@ -555,7 +805,8 @@ class PrefetchingPlacement final : public PlacementPolicy {
 };
 
 TEST(Cluster, PolicyPrefetchesFromTheHostTier) {
-  // Room for 8 pages. Call 0 leaves 6, call 1 pushes 4 of them out to the host tier; call 2 repeats call 0's prompt and more.
+  // Room for 8 pages. Call 0 leaves 6, call 1 pushes 4 of them out to the host tier; call 2 repeats call 0's prompt and
+  //   more.
   WorkloadBuilder builder;
   const CallId first = builder.call(0, 96, 1, {{0, 6}});
   const CallId second = builder.call(1, 96, 1, {{100, 6}}, {{first, 1'000'000}});

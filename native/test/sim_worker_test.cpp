@@ -121,8 +121,9 @@ TEST(SimWorker, ChunkedPrefillBesideDecodeByHand) {
 
 TEST(SimWorker, NewestIsPreemptedAndComputedAgain) {
   // Room for 8 pages; three calls of 2 + 2 pages come together. In step 2 the third finds no page and is preempted; the
-  // others take its pages, tail first, and finish together after 32 steps: 45.695 ms for the three prompts, then 31 steps of
-  // 28.882 + 7.8e-5 * 2 * (33 + i) ms, each rounded. Then the third: a chunk of 33 (34.477 ms) and 30 steps alone.
+  // others take its pages, tail first, and finish together after 32 steps: 45.695 ms for the three prompts, then 31
+  // steps of 28.882 + 7.8e-5 * 2 * (33 + i) ms, each rounded. Then the third: a chunk of 33 (34.477 ms) and 30 steps
+  // alone.
   const Workload workload = separate_calls({{32, 32}, {32, 32}, {32, 32}});
   const PageTree tree = PageTree::for_cluster(workload, 16);
   SimWorkerOptions options = linear_a100();
@@ -256,8 +257,8 @@ TEST(SimWorker, SeatsBoundTheBatch) {
 }
 
 TEST(SimWorker, HostTierLoadsWhileTheEngineGoesOn) {
-  // Room for 8 pages. Call 0 (6 pages) is pushed out by call 1 (6 pages); call 2 repeats call 0's prompt and loads its 5
-  // leading pages: 2 are still there, 3 come over the link: 3 * 16 * 327,680 B at 25 GB/s = 629.15 us.
+  // Room for 8 pages. Call 0 (6 pages) is pushed out by call 1 (6 pages); call 2 repeats call 0's prompt and loads its
+  // 5 leading pages: 2 are still there, 3 come over the link: 3 * 16 * 327,680 B at 25 GB/s = 629.15 us.
   test::WorkloadBuilder builder(16);
   builder.call(0, 96, 1, {{0, 6}});
   builder.end_task();
@@ -374,6 +375,172 @@ TEST(SimWorker, AgreesWithANaiveEngine) {
     }
     EXPECT_EQ(drive.worker().counters().preemptions, 0u);
   }
+}
+
+// Four prompts of 4 pages each, then others; room for `pages` pages, all of which may be leased.
+struct LeaseFixture {
+  LeaseFixture(std::uint32_t pages, const std::vector<std::pair<std::uint32_t, std::uint32_t>>& others)
+      : workload(separate_calls(calls(others))), tree(PageTree::for_cluster(workload, 16)) {
+    options = linear_a100();
+    options.capacity_pages = pages;
+    options.lease_budget_percent = 100;
+  }
+  static std::vector<std::pair<std::uint32_t, std::uint32_t>> calls(
+      const std::vector<std::pair<std::uint32_t, std::uint32_t>>& others) {
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> all(4, {64, 1});
+    all.insert(all.end(), others.begin(), others.end());
+    return all;
+  }
+  Workload workload;
+  PageTree tree;
+  SimWorkerOptions options;
+};
+
+LeaseReport report(LeaseId lease, CallId call, std::uint32_t pages, LeaseOutcome outcome) {
+  return {lease, call, 0, pages, outcome};
+}
+
+constexpr Time kSecond = 1'000'000;
+
+TEST(SimWorker, LeasesAreRevokedByValueThenDeadlineThenAge) {
+  LeaseFixture f(20, {{13 * 16, 1}});
+  Drive drive(f.workload, f.tree, f.options);
+  for (CallId call = 0; call < 4; ++call) drive.submit_at(call, call);
+  drive.run();
+  SimWorker& worker = drive.worker();
+  const Time now = kSecond;
+  const auto lease = [&](CallId call, std::uint64_t value, Time until) {
+    return worker.lease(call, f.tree.prompt_leaf(call), kNone, value, until, now);
+  };
+  EXPECT_EQ(lease(0, 5, 90 * kSecond), 0u);
+  EXPECT_EQ(lease(1, 1, 99 * kSecond), 1u);
+  EXPECT_EQ(lease(2, 1, 50 * kSecond), 2u);
+  EXPECT_EQ(lease(3, 1, 50 * kSecond), 3u);
+  EXPECT_EQ(worker.running_pages(), 0u);  // kept, not used
+  EXPECT_EQ(worker.cache().leased(), 16u);
+  EXPECT_TRUE(worker.verify());
+  drive.submit_at(2 * kSecond, 4);  // 13 pages, 4 are free: three of the leases must go
+  drive.run();
+  EXPECT_EQ(drive.admitted[4], 2 * kSecond);
+  ASSERT_EQ(drive.leases.size(), 7u);
+  const LeaseId order[] = {2, 3, 1};
+  for (std::size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(drive.leases[4 + i].first, report(order[i], static_cast<CallId>(order[i]), 4, LeaseOutcome::kRevoked));
+    EXPECT_EQ(drive.leases[4 + i].second, 2 * kSecond);
+  }
+  EXPECT_EQ(worker.match(f.tree.prompt_leaf(0)), 4u);
+  EXPECT_EQ(worker.open_leases(), 1u);
+  EXPECT_EQ(worker.lease_counters().granted, 4u);
+  EXPECT_EQ(worker.lease_counters().revoked, 3u);
+}
+
+TEST(SimWorker, NoLeaseIsRevokedInVain) {
+  // Room for 20 pages: 4 leased, 11 used by the first call; the second wants 10 and could not have them without the
+  // lease either. When the first has ended its pages are enough.
+  LeaseFixture f(20, {{160, 10}, {160, 1}});
+  Drive drive(f.workload, f.tree, f.options);
+  drive.submit_at(0, 0);
+  drive.run();
+  SimWorker& worker = drive.worker();
+  ASSERT_EQ(worker.lease(0, f.tree.prompt_leaf(0), kNone, 0, 99 * kSecond, kSecond), 0u);
+  drive.submit_at(kSecond, 4);
+  drive.submit_at(kSecond + 1, 5);
+  drive.run();
+  EXPECT_EQ(drive.admitted[5], drive.finished[4]);
+  EXPECT_EQ(worker.open_leases(), 1u);
+  EXPECT_EQ(worker.match(f.tree.prompt_leaf(0)), 4u);
+}
+
+TEST(SimWorker, LeasesOfWhatRunningCallsUseArePassedOver) {
+  // The call continues the first prompt, leased at 0, and needs 3 pages of its own beside the second's 4, leased at 9;
+  // at the last page only that lease can help.
+  test::WorkloadBuilder builder(16);
+  builder.call(0, 64, 1, {{0, 4}});
+  builder.end_task();
+  builder.call(1, 64, 1, {{100, 4}});
+  builder.end_task();
+  builder.call(2, 80, 32, {{0, 4}, {50, 1}});
+  builder.end_task();
+  const PageTree tree = PageTree::for_cluster(builder.get(), 16);
+  SimWorkerOptions options = linear_a100();
+  options.capacity_pages = 10;
+  options.lease_budget_percent = 100;
+  Drive drive(builder.get(), tree, options);
+  drive.submit_at(0, 0);
+  drive.submit_at(1, 1);
+  drive.run();
+  SimWorker& worker = drive.worker();
+  ASSERT_EQ(worker.lease(0, tree.prompt_leaf(0), kNone, 0, 99 * kSecond, kSecond), 0u);
+  ASSERT_EQ(worker.lease(1, tree.prompt_leaf(1), kNone, 9, 99 * kSecond, kSecond), 1u);
+  drive.submit_at(kSecond, 2);
+  drive.run();
+  EXPECT_EQ(worker.counters().hit_tokens, 64u);
+  EXPECT_EQ(worker.counters().preemptions, 0u);
+  ASSERT_EQ(drive.leases.size(), 3u);
+  EXPECT_EQ(drive.leases[2].first, report(1, 1, 4, LeaseOutcome::kRevoked));
+  // The prompt's step and 16 more take the tokens up to 96; the next begins the page that is missing. 28.6 + 2.848 +
+  // 4.7e-6 * 16 * 72 = 31.4534 ms, then 28.741 + 7.8e-5 * (80 + i) ms: 28,747 (i = 1 ... 3), 28,748 (i = 4 ... 16).
+  EXPECT_EQ(drive.leases[2].second, kSecond + 31'453 + 3 * 28'747 + 13 * 28'748);
+  EXPECT_EQ(worker.match(tree.prompt_leaf(0)), 4u);
+}
+
+TEST(SimWorker, LeasesAreRefusedExpireAndAreReleased) {
+  LeaseFixture f(16, {});
+  f.options.lease_budget_percent = 60;  // 9 pages
+  f.options.max_leases = 3;
+  Drive drive(f.workload, f.tree, f.options);
+  for (CallId call = 0; call < 3; ++call) drive.submit_at(call, call);
+  drive.run();
+  SimWorker& worker = drive.worker();
+  const NodeId first = f.tree.prompt_leaf(0);
+  EXPECT_EQ(worker.lease(3, f.tree.prompt_leaf(3), kNone, 1, 9 * kSecond, kSecond), kNoLease);  // nothing is cached
+  EXPECT_EQ(worker.lease(0, first, kNone, 1, kSecond, kSecond), kNoLease);                      // the deadline has come
+  EXPECT_EQ(worker.lease(0, first, 2, 1, 9 * kSecond, kSecond), 0u);
+  EXPECT_EQ(worker.cache().leased(), 4u);  // nodes count as a whole
+  EXPECT_EQ(worker.lease(1, f.tree.prompt_leaf(1), kNone, 1, 3 * kSecond, kSecond), 1u);
+  EXPECT_EQ(worker.lease(2, f.tree.prompt_leaf(2), kNone, 1, 9 * kSecond, kSecond), kNoLease);  // 12 of 9 pages
+  EXPECT_EQ(worker.lease(0, first, kNone, 1, 9 * kSecond, kSecond), 2u);                        // the same pages again
+  EXPECT_EQ(worker.lease(0, first, kNone, 1, 9 * kSecond, kSecond), kNoLease);                  // all leases hold
+  EXPECT_TRUE(worker.verify());
+  worker.expire_leases(3 * kSecond - 1);
+  EXPECT_EQ(worker.open_leases(), 3u);
+  worker.expire_leases(3 * kSecond);
+  EXPECT_EQ(worker.open_leases(), 2u);
+  EXPECT_FALSE(worker.release(1, 4 * kSecond));  // it has expired
+  EXPECT_TRUE(worker.release(0, 4 * kSecond));
+  EXPECT_FALSE(worker.release(0, 4 * kSecond));
+  EXPECT_EQ(worker.cache().leased(), 4u);
+  EXPECT_EQ(worker.lease(2, f.tree.prompt_leaf(2), kNone, 1, 9 * kSecond, 4 * kSecond), 3u);  // now there is room
+  const LeaseOutcome outcomes[] = {LeaseOutcome::kRefused, LeaseOutcome::kRefused, LeaseOutcome::kGranted,
+                                   LeaseOutcome::kGranted, LeaseOutcome::kRefused, LeaseOutcome::kGranted,
+                                   LeaseOutcome::kRefused, LeaseOutcome::kExpired, LeaseOutcome::kReleased,
+                                   LeaseOutcome::kGranted};
+  ASSERT_EQ(drive.leases.size(), 10u);
+  for (std::size_t i = 0; i < 10; ++i) EXPECT_EQ(drive.leases[i].first.outcome, outcomes[i]) << i;
+  EXPECT_EQ(drive.leases[7].second, 3 * kSecond);
+  EXPECT_EQ(drive.leases[2].first, report(0, 0, 2, LeaseOutcome::kGranted));
+  EXPECT_EQ(worker.lease_counters().granted, 4u);
+  EXPECT_EQ(worker.lease_counters().refused, 4u);
+  EXPECT_EQ(worker.lease_counters().expired, 1u);
+  EXPECT_EQ(worker.lease_counters().released, 1u);
+  EXPECT_TRUE(worker.verify());
+}
+
+TEST(SimWorker, CopiesRevokeNothing) {
+  LeaseFixture f(12, {{96, 1}});
+  Drive drive(f.workload, f.tree, f.options);
+  for (CallId call = 0; call < 3; ++call) drive.submit_at(call, call);
+  drive.run();
+  SimWorker& worker = drive.worker();
+  for (CallId call = 0; call < 2; ++call) {
+    ASSERT_EQ(worker.lease(call, f.tree.prompt_leaf(call), kNone, 0, 9 * kSecond, kSecond), call);
+  }
+  EXPECT_EQ(worker.receive(f.tree.prompt_leaf(4), 6, 2 * kSecond), 4u);  // of six; those of the third prompt went
+  EXPECT_EQ(worker.match(f.tree.prompt_leaf(4)), 4u);
+  EXPECT_EQ(worker.match(f.tree.prompt_leaf(2)), 0u);
+  EXPECT_EQ(worker.open_leases(), 2u);
+  EXPECT_EQ(worker.running_pages(), 0u);
+  EXPECT_TRUE(worker.verify());
 }
 
 TEST(HostTier, KeepsTheMostRecentlyUsed) {

@@ -30,6 +30,8 @@ struct LeaseReport {
   WorkerId worker = kNone;
   std::uint32_t pages = 0;  // that it covered; refused: that it would have
   LeaseOutcome outcome = LeaseOutcome::kRefused;
+
+  friend bool operator==(const LeaseReport&, const LeaseReport&) = default;
 };
 
 struct LeaseCounters {

@@ -287,6 +287,7 @@ std::size_t SimWorker::newest_running() const {
 }
 
 void SimWorker::preempt(std::size_t index, Time now) {
+  SAGA_ASSERT(cache_.revocable() == 0);  // leases go before calls
   const std::uint32_t slot = running_[index];
   Sequence& sequence = sequences_[slot];
   account(now);
