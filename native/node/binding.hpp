@@ -57,7 +57,8 @@ inline Napi::Value answer(const Napi::CallbackInfo& info, saga_status_t status, 
   return status == SAGA_OK ? result(info, value) : failure(info, status);
 }
 
-// A native object whose functions JavaScript holds. It lives until the last of them is collected.
+// A native object whose functions JavaScript holds. It lives until the last of them is collected. V8 is told how much memory
+// that will free, or it would see no reason to collect.
 template <typename T>
 class Bound {
  public:
@@ -66,21 +67,31 @@ class Bound {
 
   T object;
 
-  static T& of(const Napi::CallbackInfo& info) { return static_cast<Bound*>(info.Data())->object; }
+  // `bytes` of native memory hang on the object, in place of what was said before.
+  void set_native_bytes(Napi::Env env, std::int64_t bytes) {
+    Napi::MemoryManagement::AdjustExternalMemory(env, bytes - native_bytes_);
+    native_bytes_ = bytes;
+  }
+
+  static Bound& bound_of(const Napi::CallbackInfo& info) { return *static_cast<Bound*>(info.Data()); }
+  static T& of(const Napi::CallbackInfo& info) { return bound_of(info).object; }
 
   template <Napi::Value (*Function)(const Napi::CallbackInfo&)>
   void bind(Napi::Env env, Napi::Object methods, const char* name) {
     Napi::Function function = Napi::Function::New<Function>(env, name, this);
     ++references_;
-    function.AddFinalizer([](Napi::Env, Bound* bound) { bound->release(); }, this);
+    function.AddFinalizer([](Napi::Env finalizing, Bound* bound) { bound->release(finalizing); }, this);
     methods.Set(name, function);
   }
 
  private:
-  void release() {
-    if (--references_ == 0) delete this;
+  void release(Napi::Env env) {
+    if (--references_ != 0) return;
+    set_native_bytes(env, 0);
+    delete this;
   }
   std::uint32_t references_ = 0;
+  std::int64_t native_bytes_ = 0;
 };
 
 void register_hash(Napi::Env env, Napi::Object exports);

@@ -180,12 +180,22 @@ Napi::Value journal_read(const Napi::CallbackInfo& info) {
 Napi::Value destroy(const Napi::CallbackInfo& info) {
   saga_engine_destroy(BoundEngine::of(info).handle);
   BoundEngine::of(info).handle = nullptr;
+  BoundEngine::bound_of(info).set_native_bytes(info.Env(), 0);
   return result(info, 0);
 }
 
-Napi::Value methods_of(const Napi::CallbackInfo& info, saga_engine_t* handle, std::size_t first_array) {
+// What a new engine takes, roughly: the index's table, slots of calls and workflows, the journal's buffer (twice its
+// capacity). The rest grows with use.
+std::int64_t native_bytes(const saga_engine_options_t& options) {
+  return static_cast<std::int64_t>(options.max_blocks * 16 + options.max_calls * std::uint64_t{80} +
+                                   options.max_workflows * std::uint64_t{48} + 2 * options.journal_bytes);
+}
+
+Napi::Value methods_of(const Napi::CallbackInfo& info, saga_engine_t* handle, std::int64_t bytes,
+                       std::size_t first_array) {
   Napi::Env env = info.Env();
   auto* bound = new BoundEngine();
+  bound->set_native_bytes(env, bytes);
   EngineHandle& engine = bound->object;
   engine.handle = handle;
   engine.decisions = elements<std::uint32_t>(env, info[first_array]);
@@ -242,7 +252,7 @@ Napi::Value create(const Napi::CallbackInfo& info) {
   options.journal_bytes = static_cast<std::uint64_t>(values.data[11]);
   saga_engine_t* handle = nullptr;
   const saga_status_t status = saga_engine_create(&options, &handle);
-  return status == SAGA_OK ? methods_of(info, handle, 1) : failure(info, status);
+  return status == SAGA_OK ? methods_of(info, handle, native_bytes(options), 1) : failure(info, status);
 }
 
 // replayJournal(journal: Uint8Array, result: Float64Array of 4): the status, then saga_replay_result_t. Returns the digest of

@@ -275,6 +275,7 @@ Napi::Value digest(const Napi::CallbackInfo& info) {
 Napi::Value destroy(const Napi::CallbackInfo& info) {
   saga_page_table_destroy(BoundPageTable::of(info).handle);
   BoundPageTable::of(info).handle = nullptr;
+  BoundPageTable::bound_of(info).set_native_bytes(info.Env(), 0);
   return result(info, 0);
 }
 
@@ -304,6 +305,10 @@ Napi::Value create(const Napi::CallbackInfo& info) {
   auto* bound = new BoundPageTable();
   PageTableHandle& table = bound->object;
   table.handle = handle;
+  saga_page_table_stats_t made{};
+  if (saga_page_table_stats(handle, &made) == SAGA_OK) {
+    bound->set_native_bytes(info.Env(), static_cast<std::int64_t>(made.memory_bytes));
+  }
   table.words = words.data;
   table.stats = stats_array.data;
   Napi::Array registered = Napi::Array::New(env, 2);
