@@ -180,6 +180,8 @@ export interface ReplayResult {
   decisions: number;
 }
 
+/** Tenant names are kept for the scheduler's life. */
+const mostTenants = 2 ** 20;
 const decisionWords = 16;
 const mostDecisions = 256;
 /** Bytes that a record of the journal takes besides its decisions, and for each of them. */
@@ -315,7 +317,7 @@ export class Scheduler {
    *
    * @param options.tenant who it belongs to; default the empty name
    * @param options.salt isolates tenants from each other's KV pages: prompts with different salts share no block. Default empty
-   * @throws SagaCapacityError when `maxWorkflows` are open
+   * @throws SagaCapacityError when `maxWorkflows` are open, or 2^20 tenant names have been seen
    */
   openWorkflow(options: { tenant?: string; salt?: string } & At = {}): Workflow {
     const now = this.time(options);
@@ -323,6 +325,9 @@ export class Scheduler {
     const salt = checkText('salt', options.salt ?? '');
     // Tenants are numbered in the order in which they first appear.
     const tenantId = this.#tenants.get(tenant) ?? this.#tenants.size;
+    if (tenantId >= mostTenants) {
+      throw new SagaCapacityError('SAGA_ERR_FULL', `a scheduler knows at most ${mostTenants} tenant names`);
+    }
     const id = this.native.openWorkflow(now, tenantId);
     if (id < 0) throw refused(id, 'a workflow cannot be opened');
     this.#tenants.set(tenant, tenantId);
