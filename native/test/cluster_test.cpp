@@ -806,7 +806,7 @@ class PrefetchingPlacement final : public PlacementPolicy {
 
 TEST(Cluster, PolicyPrefetchesFromTheHostTier) {
   // Room for 8 pages. Call 0 leaves 6, call 1 pushes 4 of them out to the host tier; call 2 repeats call 0's prompt and
-  //   more.
+  // more.
   WorkloadBuilder builder;
   const CallId first = builder.call(0, 96, 1, {{0, 6}});
   const CallId second = builder.call(1, 96, 1, {{100, 6}}, {{first, 1'000'000}});

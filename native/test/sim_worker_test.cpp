@@ -14,12 +14,17 @@ namespace {
 class Drive final : public WorkerObserver {
  public:
   Drive(const Workload& workload, const PageTree& tree, const SimWorkerOptions& options)
-      : workload_(workload), awaited_(tree.size(), 0), worker_(0, workload, tree, options, awaited_, *this) {}
+      : workload_(workload),
+        tree_(tree),
+        awaited_(tree.size(), 0),
+        worker_(0, workload, tree, options, awaited_, *this) {}
 
   void submit_at(Time time, CallId call, std::int32_t priority = 0) {
     priority_[call] = priority;
     outside_.push({time, 1, call, 0});
   }
+  // Pages of the prompt of a call arrive from elsewhere.
+  void receive_at(Time time, CallId call) { outside_.push({time, 2, call, 0}); }
   void run() {
     for (;;) {
       const bool wakes = worker_.wake() != SimWorker::Wake::kNever;
@@ -39,6 +44,9 @@ class Drive final : public WorkerObserver {
         const Event event = outside_.pop();
         if (event.kind == 0) {
           worker_.load_ended(event.subject, event.time);
+        } else if (event.kind == 2) {
+          const NodeId leaf = tree_.prompt_leaf(event.subject);
+          received += worker_.receive(leaf, tree_.path_pages(leaf), event.time);
         } else {
           worker_.submit(event.subject, priority_[event.subject], event.time);
         }
@@ -70,10 +78,12 @@ class Drive final : public WorkerObserver {
   std::map<CallId, Time> admitted, first, finished;
   std::vector<std::pair<LeaseReport, Time>> leases;
   std::vector<CallId> order;
+  std::uint32_t received = 0;
   std::vector<PageRange> evicted;
 
  private:
   const Workload& workload_;
+  const PageTree& tree_;
   std::vector<std::uint32_t> awaited_;
   std::map<CallId, std::int32_t> priority_;
   EventQueue outside_;
@@ -541,6 +551,37 @@ TEST(SimWorker, CopiesRevokeNothing) {
   EXPECT_EQ(worker.open_leases(), 2u);
   EXPECT_EQ(worker.running_pages(), 0u);
   EXPECT_TRUE(worker.verify());
+}
+
+TEST(SimWorker, CopiesAheadOfACallThatDecodesCutThePlan) {
+  // Room for 12 pages; two calls decode, each from 2 pages to 8. In the fifth step the first one's answer arrives as
+  // part of a copied prompt and fills the cache. When the call enters those pages it pins them all, and the second
+  // call, for which the plan had counted on some of them, is preempted.
+  test::WorkloadBuilder builder(16);
+  builder.call(0, 32, 97, {{0, 2}});
+  builder.call(0, 144, 1, {{0, 9}});
+  builder.call(1, 32, 97, {{100, 2}});
+  builder.end_task();
+  const PageTree tree = PageTree::for_cluster(builder.get(), 16);
+  std::map<CallId, Time> finished[2];
+  std::uint64_t preempted[2] = {0, 0};
+  for (const bool single : {false, true}) {
+    SimWorkerOptions options = linear_a100();
+    options.capacity_pages = 12;
+    options.single_step = single;
+    Drive drive(builder.get(), tree, options);
+    drive.submit_at(0, 0);
+    drive.submit_at(0, 2);
+    drive.receive_at(150'000, 1);
+    drive.run();
+    EXPECT_EQ(drive.received, 6u);
+    EXPECT_EQ(drive.order, (std::vector<CallId>{0, 2}));  // the second alone was preempted
+    preempted[single ? 1 : 0] = drive.worker().counters().preempted_tokens;
+    finished[single ? 1 : 0] = drive.finished;
+  }
+  EXPECT_GT(preempted[0], 0u);
+  EXPECT_EQ(preempted[0], preempted[1]);
+  EXPECT_EQ(finished[0], finished[1]);
 }
 
 TEST(HostTier, KeepsTheMostRecentlyUsed) {
