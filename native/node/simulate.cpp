@@ -17,19 +17,39 @@ constexpr napi_type_tag kWorkloadTag = {0x5A6A0001'00000001ull, 0x9B3F1D2C'77E04
 constexpr napi_type_tag kCacheReplayTag = {0x5A6A0001'00000002ull, 0x9B3F1D2C'77E04A02ull};
 constexpr napi_type_tag kClusterTag = {0x5A6A0001'00000003ull, 0x9B3F1D2C'77E04A03ull};
 
+// A native object behind a handle, and roughly what it weighs, so that V8 sees a reason to collect it.
+template <typename T>
+struct Held {
+  T* object;
+  std::int64_t bytes;
+};
+
 template <typename T, void (*Destroy)(T*)>
-Napi::Value wrap(Napi::Env env, T* handle, const napi_type_tag& tag) {
-  auto external = Napi::External<T>::New(env, handle, [](Napi::Env, T* collected) { Destroy(collected); });
+Napi::Value wrap(Napi::Env env, T* object, const napi_type_tag& tag, std::int64_t bytes) {
+  Napi::MemoryManagement::AdjustExternalMemory(env, bytes);
+  auto external =
+      Napi::External<Held<T>>::New(env, new Held<T>{object, bytes}, [](Napi::Env finalizing, Held<T>* held) {
+        Napi::MemoryManagement::AdjustExternalMemory(finalizing, -held->bytes);
+        Destroy(held->object);
+        delete held;
+      });
   external.TypeTag(&tag);
   return external;
+}
+
+// nullptr if `value` is something else.
+template <typename T>
+const Held<T>* held_by(const Napi::Value& value, const napi_type_tag& tag) {
+  if (!value.IsExternal()) return nullptr;
+  auto external = value.As<Napi::External<Held<T>>>();
+  return external.CheckTypeTag(&tag) ? external.Data() : nullptr;
 }
 
 // nullptr if `value` is something else: the C interface then answers SAGA_ERR_INVALID_ARGUMENT.
 template <typename T>
 T* unwrap(const Napi::Value& value, const napi_type_tag& tag) {
-  if (!value.IsExternal()) return nullptr;
-  auto external = value.As<Napi::External<T>>();
-  return external.CheckTypeTag(&tag) ? external.Data() : nullptr;
+  const Held<T>* held = held_by<T>(value, tag);
+  return held == nullptr ? nullptr : held->object;
 }
 
 // JavaScript holds times and ids as doubles below 2^53. Anything else becomes a number that the C interface refuses.
@@ -103,7 +123,8 @@ Napi::Value create_workload(const Napi::CallbackInfo& info) {
   saga_workload_t* workload = nullptr;
   const saga_status_t status = saga_workload_create(&columns, &workload);
   if (status != SAGA_OK) return failure(info, status);
-  return wrap<saga_workload_t, saga_workload_destroy>(env, workload, kWorkloadTag);
+  const std::size_t copied = 12 * tasks + 23 * calls + 12 * predecessor.count + 12 * run_id.size();
+  return wrap<saga_workload_t, saga_workload_destroy>(env, workload, kWorkloadTag, static_cast<std::int64_t>(copied));
 }
 
 // createCacheReplay(workload, pageTokens, call: Uint32Array, start: Float64Array, end: Float64Array)
@@ -117,7 +138,10 @@ Napi::Value create_cache_replay(const Napi::CallbackInfo& info) {
   const saga_status_t status =
       saga_cache_replay_create(workload, u32(info, 1), call.data, start.data(), end.data(), call.count, &replay);
   if (status != SAGA_OK) return failure(info, status);
-  return wrap<saga_cache_replay_t, saga_cache_replay_destroy>(info.Env(), replay, kCacheReplayTag);
+  // It keeps the workload, and its tree has up to two nodes a call.
+  const std::int64_t bytes = held_by<saga_workload_t>(info[0], kWorkloadTag)->bytes +
+                             static_cast<std::int64_t>(call.count * 84);
+  return wrap<saga_cache_replay_t, saga_cache_replay_destroy>(info.Env(), replay, kCacheReplayTag, bytes);
 }
 
 Napi::Value distinct_pages(const Napi::CallbackInfo& info) {
@@ -205,7 +229,7 @@ class CreateCluster : public Napi::AsyncWorker {
   CreateCluster(Napi::Env env, Napi::Value workload, const saga_cluster_options_t& options)
       : Napi::AsyncWorker(env),
         deferred_(Napi::Promise::Deferred::New(env)),
-        workload_(unwrap<saga_workload_t>(workload, kWorkloadTag)),
+        workload_(held_by<saga_workload_t>(workload, kWorkloadTag)),
         options_(options) {
     Napi::Array kept = Napi::Array::New(env, 1);
     kept.Set(std::uint32_t{0}, workload);
@@ -214,10 +238,13 @@ class CreateCluster : public Napi::AsyncWorker {
   Napi::Promise promise() const { return deferred_.Promise(); }
 
  protected:
-  void Execute() override { status_ = saga_cluster_create(workload_, &options_, &cluster_); }
+  void Execute() override {
+    status_ = saga_cluster_create(workload_ == nullptr ? nullptr : workload_->object, &options_, &cluster_);
+  }
   void OnOK() override {
     if (status_ == SAGA_OK) {
-      deferred_.Resolve(wrap<saga_cluster_t, saga_cluster_destroy>(Env(), cluster_, kClusterTag));
+      // It keeps the workload, and its tree is of that order.
+      deferred_.Resolve(wrap<saga_cluster_t, saga_cluster_destroy>(Env(), cluster_, kClusterTag, 4 * workload_->bytes));
     } else {
       deferred_.Resolve(Napi::Number::New(Env(), -static_cast<double>(status_)));
     }
@@ -227,7 +254,7 @@ class CreateCluster : public Napi::AsyncWorker {
  private:
   Napi::Promise::Deferred deferred_;
   Napi::Reference<Napi::Array> kept_;
-  const saga_workload_t* workload_;
+  const Held<saga_workload_t>* workload_;
   saga_cluster_options_t options_;
   saga_cluster_t* cluster_ = nullptr;
   saga_status_t status_ = SAGA_OK;
