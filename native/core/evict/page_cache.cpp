@@ -127,15 +127,33 @@ void PageCache::preempt(std::uint32_t slot, Time now) {
 
 void PageCache::unpin(std::uint32_t slot) { release(slot); }
 
-void PageCache::pin_node(NodeId node, bool fresh, bool lease) {
-  ResidentNode& state = residents_.nodes[node];
-  SAGA_ASSERT(state.pages > 0);
+// The node is about to get one pin more.
+void PageCache::count_pin(NodeId node, bool lease) {
+  const ResidentNode& state = residents_.nodes[node];
   if (lease) {
     if (state.pins == 0) revocable_ += state.pages;
     if (lease_pins_[node]++ == 0) leased_ += tree_.node(node).pages;
-  } else if (leases_ > 0 && state.pins > 0 && state.pins == lease_pins_[node]) {
+  } else if (state.pins > 0 && state.pins == lease_pins_[node]) {
     revocable_ -= state.pages;
   }
+}
+
+// The node has one pin less.
+void PageCache::count_unpin(NodeId node, bool lease) {
+  const ResidentNode& state = residents_.nodes[node];
+  if (lease) {
+    if (--lease_pins_[node] == 0) leased_ -= tree_.node(node).pages;
+    if (state.pins == 0) revocable_ -= state.pages;
+  } else if (state.pins > 0 && state.pins == lease_pins_[node]) {
+    revocable_ += state.pages;
+  }
+}
+
+void PageCache::pin_node(NodeId node, bool fresh, bool lease) {
+  ResidentNode& state = residents_.nodes[node];
+  SAGA_ASSERT(state.pages > 0);
+  if (leases_ > 0) [[unlikely]]
+    count_pin(node, lease);
   if (state.pins == 0) {
     if (!fresh && state.children == 0) policy_->candidate_removed(node);
     state.pins = 1;
@@ -155,12 +173,8 @@ void PageCache::release(std::uint32_t slot) {
     ResidentNode& state = residents_.nodes[node];
     SAGA_ASSERT(state.pins > 0);
     --state.pins;
-    if (lease) {
-      if (--lease_pins_[node] == 0) leased_ -= tree_.node(node).pages;
-      if (state.pins == 0) revocable_ -= state.pages;
-    } else if (leases_ > 0 && state.pins > 0 && state.pins == lease_pins_[node]) {
-      revocable_ += state.pages;
-    }
+    if (leases_ > 0) [[unlikely]]
+      count_unpin(node, lease);
     if (state.pins > 0) continue;
     pinned_ -= state.pages;
     policy_->node_unpinned(node);

@@ -143,6 +143,8 @@ class PageCache {
   void open(std::uint32_t slot, CallId call, NodeId leaf);
   std::uint32_t enter_resident(std::uint32_t slot, std::uint32_t limit);
   void pin_node(NodeId node, bool fresh, bool lease);
+  void count_pin(NodeId node, bool lease);
+  void count_unpin(NodeId node, bool lease);
   void release(std::uint32_t slot);
   void add_pages(NodeId node, std::uint32_t pages);
   void remove_pages(NodeId node, std::uint32_t pages);

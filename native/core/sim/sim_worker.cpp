@@ -331,6 +331,7 @@ bool SimWorker::admit(std::uint32_t& budget, Time now) {
   const std::uint32_t there = std::min(full, resident);  // beyond `matched` only where the limit cut something off
   const std::uint32_t wanted = full - there + (end % page_tokens_ != 0 ? 1u : 0u);
   if (wanted + pages_to_pin(leaf, there) > available()) {
+    if (cache_.revocable() == 0) return false;
     // No lease is revoked in vain.
     if (wanted + pages_without_call(leaf, there) > available() + cache_.revocable()) return false;
     do {
