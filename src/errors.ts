@@ -23,7 +23,7 @@ export type SagaErrorCode =
   | 'SAGA_ERR_JOURNAL_CORRUPT'
   /** The replay decided otherwise than the journal says. */
   | 'SAGA_ERR_JOURNAL_MISMATCH'
-  /** Memory ran out; nothing was changed. */
+  /** Memory ran out. A scheduler that met it within an event refuses all later ones: rebuild it from its journal. */
   | 'SAGA_ERR_OUT_OF_MEMORY'
   /** Made by, or asking for, another version of the format or the interface. */
   | 'SAGA_ERR_VERSION_MISMATCH'

@@ -201,7 +201,7 @@ type Writable<T> = { -readonly [Key in keyof T]: T[Key] };
  *
  * It is told what happens (workers and their KV events, workflows and their calls), and answers with a {@link Receipt} for each
  * call. It moves nothing itself. All bounds are fixed at construction and memory is allocated then, some 20 MB with the
- * defaults; JavaScript's garbage collector does not see that memory, so {@link close} a scheduler that is no longer needed.
+ * defaults. The garbage collector frees it some time after the last use; {@link close} does so at once.
  *
  * Every method throws `SagaArgumentError` for an argument outside its range, and `SagaStateError`: `SAGA_ERR_NOT_FOUND` for a
  * worker, workflow or call that has ended, `SAGA_ERR_TIME_REVERSED` for a `now` before an earlier event, `SAGA_ERR_CLOSED` after

@@ -25,6 +25,7 @@ static_assert(offsetof(saga_decision_t, decided_at) == offsetof(Decision, decide
 struct saga_engine_t {
   explicit saga_engine_t(const EngineOptions& options) : engine(options) {}
   Engine engine;
+  bool broken = false;  // memory ran out in the middle of an event
 };
 
 namespace {
@@ -64,6 +65,19 @@ saga_engine_options_t default_options() {
   options.seed = defaults.seed;
   options.journal_bytes = defaults.journal_bytes;
   return options;
+}
+
+// Applies an event. If memory runs out in its middle the state can no longer be trusted: the engine refuses all further ones.
+template <typename Event>
+saga_status_t apply(saga_engine_t* engine, Event&& event) {
+  if (engine->broken) return SAGA_ERR_OUT_OF_MEMORY;
+  engine->broken = true;
+  const saga_status_t status = guarded([&] {
+    const Status answered = event(engine->engine);
+    engine->broken = false;
+    return to_c(answered);
+  });
+  return status;
 }
 
 saga_status_t create(const EngineOptions& options, saga_engine_t** engine) {
@@ -107,12 +121,12 @@ void saga_engine_destroy(saga_engine_t* engine) { delete engine; }
 
 saga_status_t saga_engine_add_worker(saga_engine_t* engine, uint64_t now, uint32_t capacity_blocks, uint32_t* worker) {
   if (engine == nullptr || worker == nullptr || capacity_blocks == 0) return SAGA_ERR_INVALID_ARGUMENT;
-  return to_c(engine->engine.add_worker(now, capacity_blocks, worker));
+  return apply(engine, [&](Engine& to) { return to.add_worker(now, capacity_blocks, worker); });
 }
 
 saga_status_t saga_engine_remove_worker(saga_engine_t* engine, uint64_t now, uint32_t worker) {
   if (engine == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
-  return to_c(engine->engine.remove_worker(now, worker));
+  return apply(engine, [&](Engine& to) { return to.remove_worker(now, worker); });
 }
 
 saga_status_t saga_engine_blocks_stored(saga_engine_t* engine, uint64_t now, uint32_t worker, saga_tier_t tier,
@@ -120,9 +134,8 @@ saga_status_t saga_engine_blocks_stored(saga_engine_t* engine, uint64_t now, uin
   if (engine == nullptr || !tier_valid(tier) || !is_array(hashes, count) || count > kMostSlots) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
-  // The mirror's side tables may grow.
-  return guarded([&] {
-    return to_c(engine->engine.blocks_stored(now, worker, static_cast<Tier>(tier), parent, to_span(hashes, count)));
+  return apply(engine, [&](Engine& to) {
+    return to.blocks_stored(now, worker, static_cast<Tier>(tier), parent, to_span(hashes, count));
   });
 }
 
@@ -131,17 +144,19 @@ saga_status_t saga_engine_blocks_removed(saga_engine_t* engine, uint64_t now, ui
   if (engine == nullptr || !tier_valid(tier) || !is_array(hashes, count) || count > kMostSlots) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
-  return to_c(engine->engine.blocks_removed(now, worker, static_cast<Tier>(tier), to_span(hashes, count)));
+  return apply(engine, [&](Engine& to) {
+    return to.blocks_removed(now, worker, static_cast<Tier>(tier), to_span(hashes, count));
+  });
 }
 
 saga_status_t saga_engine_blocks_cleared(saga_engine_t* engine, uint64_t now, uint32_t worker) {
   if (engine == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
-  return to_c(engine->engine.blocks_cleared(now, worker));
+  return apply(engine, [&](Engine& to) { return to.blocks_cleared(now, worker); });
 }
 
 saga_status_t saga_engine_worker_load(saga_engine_t* engine, uint64_t now, uint32_t worker, uint32_t blocks_in_use) {
   if (engine == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
-  return to_c(engine->engine.worker_load(now, worker, blocks_in_use));
+  return apply(engine, [&](Engine& to) { return to.worker_load(now, worker, blocks_in_use); });
 }
 
 saga_status_t saga_engine_worker_state(const saga_engine_t* engine, uint32_t worker, saga_worker_state_t* state) {
@@ -157,56 +172,60 @@ saga_status_t saga_engine_worker_state(const saga_engine_t* engine, uint32_t wor
 
 saga_status_t saga_engine_open_workflow(saga_engine_t* engine, uint64_t now, uint32_t tenant, uint64_t* workflow) {
   if (engine == nullptr || workflow == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
-  return to_c(engine->engine.open_workflow(now, tenant, workflow));
+  return apply(engine, [&](Engine& to) { return to.open_workflow(now, tenant, workflow); });
 }
 
 saga_status_t saga_engine_close_workflow(saga_engine_t* engine, uint64_t now, uint64_t workflow) {
   if (engine == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
-  return to_c(engine->engine.close_workflow(now, workflow));
+  return apply(engine, [&](Engine& to) { return to.close_workflow(now, workflow); });
 }
 
 saga_status_t saga_engine_submit_call(saga_engine_t* engine, uint64_t now, uint64_t workflow, uint32_t prompt_tokens,
                                       const uint64_t* chain, size_t count, uint64_t* call) {
   if (engine == nullptr || call == nullptr || !is_array(chain, count)) return SAGA_ERR_INVALID_ARGUMENT;
-  return to_c(engine->engine.submit_call(now, workflow, prompt_tokens, to_span(chain, count), call));
+  return apply(engine,
+               [&](Engine& to) { return to.submit_call(now, workflow, prompt_tokens, to_span(chain, count), call); });
 }
 
 saga_status_t saga_engine_first_token(saga_engine_t* engine, uint64_t now, uint64_t call) {
   if (engine == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
-  return to_c(engine->engine.first_token(now, call));
+  return apply(engine, [&](Engine& to) { return to.first_token(now, call); });
 }
 
 saga_status_t saga_engine_finish_call(saga_engine_t* engine, uint64_t now, uint64_t call, saga_stop_t stop,
                                       saga_tool_t tool, uint32_t output_tokens) {
   if (engine == nullptr || !stop_valid(stop) || !tool_valid(tool)) return SAGA_ERR_INVALID_ARGUMENT;
-  return to_c(engine->engine.finish_call(now, call, static_cast<StopReason>(stop), static_cast<ToolClass>(tool),
-                                         output_tokens));
+  return apply(engine, [&](Engine& to) {
+    return to.finish_call(now, call, static_cast<StopReason>(stop), static_cast<ToolClass>(tool), output_tokens);
+  });
 }
 
 saga_status_t saga_engine_cancel_call(saga_engine_t* engine, uint64_t now, uint64_t call) {
   if (engine == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
-  return to_c(engine->engine.cancel_call(now, call));
+  return apply(engine, [&](Engine& to) { return to.cancel_call(now, call); });
 }
 
 saga_status_t saga_engine_tool_started(saga_engine_t* engine, uint64_t now, uint64_t workflow, saga_tool_t tool) {
   if (engine == nullptr || !tool_valid(tool)) return SAGA_ERR_INVALID_ARGUMENT;
-  return to_c(engine->engine.tool_started(now, workflow, static_cast<ToolClass>(tool)));
+  return apply(engine, [&](Engine& to) { return to.tool_started(now, workflow, static_cast<ToolClass>(tool)); });
 }
 
 saga_status_t saga_engine_tool_finished(saga_engine_t* engine, uint64_t now, uint64_t workflow) {
   if (engine == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
-  return to_c(engine->engine.tool_finished(now, workflow));
+  return apply(engine, [&](Engine& to) { return to.tool_finished(now, workflow); });
 }
 
 saga_status_t saga_engine_tick(saga_engine_t* engine, uint64_t now) {
   if (engine == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
-  return to_c(engine->engine.tick(now));
+  return apply(engine, [&](Engine& to) { return to.tick(now); });
 }
 
 saga_status_t saga_engine_decide(saga_engine_t* engine, uint64_t now, saga_decision_t* decisions, size_t capacity,
                                  size_t* count) {
   if (engine == nullptr || count == nullptr || !is_array(decisions, capacity)) return SAGA_ERR_INVALID_ARGUMENT;
-  return to_c(engine->engine.decide(now, to_span(reinterpret_cast<Decision*>(decisions), capacity), count));
+  return apply(engine, [&](Engine& to) {
+    return to.decide(now, to_span(reinterpret_cast<Decision*>(decisions), capacity), count);
+  });
 }
 
 saga_status_t saga_engine_match(const saga_engine_t* engine, const uint64_t* chain, size_t count, uint32_t* depth,

@@ -132,12 +132,15 @@ saga_status_t saga_cache_replay_create(const saga_workload_t* workload, uint32_t
       !page_size_fits(page_tokens, workload->workload->block_tokens)) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
-  for (std::size_t i = 0; i < count; ++i) {
-    if (call[i] >= workload->workload->calls() || end[i] < start[i] || (i > 0 && start[i] < start[i - 1])) {
-      return SAGA_ERR_INVALID_ARGUMENT;
+  return guarded([&]() -> saga_status_t {
+    std::vector<bool> seen(workload->workload->calls());
+    for (std::size_t i = 0; i < count; ++i) {
+      if (call[i] >= seen.size() || seen[call[i]] || end[i] < start[i] || end[i] > kMostTime ||
+          (i > 0 && start[i] < start[i - 1])) {
+        return SAGA_ERR_INVALID_ARGUMENT;
+      }
+      seen[call[i]] = true;
     }
-  }
-  return guarded([&] {
     CacheSchedule schedule{{call, call + count}, {start, start + count}, {end, end + count}};
     *replay = new (std::nothrow) saga_cache_replay_t{
         workload->workload, PageTree::for_cache(*workload->workload, page_tokens), std::move(schedule)};
@@ -161,7 +164,7 @@ saga_status_t saga_cache_replay_run(const saga_cache_replay_t* replay, const sag
                                     saga_cache_result_t* result, uint64_t* progress) {
   saga_cache_options_t given = default_cache_options();
   if (replay == nullptr || result == nullptr || !read_options(options, &given) || given.policy > SAGA_EVICTION_BELADY ||
-      given.model > SAGA_CACHE_PINNED || given.capacity_pages == 0 || given.infer_threads > 1) {
+      given.model > SAGA_CACHE_PINNED || given.capacity_pages == 0 || given.infer_threads > 1 || given.reserved != 0) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
   CacheReplayOptions run;
@@ -251,6 +254,7 @@ saga_status_t saga_cluster_run(const saga_cluster_t* cluster, const saga_run_opt
         simulate_cluster(*cluster->workload, cluster->tree, run, &played, as_atomic(progress), &engine, &engine);
     engine.finish_journal();
     if (status != Status::kOk) return saga::capi::to_c(status);
+    if (engine.status() != Status::kOk) return saga::capi::to_c(engine.status());
     *result = saga_run_result_t{};
     result->tasks_completed = played.tasks_completed;
     result->completion = to_c(played.completion);

@@ -9,6 +9,8 @@
 
 namespace saga::capi {
 
+inline constexpr std::uint64_t kMostTime = std::uint64_t{1} << 53;  // what a JavaScript number holds exactly
+
 // Offsets of a ragged array: 0 first, never falling, `total` last.
 inline bool offsets_valid(const std::uint32_t* offsets, std::uint32_t rows, std::uint32_t total,
                           std::uint32_t least_per_row) {
@@ -21,7 +23,6 @@ inline bool offsets_valid(const std::uint32_t* offsets, std::uint32_t rows, std:
 
 inline bool workload_columns_valid(const saga_workload_columns_t& columns) {
   constexpr std::uint32_t kMostTokens = 1u << 28;
-  constexpr std::uint64_t kMostTime = std::uint64_t{1} << 53;
   if (!in_range(columns.block_tokens, 1, 4096) || columns.task_count == 0 || columns.call_count == 0 ||
       columns.call_count == kNone || columns.task_tenant == nullptr || columns.call_thread == nullptr ||
       columns.prompt_tokens == nullptr || columns.output_tokens == nullptr || columns.prompt_kind == nullptr ||

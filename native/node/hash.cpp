@@ -1,4 +1,4 @@
-// Block hashing for JavaScript: createHasher(algorithm, blockTokens, root, hashes) -> functions of one hasher. Hashes are
+// Block hashing for JavaScript: createHasher(algorithm, blockTokens, root) -> functions of one hasher. Hashes are
 // written to the BigUint64Array given with each call.
 #include <string>
 

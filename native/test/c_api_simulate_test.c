@@ -118,6 +118,8 @@ static void cache_replay(const saga_workload_t* workload) {
   static const uint64_t end[] = {50, 150, 250};
   static const uint64_t early[] = {0, 100, 199};
   static const uint32_t unknown[] = {0, 2, 3};
+  static const uint32_t twice[] = {0, 0, 1};
+  static const uint64_t never[] = {50, 150, UINT64_MAX};
   saga_cache_replay_t* replay = NULL;
   saga_cache_options_t options;
   saga_cache_result_t result;
@@ -131,6 +133,8 @@ static void cache_replay(const saga_workload_t* workload) {
   INVALID(saga_cache_replay_create(workload, 0, call, start, end, 3, &replay));
   INVALID(saga_cache_replay_create(workload, 16, unknown, start, end, 3, &replay));
   INVALID(saga_cache_replay_create(workload, 16, call, start, early, 3, &replay));
+  INVALID(saga_cache_replay_create(workload, 16, twice, start, end, 3, &replay));
+  INVALID(saga_cache_replay_create(workload, 16, call, start, never, 3, &replay));
   INVALID(saga_cache_replay_create(workload, 16, call, end, end, 4, &replay));
   OK(saga_cache_replay_create(workload, 16, call, start, end, 3, &replay));
   OK(saga_cache_replay_distinct_pages(replay, &pages));
@@ -171,6 +175,7 @@ static void cache_replay(const saga_workload_t* workload) {
   REFUSED_RUN(model, 2);
   REFUSED_RUN(capacity_pages, 0);
   REFUSED_RUN(infer_threads, 2);
+  REFUSED_RUN(reserved, 1);
   REFUSED_RUN(struct_size, 3);
   saga_cache_options_init(&options);
   INVALID(saga_cache_replay_run(NULL, &options, &result, NULL));
@@ -190,6 +195,34 @@ static void keep(void* context, const uint8_t* bytes, size_t count) {
   if (journal->size + count > sizeof journal->bytes) return;
   memcpy(journal->bytes + journal->size, bytes, count);
   journal->size += count;
+}
+
+/* Calls of one thread may overlap: the result is that of threads of their own, as these policies learn nothing from threads. */
+static void overlapping_threads(void) {
+  static const uint32_t one_thread[] = {0, 0, 0};
+  saga_workload_columns_t c = columns();
+  saga_workload_t* workload = NULL;
+  saga_cluster_t* made = NULL;
+  saga_cluster_options_t options;
+  saga_run_options_t run;
+  saga_run_result_t own;
+  saga_run_result_t shared;
+  saga_cluster_options_init(&options);
+  saga_run_options_init(&run);
+  run.live = 2;
+  options.workers = 1;
+  OK(saga_workload_create(&c, &workload));
+  OK(saga_cluster_create(workload, &options, &made));
+  OK(saga_cluster_run(made, &run, &own, NULL));
+  saga_cluster_destroy(made);
+  saga_workload_destroy(workload);
+  c.call_thread = one_thread;
+  OK(saga_workload_create(&c, &workload));
+  OK(saga_cluster_create(workload, &options, &made));
+  OK(saga_cluster_run(made, &run, &shared, NULL));
+  CHECK(shared.tasks_completed == 2 && shared.output_tokens == own.output_tokens);
+  saga_cluster_destroy(made);
+  saga_workload_destroy(workload);
 }
 
 static void cluster(const saga_workload_t* workload) {
@@ -294,6 +327,7 @@ int main(void) {
   OK(saga_workload_create(&c, &workload));
   cache_replay(workload);
   cluster(workload);
+  overlapping_threads();
   saga_workload_destroy(workload);
   saga_workload_destroy(NULL);
   printf("%d passed, %d failed\n", passed, failed);

@@ -190,7 +190,7 @@ function parseInput(raw: RawOptions, mode: Mode): InputOptions {
     workload,
     seed: integerOf(raw, 'seed', 0, Number.MAX_SAFE_INTEGER) ?? 42,
     tasks: integerOf(raw, 'tasks', 1, 10_000_000),
-    gapCapSeconds: numberOf(raw, 'gapCap', 0, 1e9) ?? 1800,
+    gapCapSeconds: numberOf(raw, 'gapCap', 0, 1e7) ?? 1800,
     orderSalt: integerOf(raw, 'orderSalt', 0, Number.MAX_SAFE_INTEGER),
     onBadLine: oneOf('onBadLine', textOf(raw, 'onBadLine') ?? 'fail', ['skip', 'fail'] as const),
   };
@@ -229,7 +229,7 @@ const defaultShares = ['0.25', '0.5', '1', '2', '5'];
 
 function parseCluster(raw: RawOptions, input: InputOptions): ClusterOptions {
   const hardware = oneOf('hardware', textOf(raw, 'hardware') ?? 'a100-tp4', hardwareNames);
-  const kvTokens = integerOf(raw, 'kvTokens', 1, 2 ** 40) ?? defaultKvTokens[hardware];
+  const kvTokens = integerOf(raw, 'kvTokens', 1, 2 ** 32) ?? defaultKvTokens[hardware];
   const pageTokens = integerOf(raw, 'pageTokens', 1, 1 << 20) ?? 16;
   if (kvTokens < pageTokens)
     throw optionError(`expected a KV room of at least one page (${pageTokens} tokens), not --kv-tokens ${kvTokens}`);
@@ -258,7 +258,7 @@ function parseCluster(raw: RawOptions, input: InputOptions): ClusterOptions {
     kvTokens,
     maxSequences,
     stepTokens,
-    hostTierTokens: integerOf(raw, 'hostTierTokens', 0, 2 ** 44) ?? 0,
+    hostTierTokens: integerOf(raw, 'hostTierTokens', 0, 2 ** 40) ?? 0,
     linkGigabytesPerSecond: numberOf(raw, 'linkGigabytes', 0.001, 10_000) ?? 25,
     journal,
   };
@@ -275,7 +275,7 @@ function parseArrivals(raw: RawOptions): Arrivals {
     case 'load':
       return { kind: 'load', loads: (listOf(raw, 'load') ?? []).map((text) => positiveNumber('load', text, 1000)) };
     case 'rate':
-      return { kind: 'rate', tasksPerSecond: positiveNumber('rate', textOf(raw, 'rate') as string, 1e6) };
+      return { kind: 'rate', tasksPerSecond: numberOf(raw, 'rate', 1e-8, 1e6) as number };
     case 'live':
       return { kind: 'live', tasks: integerOf(raw, 'live', 1, 10_000_000) as number };
     default:

@@ -377,7 +377,8 @@ export function liveForPressure(workload: WorkloadColumns, kvTokens: number, pre
   for (let call = 0; call < callCount(workload); ++call) {
     context += (workload.promptTokens[call] as number) + (workload.outputTokens[call] as number) / 2;
   }
-  return Math.max(1, Math.round((pressure * kvTokens * callCount(workload)) / context));
+  // More tasks than there are cannot be live; the bound is that of the native side.
+  return Math.min(1e9, Math.max(1, Math.round((pressure * kvTokens * callCount(workload)) / context)));
 }
 
 function clusterOptions(options: ClusterOptions): Record<string, unknown> {

@@ -733,7 +733,7 @@ Status find_saturation(const Workload& workload, const PageTree& tree, const Clu
       low = high * 0.5;
     } while (failure == Status::kOk && low > 1e-7 && saturated(low));
   } else {
-    const double last = low * 1e6;
+    const double last = std::min(low * 1e6, 1e9);  // the highest rate that valid() accepts
     do {
       low = high;
       high = low * 2.0;

@@ -9,32 +9,25 @@ namespace {
 
 constexpr std::size_t kJournalBytes = std::size_t{1} << 22;
 
-// A status that the simulation cannot meet, because its bounds were made for it.
-void expect_ok(Status status) {
-  SAGA_ASSERT(status == Status::kOk);
-  (void)status;
-}
-
 }  // namespace
 
 EngineOptions EnginePlacement::options_for(const Workload& workload, const PageTree& tree, std::uint32_t workers,
                                            std::uint32_t capacity_pages, PlacementKind kind, std::uint64_t seed,
                                            bool journal) {
-  // The calls of a thread follow each other, so at most one of them is open. Chains lie in chunks of 256 blocks.
-  std::vector<std::uint32_t> longest(tree.threads());
+  // All calls may be open at once; memory is taken only for those that are. Chains lie in chunks of 256 blocks.
+  constexpr std::uint64_t kMostOpenBlocks = std::uint64_t{1} << 32;
+  std::uint64_t open_blocks = 256;
   std::uint32_t longest_of_all = 1;
   for (CallId call = 0; call < workload.calls(); ++call) {
     const std::uint32_t pages = tree.path_pages(tree.prompt_leaf(call));
-    std::uint32_t& of_thread = longest[workload.call_thread[call]];
-    of_thread = std::max(of_thread, pages);
+    open_blocks += (std::uint64_t{pages} + 255) / 256 * 256;
     longest_of_all = std::max(longest_of_all, pages);
   }
   EngineOptions options;
   options.max_workers = workers;
   options.max_workflows = workload.tasks();
   options.max_calls = workload.calls();
-  options.max_open_blocks = 256;
-  for (const std::uint32_t pages : longest) options.max_open_blocks += (pages + 255) / 256 * 256;
+  options.max_open_blocks = std::min(open_blocks, kMostOpenBlocks);
   options.max_chain_blocks = longest_of_all;
   // What all workers hold at once, and what one of them reports stored before it reports evicted.
   options.max_blocks =
@@ -65,7 +58,7 @@ EnginePlacement::EnginePlacement(const Workload& workload, const PageTree& tree,
   for (std::uint32_t i = 0; i < workers; ++i) {
     WorkerId worker = kNone;
     drain(64);
-    expect_ok(engine_.add_worker(0, capacity_pages, &worker));
+    note(engine_.add_worker(0, capacity_pages, &worker));
   }
 }
 
@@ -90,28 +83,29 @@ std::span<const BlockHash> EnginePlacement::chain_of(CallId call) {
 
 void EnginePlacement::task_arrived(std::uint32_t task, Time now, ClusterControl&) {
   drain(64);
-  expect_ok(engine_.open_workflow(at(now), workload_.task_tenant[task], &workflow_[task]));
+  note(engine_.open_workflow(at(now), workload_.task_tenant[task], &workflow_[task]));
 }
 
 void EnginePlacement::task_finished(std::uint32_t task, Time now, ClusterControl&) {
   drain(64);
-  expect_ok(engine_.close_workflow(at(now), workflow_[task]));
+  note(engine_.close_workflow(at(now), workflow_[task]));
 }
 
 WorkerId EnginePlacement::place(CallId call, Time now, ClusterControl& cluster) {
   for (WorkerId worker = 0; worker < workers_; ++worker) {
     const std::uint32_t running = cluster.running_pages(worker);
     drain(64);
-    expect_ok(engine_.worker_load(at(now), worker, running));
+    note(engine_.worker_load(at(now), worker, running));
   }
   const std::span<const BlockHash> chain = chain_of(call);
   drain(chain.size_bytes() + 64);
-  expect_ok(engine_.submit_call(at(now), workflow_[cluster.task(call)], workload_.prompt_tokens[call], chain,
-                                &handle_[call]));
+  note(engine_.submit_call(at(now), workflow_[cluster.task(call)], workload_.prompt_tokens[call], chain,
+                           &handle_[call]));
   Decision decision;
   std::size_t count = 0;
   drain(sizeof decision + 64);
-  expect_ok(engine_.decide(at(now), {&decision, 1}, &count));
+  note(engine_.decide(at(now), {&decision, 1}, &count));
+  if (status_ != Status::kOk) return 0;
   SAGA_ASSERT(count == 1 && decision.call == handle_[call]);
   return decision.worker;
 }
@@ -120,12 +114,12 @@ void EnginePlacement::first_token(CallId call, WorkerId, Time now, ClusterContro
   if (started_[call] != 0) return;
   started_[call] = 1;
   drain(64);
-  expect_ok(engine_.first_token(at(now), handle_[call]));
+  note(engine_.first_token(at(now), handle_[call]));
 }
 
 void EnginePlacement::call_finished(CallId call, WorkerId, StopReason stop, ToolClass tool, Time now, ClusterControl&) {
   drain(64);
-  expect_ok(engine_.finish_call(at(now), handle_[call], stop, tool, workload_.output_tokens[call]));
+  note(engine_.finish_call(at(now), handle_[call], stop, tool, workload_.output_tokens[call]));
 }
 
 void EnginePlacement::match(CallId call, std::uint32_t* pages) {
@@ -142,14 +136,14 @@ void EnginePlacement::pages_changed(WorkerId worker, const std::vector<PageCache
     }
     drain(chain_.size() * sizeof(BlockHash) + 64);
     if (!change.stored) {
-      expect_ok(engine_.blocks_removed(at(now), worker, Tier::kGpu, chain_));
+      note(engine_.blocks_removed(at(now), worker, Tier::kGpu, chain_));
       continue;
     }
     const NodeId above = tree_.node(range.node).parent;
     const BlockHash parent = range.first > 0  ? tree_.page_hash(range.node, range.first - 1)
                              : above != kNone ? tree_.page_hash(above, tree_.node(above).pages - 1)
                                               : 0;
-    expect_ok(engine_.blocks_stored(at(now), worker, Tier::kGpu, parent, chain_));
+    note(engine_.blocks_stored(at(now), worker, Tier::kGpu, parent, chain_));
   }
 }
 

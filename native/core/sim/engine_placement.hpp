@@ -31,6 +31,8 @@ class EnginePlacement final : public PlacementPolicy, public PrefixDirectory {
                   PlacementKind kind, std::uint64_t seed, JournalSink sink = nullptr, void* sink_context = nullptr);
 
   const Engine& engine() const { return engine_; }
+  // kOk, or what the engine said to the first event that it refused; then the run means nothing.
+  Status status() const { return status_; }
   // Hands the rest of the journal to the sink.
   void finish_journal() { drain(0); }
 
@@ -51,6 +53,9 @@ class EnginePlacement final : public PlacementPolicy, public PrefixDirectory {
   Time at(Time now) const { return now > engine_.now() ? now : engine_.now(); }
   // The hashes of the prompt of a call, in chain_.
   std::span<const BlockHash> chain_of(CallId call);
+  void note(Status status) {
+    if (status_ == Status::kOk) status_ = status;
+  }
   // Makes room for a record of `payload` bytes.
   void drain(std::size_t payload);
 
@@ -58,6 +63,7 @@ class EnginePlacement final : public PlacementPolicy, public PrefixDirectory {
   const PageTree& tree_;
   const std::uint32_t workers_;
   Engine engine_;
+  Status status_ = Status::kOk;
   const JournalSink sink_;
   void* const sink_context_;
   std::vector<WorkflowHandle> workflow_;  // per task

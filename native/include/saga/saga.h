@@ -21,7 +21,8 @@
  *     I/O, and starts no threads. The same calls give the same results, byte for byte, on every machine.
  *  8. One object may be used by one thread at a time. Different objects are independent. Functions that take a const
  *     object may run at the same time as each other.
- *  9. No C++ exception crosses this border. Where memory runs out the status is SAGA_ERR_OUT_OF_MEMORY.
+ *  9. No C++ exception crosses this border. Where memory runs out the status is SAGA_ERR_OUT_OF_MEMORY. An engine that met it in
+ *     the middle of an event answers the same to every later event; rebuild it from its journal.
  * 10. Strings are UTF-8 and NUL-terminated. Integers have the byte order of the machine; the journal is little-endian.
  */
 #ifndef SAGA_SAGA_H

@@ -63,7 +63,8 @@ typedef enum saga_eviction_t {
 
 typedef enum saga_cache_model_t { SAGA_CACHE_ATOMIC = 0, SAGA_CACHE_PINNED = 1 } saga_cache_model_t;
 
-/* `page_tokens`: a multiple or a divisor of block_tokens, 1 to 2^20. The schedule lists calls in order of start; end >= start. */
+/* `page_tokens`: a multiple or a divisor of block_tokens, 1 to 2^20. The schedule lists calls in order of start, each at
+ * most once; start <= end <= 2^53. */
 SAGA_API saga_status_t saga_cache_replay_create(const saga_workload_t* workload, uint32_t page_tokens,
                                                 const uint32_t* call, const uint64_t* start, const uint64_t* end,
                                                 size_t count, saga_cache_replay_t** replay);
