@@ -139,7 +139,8 @@ void SimWorker::unpin_accounting(NodeId leaf, std::uint32_t frontier) {
   }
 }
 
-// Pages for all tokens before end_token; false, and nothing taken, when they cannot be had. Revokes leases for them.
+// Pages for all tokens before end_token; false, and no page taken, when they cannot be had. Leases may be revoked for them
+// either way.
 bool SimWorker::allocate(Sequence& sequence, std::uint32_t slot, std::uint32_t end_token, Time now) {
   const std::uint32_t full = end_token / page_tokens_;
   const bool partial = end_token % page_tokens_ != 0;
@@ -148,14 +149,15 @@ bool SimWorker::allocate(Sequence& sequence, std::uint32_t slot, std::uint32_t e
   const bool fills = sequence.anonymous && grow > 0;  // its identity is now known
   const bool reserves = partial && (!sequence.anonymous || fills);
   if (grow == 0 && !reserves) return true;
-  std::uint32_t wanted = grow + (reserves ? 1u : 0u) - (fills ? 1u : 0u);
+  const std::uint32_t wanted = grow + (reserves ? 1u : 0u) - (fills ? 1u : 0u);
   if (wanted > available()) {
     // Some of the pages may be there already, from another call; they cost what pinning them takes out of reach.
     const NodeId leaf = tree_.final_leaf(sequence.call);
     const std::uint32_t there = std::max(frontier, std::min(cache_.match(leaf), full));
     if (there == frontier && cache_.revocable() == 0) return false;
-    wanted -= there - frontier;
-    while (wanted + pages_to_pin(leaf, there) > available()) {
+    // More of them than wanted, where the anonymous page is among what another call has computed.
+    const std::uint64_t found = there - frontier;
+    while (std::uint64_t{wanted} + pages_to_pin(leaf, there) > available() + found) {
       if (!revoke_lease(now)) return false;
     }
   }
