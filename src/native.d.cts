@@ -135,6 +135,8 @@ declare const native: {
   ): native.Engine | number;
   /** `result`: status, events, decisions, good bytes. The digest of the state, or minus a status where there is none. */
   replayJournal(journal: Uint8Array, result: Float64Array): bigint | number;
+  /** The same for a file of any size; -2 where it cannot be read. */
+  replayJournalFile(path: string, result: Float64Array): bigint | number;
   /**
    * `options`: blockTokens, blocks of GPU, host and disk, maxSequences, maxBlocksPerSequence, maxPlans, eventCapacity,
    * uncachedFirst. `words` (8) and `stats` (35) are registered and written later.

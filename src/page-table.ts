@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 /**
  * Page tables: the KV blocks of one worker as its server sees them, for a server that lets SAGA own the block numbers. The
  * server owns the memory behind them and moves the bytes.

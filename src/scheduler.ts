@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 /**
  * The scheduler: workers, workflows and calls, and where each call goes.
  *
@@ -428,14 +429,20 @@ export class Scheduler {
     if (!(journal instanceof Uint8Array))
       throw new SagaArgumentError(`journal must be a Uint8Array, got ${describe(journal)}`);
     const result = new Float64Array(4);
-    const digest = native.replayJournal(journal, result);
-    const [status = 0, events = 0, decisions = 0, goodBytes = 0] = result;
-    if (status !== 0 || typeof digest === 'number') {
-      const message = `${native.statusText(status)}; ${events} events and ${goodBytes} of ${journal.length} bytes are good`;
-      const error = errorOfStatus(status, message);
-      throw error instanceof SagaCapacityError ? error : new SagaJournalError(error.code, message);
-    }
-    return { digest, events, decisions };
+    return replayed(native.replayJournal(journal, result), result);
+  }
+
+  /**
+   * {@link replay} of a file, which may be larger than a `Uint8Array`.
+   *
+   * @throws SagaArgumentError when it cannot be read
+   */
+  static replayFile(path: string): ReplayResult {
+    checkText('path', path);
+    const result = new Float64Array(4);
+    const digest = native.replayJournalFile(path, result);
+    if (digest === -2 && result[0] === 0) throw new SagaArgumentError(`path must name a readable file, got ${path}`);
+    return replayed(digest, result);
   }
 
   /** Frees the native memory now. Whatever is called later, here or on a worker, workflow or call, throws `SAGA_ERR_CLOSED`. */
@@ -853,4 +860,13 @@ function checkTokens(tokens: unknown): Uint32Array {
   const ids = new Uint32Array(tokens.length);
   for (let i = 0; i < ids.length; ++i) ids[i] = checkInteger('a token id', tokens[i], 0, twoTo32 - 1);
   return ids;
+}
+
+/** The outcome of a replay, or its error. `result`: status, events, decisions, good bytes. */
+function replayed(digest: bigint | number, result: Float64Array): ReplayResult {
+  const [status = 0, events = 0, decisions = 0, goodBytes = 0] = result;
+  if (status === 0 && typeof digest !== 'number') return { digest, events, decisions };
+  const message = `${native.statusText(status)}; ${events} events and the first ${goodBytes} bytes are good`;
+  const error = errorOfStatus(status, message);
+  throw error instanceof SagaCapacityError ? error : new SagaJournalError(error.code, message);
 }

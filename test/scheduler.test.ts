@@ -1,4 +1,7 @@
 /** Scheduler, Worker, Workflow and Call: receipts whole, every refusal, lost workers, journals, odd arrays. */
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import {
   SagaArgumentError,
@@ -734,11 +737,16 @@ describe('the journal', () => {
       expect(error).toBeInstanceOf(SagaJournalError);
       expect(error.code).toBe('SAGA_ERR_JOURNAL_CORRUPT');
       expect(error.message).toMatch(
-        new RegExp(
-          `^not a journal, or it is cut off or damaged; \\d+ events and \\d+ of ${bad.length} bytes are good$`,
-        ),
+        /^not a journal, or it is cut off or damaged; \d+ events and the first \d+ bytes are good$/,
       );
     }
+    const folder = mkdtempSync(join(tmpdir(), 'saga-journal-'));
+    const file = join(folder, 'journal');
+    writeFileSync(file, journal);
+    expect(Scheduler.replayFile(file)).toEqual(Scheduler.replay(journal));
+    expect(errorOf(() => Scheduler.replayFile(folder)).code).toBe('SAGA_ERR_INVALID_ARGUMENT');
+    expect(errorOf(() => Scheduler.replayFile(`${file}s`)).code).toBe('SAGA_ERR_INVALID_ARGUMENT');
+    rmSync(folder, { recursive: true });
     const version = Buffer.from(journal);
     version[8] = 99;
     expect(errorOf(() => Scheduler.replay(version)).code).toBe('SAGA_ERR_VERSION_MISMATCH');

@@ -3,6 +3,11 @@
 // The arrays are registered: `decisions` (Uint32Array, 16 words a decision: saga_decision_t), `depth` (Uint32Array,
 // max_workers * 3), `stats` (Float64Array of 12: saga_engine_stats_t in order) and `workerState` (Uint32Array of 4) are
 // written by decide, match, stats and workerState.
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
 #include "binding.hpp"
 
 namespace saga::node {
@@ -255,14 +260,13 @@ Napi::Value create(const Napi::CallbackInfo& info) {
   return status == SAGA_OK ? methods_of(info, handle, native_bytes(options), 1) : failure(info, status);
 }
 
-// replayJournal(journal: Uint8Array, result: Float64Array of 4): the status, then saga_replay_result_t. Returns the digest of
+// The rest of both: `result` (Float64Array of 4): the status, then saga_replay_result_t. Returns the digest of
 // the state that was rebuilt as a bigint, or minus the status where there is no engine.
-Napi::Value replay(const Napi::CallbackInfo& info) {
-  const auto journal = elements<std::uint8_t>(info.Env(), info[0]);
+Napi::Value replay_bytes(const Napi::CallbackInfo& info, const std::uint8_t* bytes, std::size_t count) {
   const auto out = elements<double>(info.Env(), info[1]);
   saga_replay_result_t replayed{};
   EngineHandle engine;
-  const saga_status_t status = saga_engine_replay(journal.data, journal.count, &engine.handle, &replayed);
+  const saga_status_t status = saga_engine_replay(bytes, count, &engine.handle, &replayed);
   if (out.count >= 4) {
     out.data[0] = static_cast<double>(status);
     out.data[1] = static_cast<double>(replayed.events);
@@ -274,11 +278,36 @@ Napi::Value replay(const Napi::CallbackInfo& info) {
   return Napi::BigInt::New(info.Env(), digest);
 }
 
+Napi::Value replay(const Napi::CallbackInfo& info) {
+  const auto journal = elements<std::uint8_t>(info.Env(), info[0]);
+  return replay_bytes(info, journal.data, journal.count);
+}
+
+// replayJournalFile(path, result): as replayJournal, for files of any size. Minus SAGA_ERR_NOT_FOUND where it cannot be read.
+Napi::Value replay_file(const Napi::CallbackInfo& info) {
+  const std::string path = info[0].As<Napi::String>().Utf8Value();
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"), &std::fclose);
+  if (file == nullptr) return failure(info, SAGA_ERR_NOT_FOUND);
+  std::vector<std::uint8_t> bytes;
+  constexpr std::size_t kPiece = std::size_t{1} << 24;
+  for (std::size_t size = 0;;) {
+    bytes.resize(size + kPiece);
+    const std::size_t count = std::fread(bytes.data() + size, 1, kPiece, file.get());
+    size += count;
+    bytes.resize(size);
+    if (count == kPiece) continue;
+    if (std::ferror(file.get()) != 0) return failure(info, SAGA_ERR_NOT_FOUND);
+    break;
+  }
+  return replay_bytes(info, bytes.data(), bytes.size());
+}
+
 }  // namespace
 
 void register_engine(Napi::Env env, Napi::Object exports) {
   exports.Set("createEngine", Napi::Function::New<create>(env, "createEngine"));
   exports.Set("replayJournal", Napi::Function::New<replay>(env, "replayJournal"));
+  exports.Set("replayJournalFile", Napi::Function::New<replay_file>(env, "replayJournalFile"));
 }
 
 }  // namespace saga::node

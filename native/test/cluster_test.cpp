@@ -962,9 +962,9 @@ TEST(Cluster, SaturationIsWhereTheMeanIsThreeTimesTheIdeal) {
   ASSERT_EQ(find_saturation(workload, tree, options, &rate), Status::kOk);
   ClusterResult below;
   ClusterResult above;
-  options.rate = rate * 0.985;
+  options.rate = rate;
   ASSERT_EQ(simulate_cluster(workload, tree, options, &below), Status::kOk);
-  options.rate = rate * 1.015;
+  options.rate = rate * 1.02;
   ASSERT_EQ(simulate_cluster(workload, tree, options, &above), Status::kOk);
   EXPECT_LE(below.completion.mean, 3 * below.ideal_seconds);
   EXPECT_GE(above.completion.mean, 3 * above.ideal_seconds);

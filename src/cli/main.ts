@@ -71,6 +71,8 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (error.code !== 'EPIPE') throw error;
   process.exit();
 });
+// Progress and notes that nobody reads any more must not cost the result.
+process.stderr.on('error', () => undefined);
 
 try {
   await program.parseAsync();

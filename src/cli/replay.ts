@@ -1,7 +1,6 @@
 /**
  * `saga replay FILE`: rebuilds a scheduler from its journal and says whether every decision came out again.
  */
-import { readFileSync } from 'node:fs';
 import type { Command } from 'commander';
 import { SagaError } from '../errors.js';
 
@@ -15,15 +14,9 @@ export interface ReplayReport {
 }
 
 async function replay(file: string, options: { json?: boolean }): Promise<void> {
-  let journal: Uint8Array;
-  try {
-    journal = readFileSync(file);
-  } catch (cause) {
-    throw new SagaError('SAGA_ERR_INVALID_ARGUMENT', `expected a readable journal, cannot read ${file}`, { cause });
-  }
   // Loaded here, so that the other commands work where there is no binary.
   const { Scheduler } = await import('../scheduler.js');
-  const { events, decisions, digest } = Scheduler.replay(journal);
+  const { events, decisions, digest } = Scheduler.replayFile(file);
   const report: ReplayReport = {
     schema: 'saga.replay/1',
     events,

@@ -95,15 +95,14 @@ async function run(
     );
   }
 
+  // The result first: a chart that cannot be written must not cost it.
+  streams.out.write(json === true ? `${JSON.stringify(report, null, 2)}\n` : `${tableOf(report)}\n`);
   if (typeof plot === 'string') {
     try {
       writeFileSync(plot, chartOf(report));
     } catch (error) {
       throw optionError(`expected --plot to name a file that can be written: ${(error as Error).message}`);
     }
-  }
-  streams.out.write(json === true ? `${JSON.stringify(report, null, 2)}\n` : `${tableOf(report)}\n`);
-  if (typeof plot === 'string') {
     if (json === true) progress.note(`saga: chart written to ${plot}`);
     else streams.out.write(`\nChart written to ${plot}\n`);
   }
@@ -112,8 +111,10 @@ async function run(
 /** Finds out before the long part whether a file can be written at the end. */
 function checkWritable(option: string, path: string): void {
   try {
-    accessSync(dirname(path), constants.W_OK);
-    if (statSync(path, { throwIfNoEntry: false })?.isDirectory() === true) throw new Error('it is a directory');
+    if (path === '') throw new Error('it is empty');
+    const present = statSync(path, { throwIfNoEntry: false });
+    if (present?.isDirectory() === true) throw new Error('it is a directory');
+    accessSync(present === undefined ? dirname(path) : path, constants.W_OK);
   } catch (error) {
     throw optionError(
       `expected ${option} to name a file that can be written, not "${path}": ${(error as Error).message}`,

@@ -43,7 +43,7 @@ export interface CacheResultRow {
   beladyRatio: number;
   /** The same with each missed token weighted by 1 + position / 60,000. */
   costRatio: number;
-  /** Mean time of the choice of one victim; only with `timing`. null: nothing was evicted. */
+  /** Time of all evictions / evicted pages, in nanoseconds; only with `timing`. null: nothing was evicted. */
   decisionNanoseconds?: number | null;
 }
 

@@ -744,7 +744,7 @@ Status find_saturation(const Workload& workload, const PageTree& tree, const Clu
     const double middle = (low + high) * 0.5;
     (saturated(middle) ? high : low) = middle;
   }
-  *rate = (low + high) * 0.5;
+  *rate = low;
   return failure;
 }
 

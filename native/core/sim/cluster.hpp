@@ -137,7 +137,8 @@ Status ideal_completion(const Workload& workload, const PageTree& tree, const Cl
                         std::vector<Time>* ideal);
 
 // The rate (tasks a second), by bisection to 2 %, at which the mean completion time under these options is 3 x the mean
-// ideal. kNotFound: not even a million times the first guess saturates so few tasks. Uses options.ideal if given.
+// ideal: at the rate returned it is not above that, at a rate up to 2 % higher it is. (Near it the mean need not rise
+// steadily, so between the two it can be anything.) kNotFound: not even a million times the first guess saturates so few tasks. Uses options.ideal if given.
 // `progress` counts the runs; those above the rate stop as soon as that is certain.
 Status find_saturation(const Workload& workload, const PageTree& tree, const ClusterOptions& options, double* rate,
                        std::atomic<std::uint64_t>* progress = nullptr);

@@ -185,7 +185,8 @@ SAGA_API void saga_cluster_destroy(saga_cluster_t* cluster);
 /* Plays all tasks. `progress`, if not NULL, receives the number of tasks completed, atomically. May run on several threads. */
 SAGA_API saga_status_t saga_cluster_run(const saga_cluster_t* cluster, const saga_run_options_t* options,
                                         saga_run_result_t* result, uint64_t* progress);
-/* The rate at which the mean completion time is 3 times the mean ideal, by bisection to 2 %. `live` and `rate` of the
+/* The rate at which the mean completion time is 3 times the mean ideal, by bisection to 2 %: there it is not above that, at a
+ * rate up to 2 % higher it is. `live` and `rate` of the
  * options are ignored. SAGA_ERR_NOT_FOUND: so few tasks that no rate reaches it. `progress` counts runs. */
 SAGA_API saga_status_t saga_cluster_saturation(const saga_cluster_t* cluster, const saga_run_options_t* options,
                                                double* tasks_per_second, uint64_t* progress);
