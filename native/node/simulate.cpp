@@ -139,8 +139,8 @@ Napi::Value create_cache_replay(const Napi::CallbackInfo& info) {
       saga_cache_replay_create(workload, u32(info, 1), call.data, start.data(), end.data(), call.count, &replay);
   if (status != SAGA_OK) return failure(info, status);
   // It keeps the workload, and its tree has up to two nodes a call.
-  const std::int64_t bytes = held_by<saga_workload_t>(info[0], kWorkloadTag)->bytes +
-                             static_cast<std::int64_t>(call.count * 84);
+  const std::int64_t bytes =
+      held_by<saga_workload_t>(info[0], kWorkloadTag)->bytes + static_cast<std::int64_t>(call.count * 84);
   return wrap<saga_cache_replay_t, saga_cache_replay_destroy>(info.Env(), replay, kCacheReplayTag, bytes);
 }
 
