@@ -185,6 +185,12 @@ function parseInput(raw: RawOptions, mode: Mode): InputOptions {
   }
   const workload =
     given === undefined ? undefined : oneOf('workload', given, mode === 'cache' ? (['agent'] as const) : workloadNames);
+  if (workload !== undefined && raw['onBadLine'] !== undefined) {
+    throw optionError('expected no --on-bad-line with --workload: only a trace has lines');
+  }
+  if (workload !== undefined && workload !== 'agent' && raw['orderSalt'] !== undefined) {
+    throw optionError(`expected no --order-salt with --workload ${workload}: its tasks come in the order drawn`);
+  }
   return {
     trace,
     workload,

@@ -37,6 +37,8 @@ const refusals: [RawOptions, RegExp][] = [
   [{ mode: 'cluster', trace: 'x' }, /exactly one of --load X,.., --rate/],
   [{ mode: 'cluster', trace: 'x', load: '1', live: '3' }, /exactly one of --load/],
   [{ mode: 'cluster', trace: 'x', load: '0.5,0' }, /--load to be a number above 0/],
+  [{ workload: 'agent', onBadLine: 'skip' }, /no --on-bad-line with --workload/],
+  [{ mode: 'cluster', workload: 'swe-bench', load: '1', orderSalt: '1' }, /no --order-salt with --workload swe-bench/],
   [{ mode: 'cluster', trace: 'x', rate: 'x' }, /--rate to be a number from 1e-8 to 1000000/],
   [{ mode: 'cluster', trace: 'x', pressure: '-1' }, /--pressure to be a number above 0/],
   [{ mode: 'cluster', trace: 'x', load: '1', hardware: 'b200' }, /a100-tp4, a100-tp8, h100-tp4 or h100-tp8/],
