@@ -5,18 +5,12 @@
 
 #include "../base/assert.hpp"
 #include "../evict/page_cache.hpp"
+#include "page_cost.hpp"
 
 namespace saga {
 namespace {
 
 constexpr std::uint32_t kProgressEvery = 256;
-
-// Weighted tokens of the pages [first, end) of a prompt, in 1/120,000: the sum over i of 120,000 T + 2 i T^2 + T (T - 1).
-std::uint64_t page_costs(std::uint64_t first, std::uint64_t end, std::uint64_t page_tokens) {
-  const std::uint64_t count = end - first;
-  const std::uint64_t twice_positions = count == 0 ? 0 : (first + end - 1) * count;
-  return count * page_tokens * (120000 + page_tokens - 1) + twice_positions * page_tokens * page_tokens;
-}
 
 class CacheReplay {
  public:
@@ -90,8 +84,8 @@ class CacheReplay {
     const std::uint32_t hits = cache_.start(slot, info, pages, now);
     result_.requested_pages += pages;
     result_.missed_pages += pages - hits;
-    requested_cost_ += page_costs(0, pages, tree_.page_tokens());
-    missed_cost_ += page_costs(hits, pages, tree_.page_tokens());
+    requested_cost_ += page_cost(tree_.page_tokens(), 0, pages);
+    missed_cost_ += page_cost(tree_.page_tokens(), hits, pages);
     cache_.insert(slot, pages - hits);
     if (pinned()) {
       free_slots_.pop_back();

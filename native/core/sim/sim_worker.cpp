@@ -17,13 +17,6 @@ Time transfer_time(std::uint64_t pages, std::uint32_t page_tokens, std::uint64_t
   return std::max<Time>(time, 1);
 }
 
-std::uint64_t page_cost(std::uint32_t page_tokens, std::uint64_t first, std::uint64_t end) {
-  if (end <= first) return 0;
-  const std::uint64_t tokens = page_tokens;
-  const std::uint64_t pages = end - first;
-  return pages * (120'000 * tokens + tokens * (tokens - 1)) + tokens * tokens * (pages * (first + end - 1));
-}
-
 SimWorker::SimWorker(WorkerId id, const Workload& workload, const PageTree& tree, const SimWorkerOptions& options,
                      const std::vector<std::uint32_t>& awaited, WorkerObserver& observer)
     : id_(id),

@@ -54,6 +54,7 @@
 #include "../evict/page_tree.hpp"
 #include "host_tier.hpp"
 #include "lease.hpp"
+#include "page_cost.hpp"
 #include "step_time.hpp"
 #include "workload.hpp"
 
@@ -110,9 +111,6 @@ struct WorkerCounters {
   std::uint64_t preempted_tokens = 0;  // computed tokens that preempted calls gave up
   std::uint64_t steps = 0;
 };
-
-// Cost of computing pages [first, end) of a prompt, in 1/120,000 tokens: a token at position p weighs 1 + p / 60,000.
-std::uint64_t page_cost(std::uint32_t page_tokens, std::uint64_t first, std::uint64_t end);
 
 class SimWorker {
  public:
