@@ -3,7 +3,8 @@
 // Every change of state is an event with an explicit time: worker added or removed, KV blocks stored, removed or cleared,
 // workflow opened or closed, call submitted, first token, call finished, tool started or finished, load reported, tick. An
 // event method checks that the event fits the state, writes it to the journal and applies it; otherwise it returns a status
-// and changes nothing. decide(now) then emits decisions. The same events with the same options and seed give byte-identical
+// and changes nothing (but for an allocation that fails in its middle: the C ABI then refuses all further events). decide(now)
+// then emits decisions. The same events with the same options and seed give byte-identical
 // decisions on every machine: there is no clock, no I/O and no iteration of a hash map here, and ties break by small ids.
 //
 // What it knows

@@ -5,7 +5,8 @@
 // node of its path that has resident pages. The branches whose pages would be lost with the last page of a leaf are exactly those
 // that hang there. When a node is emptied its branches move to the parent; when a child is filled again those of the parent's
 // branches that lead there move back. A head without resident pages is remembered (its thread may return), a superseded prompt
-// without any is forgotten. A leaf where no branch hangs (a call that its own thread overtook before it had any page) goes first.
+// without any is forgotten. A leaf where no branch hangs goes first: pages that a
+// copy brought, or those of a call that its own thread overtook before it had any page.
 //
 //   states of a branch: running (its newest call has not ended), waiting (preempted: it is certain to come back), idle, superseded
 //
