@@ -141,7 +141,7 @@ saga_status_t saga_cache_replay_create(const saga_workload_t* workload, uint32_t
       }
       seen[call[i]] = true;
     }
-    CacheSchedule schedule{{call, call + count}, {start, start + count}, {end, end + count}};
+    CacheSchedule schedule{{call, call + count}, {start, start + count}, {end, end + count}, {}, {}};
     *replay = new (std::nothrow) saga_cache_replay_t{
         workload->workload, PageTree::for_cache(*workload->workload, page_tokens), std::move(schedule)};
     return *replay == nullptr ? SAGA_ERR_OUT_OF_MEMORY : SAGA_OK;

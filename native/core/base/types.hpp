@@ -13,6 +13,8 @@ namespace saga {
 
 using Time = std::uint64_t;  // microseconds
 
+inline constexpr Time kNotDeclared = ~Time{0};  // a time that a client could have told and did not
+
 using WorkerId = std::uint32_t;
 using CallId = std::uint32_t;
 using ThreadId = std::uint32_t;  // one agent of one workflow: its calls follow each other

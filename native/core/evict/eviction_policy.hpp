@@ -98,7 +98,9 @@ struct CallEnd {
   CallId call = 0;
   StopReason stop_reason = StopReason::kUnknown;
   ToolClass tool_class = ToolClass::kNone;
-  NodeId leaf = kNone;  // what it has reached, prompt and answer: path_leaf, or the node of its last page
+  NodeId leaf = kNone;               // what it has reached, prompt and answer: path_leaf, or the node of its last page
+  bool session_end = false;          // the client says: this was the last call of the thread
+  Time declared_gap = kNotDeclared;  // the client says: the coming tool takes so long
 };
 
 // Up to `pages` of the last resident pages of `node` may go before the policy is asked again. node == kNone:
@@ -122,6 +124,8 @@ class EvictionPolicy {
   virtual void call_started(const CallStart&, Time) {}
   virtual void call_ended(const CallEnd&, Time) {}
   virtual void call_preempted(CallId, Time) {}
+  // The thread will not come back to this cache: it was moved elsewhere, or its task has ended.
+  virtual void thread_left(ThreadId, Time) {}
   virtual void node_resident(NodeId) {}
   virtual void node_emptied(NodeId) {}
   virtual void node_pinned(NodeId) {}

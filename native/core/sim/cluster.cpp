@@ -100,13 +100,28 @@ class Cluster final : public ClusterControl, public WorkerObserver, public Prefi
   ThreadId thread(CallId call) const override { return workload_.call_thread[call]; }
   std::uint32_t task(CallId call) const override { return calls_[call].task; }
   std::uint32_t tenant(std::uint32_t task) const override { return workload_.task_tenant[task]; }
+  double weight(std::uint32_t tenant) const override {
+    return tenant < workload_.tenant_weight.size() ? workload_.tenant_weight[tenant] : 1.0;
+  }
+  const AgentGraph* graph(std::uint32_t task) const override;
+  std::uint32_t output_tokens(CallId call) const override {
+    SAGA_ASSERT(calls_[call].finished);
+    return workload_.output_tokens[call];
+  }
   void match(CallId call, std::uint32_t* pages) override;
   std::uint32_t open_calls(WorkerId worker) const override { return open_calls_[worker]; }
   std::uint32_t running_pages(WorkerId worker) override;
   std::uint32_t waiting_calls(WorkerId worker) const override { return workers_[worker]->waiting_calls(); }
+  std::uint32_t free_pages(WorkerId worker) override;
   std::uint32_t capacity_pages(WorkerId worker) const override { return workers_[worker]->cache().capacity(); }
   std::uint32_t leased_pages(WorkerId worker) const override { return workers_[worker]->cache().leased(); }
+  std::uint32_t cached_pages(CallId call, WorkerId worker) override;
+  std::uint32_t cached_or_host_pages(CallId call, WorkerId worker) override;
+  Time copy_time(std::uint32_t pages) const override {
+    return transfer_time(pages, tree_.page_tokens(), options_.kv_bytes_per_token, options_.link_bytes_per_second);
+  }
   void send(CallId call, WorkerId worker) override;
+  void drop(CallId call, WorkerId worker) override;
   void set_priority(CallId call, std::int32_t priority) override;
   std::uint32_t copy(CallId call, WorkerId from, WorkerId to) override;
   void wake_at(Time time) override;
@@ -126,12 +141,15 @@ class Cluster final : public ClusterControl, public WorkerObserver, public Prefi
     bool finished = false;
   };
   struct Copy {
-    CallId call;
-    WorkerId from;
+    NodeId leaf;
     WorkerId to;
-    std::uint32_t pages;  // of the prompt, from its first
-    bool open;
+    std::uint32_t pages;  // on the path to the leaf, from its first
   };
+
+  // The prompt, and the answer once it has ended.
+  NodeId known_leaf(CallId call) const {
+    return calls_[call].finished ? tree_.final_leaf(call) : tree_.prompt_leaf(call);
+  }
 
   // WorkerObserver
   std::uint32_t computed_pages(NodeId leaf, Time now) override;
@@ -288,6 +306,30 @@ std::uint32_t Cluster::running_pages(WorkerId worker) {
   return workers_[worker]->running_pages();
 }
 
+std::uint32_t Cluster::free_pages(WorkerId worker) {
+  workers_[worker]->sync(now_);
+  return workers_[worker]->cache().free();
+}
+
+const AgentGraph* Cluster::graph(std::uint32_t task) const {
+  if (options_.hints == ClusterHints::kNone) return nullptr;
+  if (task >= workload_.task_graph.size() || workload_.task_graph[task] == kNone) return nullptr;
+  return &workload_.graphs[workload_.task_graph[task]];
+}
+
+std::uint32_t Cluster::cached_pages(CallId call, WorkerId worker) {
+  workers_[worker]->sync(now_);
+  return workers_[worker]->match(known_leaf(call));
+}
+
+std::uint32_t Cluster::cached_or_host_pages(CallId call, WorkerId worker) {
+  const NodeId leaf = known_leaf(call);
+  const std::uint32_t cached = cached_pages(call, worker);
+  return cached + workers_[worker]->host().run_on_path(tree_, leaf, cached, tree_.path_pages(leaf));
+}
+
+void Cluster::drop(CallId call, WorkerId worker) { workers_[worker]->drop(workload_.call_thread[call], now_); }
+
 void Cluster::send(CallId call, WorkerId worker) {
   SAGA_ASSERT(worker < workers() && calls_[call].worker == kNone);
   calls_[call].held = false;
@@ -307,7 +349,7 @@ void Cluster::set_priority(CallId call, std::int32_t priority) {
 std::uint32_t Cluster::copy(CallId call, WorkerId from, WorkerId to) {
   workers_[from]->sync(now_);
   workers_[to]->sync(now_);
-  const NodeId leaf = tree_.prompt_leaf(call);
+  const NodeId leaf = known_leaf(call);
   const std::uint32_t there = workers_[to]->match(leaf);
   std::uint32_t pages = 0;
   if (from == to) {
@@ -319,7 +361,7 @@ std::uint32_t Cluster::copy(CallId call, WorkerId from, WorkerId to) {
   copy_link_free_[to] =
       std::max(copy_link_free_[to], now_) +
       transfer_time(pages - there, tree_.page_tokens(), options_.kv_bytes_per_token, options_.link_bytes_per_second);
-  copies_.push_back({call, from, to, pages, true});
+  copies_.push_back({leaf, to, pages});
   events_.push({copy_link_free_[to], kCopyEnd, static_cast<std::uint32_t>(copies_.size() - 1), 0});
   return pages - there;
 }
@@ -328,8 +370,7 @@ void Cluster::wake_at(Time time) { events_.push({std::max(time, now_), kTimer, 0
 
 LeaseId Cluster::lease(CallId call, WorkerId worker, std::uint64_t value, Time until) {
   SAGA_ASSERT(worker < workers());
-  const NodeId leaf = calls_[call].finished ? tree_.final_leaf(call) : tree_.prompt_leaf(call);
-  const LeaseId lease = workers_[worker]->lease(call, leaf, kNone, value, until, now_);
+  const LeaseId lease = workers_[worker]->lease(call, known_leaf(call), kNone, value, until, now_);
   if (lease == kNoLease) return kNoLease;
   events_.push({until, kLeaseEnd, worker, 0});
   push_wake(worker);
@@ -416,7 +457,7 @@ void Cluster::call_finished(WorkerId worker, CallId call, Time now) {
   open_arrivals_ -= arrival_[task];
   ++tasks_completed_;
   if (progress_ != nullptr) progress_->store(tasks_completed_, std::memory_order_relaxed);
-  placement_.task_finished(task, now, *this);
+  if (options_.hints == ClusterHints::kGraph) placement_.task_finished(task, now, *this);
   if (options_.live > 0 && tasks_arrived_ < workload_.tasks()) {
     events_.push({now, kTaskArrival, tasks_arrived_++, 0});
   }
@@ -511,7 +552,7 @@ Status Cluster::run() {
         break;
       case kCopyEnd: {
         const Copy& copy = copies_[event.subject];
-        copied_pages_ += workers_[copy.to]->receive(tree_.prompt_leaf(copy.call), copy.pages, now_);
+        copied_pages_ += workers_[copy.to]->receive(copy.leaf, copy.pages, now_);
         push_wake(copy.to);
         break;
       }

@@ -26,6 +26,10 @@
 
 namespace saga {
 
+// What clients tell the scheduler beyond their requests. kNone: nothing. kGraph: the declared graph of a task when it arrives
+// (Workload::graphs), and that a task is over.
+enum class ClusterHints : std::uint8_t { kNone = 0, kGraph = 1 };
+
 struct ClusterOptions {
   std::uint32_t workers = 16;
   Hardware hardware = Hardware::kA100Tp4;
@@ -38,6 +42,7 @@ struct ClusterOptions {
   std::uint64_t kv_bytes_per_token = 327'680;
   PlacementKind placement = PlacementKind::kAffinity;
   PolicyKind eviction = PolicyKind::kLru;
+  ClusterHints hints = ClusterHints::kGraph;
   bool priority_scheduling = false;
   std::uint32_t max_leases = 256;           // on a worker at a time
   std::uint32_t lease_budget_percent = 50;  // of its KV room, at most 100

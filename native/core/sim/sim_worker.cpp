@@ -577,6 +577,11 @@ std::uint64_t SimWorker::output_tokens(Time now) const {
   return counters_.output_tokens + step_outputs_ * (reached_ - (reached_end_ <= now ? 0u : 1u));
 }
 
+void SimWorker::drop(ThreadId thread, Time now) {
+  sync(now);
+  cache_.policy().thread_left(thread, now);
+}
+
 std::uint32_t SimWorker::receive(NodeId leaf, std::uint32_t pages, Time now) {
   sync(now);
   SAGA_ASSERT(pages <= tree_.path_pages(leaf) && !free_slots_.empty());

@@ -52,8 +52,8 @@
 #include "../base/types.hpp"
 #include "../evict/page_cache.hpp"
 #include "../evict/page_tree.hpp"
+#include "../place/lease.hpp"
 #include "host_tier.hpp"
-#include "lease.hpp"
 #include "page_cost.hpp"
 #include "step_time.hpp"
 #include "workload.hpp"
@@ -140,6 +140,9 @@ class SimWorker {
   // Pages [cached, pages) of the path to `leaf` arrived from elsewhere (prefetch, migration): caches as many as find
   // room without a running call or a lease. The eviction policy hears of no call. Returns how many.
   std::uint32_t receive(NodeId leaf, std::uint32_t pages, Time now);
+
+  // The thread will not come back here: what only it would use goes first.
+  void drop(ThreadId thread, Time now);
 
   // Keeps the leading `pages` pages of the path to `leaf` (kNone: all) that are cached now from eviction, before
   // `until` or until they are revoked; `call` is for the report. kNoLease: refused, for nothing is cached, the deadline

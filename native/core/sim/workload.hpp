@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "../base/types.hpp"
+#include "../graph/agent_graph.hpp"
 
 namespace saga {
 
@@ -27,6 +28,9 @@ struct Workload {
   // Per task, in the order in which tasks start.
   std::vector<std::uint32_t> task_tenant;      // dense tenant id
   std::vector<std::uint32_t> task_first_call;  // [tasks + 1]; the calls of task t are [first[t], first[t + 1])
+  std::vector<std::uint32_t> task_graph;       // index into graphs, kNone: nothing declared; empty: for no task
+  std::vector<AgentGraph> graphs;              // declared classes of tasks
+  std::vector<double> tenant_weight;           // of its fair share; tenants behind the end have weight 1
 
   // Per call; the calls of a task lie together, every predecessor before its successors.
   std::vector<ThreadId> call_thread;         // dense over the whole workload
@@ -56,6 +60,10 @@ struct CacheSchedule {
   std::vector<CallId> call;
   std::vector<Time> start;
   std::vector<Time> end;
+  // What clients tell with the answer, by position in the schedule; empty: nothing. session_end: 1 for the last call of its
+  // thread. declared_gap: the time that the coming tool will take, kNotDeclared where nothing is said.
+  std::vector<std::uint8_t> session_end;
+  std::vector<Time> declared_gap;
 };
 
 }  // namespace saga
