@@ -38,16 +38,14 @@ int main(int argc, char** argv) {
 
   const struct {
     const char* name;
-    saga::PlacementKind placement;
-    saga::PolicyKind eviction;
-  } policies[] = {{"round-robin", saga::PlacementKind::kRoundRobin, saga::PolicyKind::kLru},
-                  {"affinity", saga::PlacementKind::kAffinity, saga::PolicyKind::kLru},
-                  {"wa-lru", saga::PlacementKind::kAffinity, saga::PolicyKind::kWaLru},
-                  {"ttl", saga::PlacementKind::kAffinity, saga::PolicyKind::kTtl}};
+    saga::ClusterPolicyKind kind;
+  } policies[] = {{"round-robin", saga::ClusterPolicyKind::kRoundRobin},
+                  {"affinity", saga::ClusterPolicyKind::kAffinity},
+                  {"wa-lru", saga::ClusterPolicyKind::kWaLru},
+                  {"ttl", saga::ClusterPolicyKind::kTtl}};
   for (const double load : {0.5, 0.9, 1.1}) {
     for (const auto& policy : policies) {
-      options.placement = policy.placement;
-      options.eviction = policy.eviction;
+      options.policy.kind = policy.kind;
       options.rate = load * saturation;
       saga::ClusterResult result;
       options.optimum = false;

@@ -60,10 +60,20 @@ bool page_size_fits(std::uint32_t page_tokens, std::uint32_t block_tokens) {
 
 // The options of a run on a cluster, or false.
 bool run_options(const saga_cluster_t& cluster, const saga_run_options_t& given, ClusterOptions* options) {
-  if (given.placement > SAGA_PLACEMENT_AFFINITY || given.eviction >= SAGA_EVICTION_BELADY) return false;
+  if (given.placement > SAGA_PLACEMENT_AFFINITY) return false;
   *options = cluster.options;
-  options->placement = static_cast<PlacementKind>(given.placement);
-  options->eviction = static_cast<PolicyKind>(given.eviction);
+  if (given.placement == SAGA_PLACEMENT_ROUND_ROBIN && given.eviction == SAGA_EVICTION_LRU) {
+    options->policy.kind = ClusterPolicyKind::kRoundRobin;
+  } else if (given.placement == SAGA_PLACEMENT_AFFINITY && given.eviction == SAGA_EVICTION_LRU) {
+    options->policy.kind = ClusterPolicyKind::kAffinity;
+  } else if (given.placement == SAGA_PLACEMENT_AFFINITY && given.eviction == SAGA_EVICTION_WA_LRU) {
+    options->policy.kind = ClusterPolicyKind::kWaLru;
+  } else if (given.placement == SAGA_PLACEMENT_AFFINITY && given.eviction == SAGA_EVICTION_TTL) {
+    options->policy.kind = ClusterPolicyKind::kTtl;
+  } else {
+    return false;
+  }
+  options->policy.seed = given.seed;
   options->seed = given.seed;
   options->rate = given.rate;
   options->live = given.live;
@@ -247,8 +257,8 @@ saga_status_t saga_cluster_run(const saga_cluster_t* cluster, const saga_run_opt
     return SAGA_ERR_INVALID_ARGUMENT;
   }
   return guarded([&]() -> saga_status_t {
-    EnginePlacement engine(*cluster->workload, cluster->tree, run.workers, cluster->capacity_pages, run.placement,
-                           run.seed, given.journal, given.journal_context);
+    EnginePlacement engine(*cluster->workload, cluster->tree, run.workers, cluster->capacity_pages,
+                           baseline_placement_of(run.policy.kind), run.seed, given.journal, given.journal_context);
     ClusterResult played;
     const Status status =
         simulate_cluster(*cluster->workload, cluster->tree, run, &played, as_atomic(progress), &engine, &engine);

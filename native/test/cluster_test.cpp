@@ -79,7 +79,7 @@ TEST(Cluster, RoundRobinByHand) {
   const Workload workload = two_by_two();
   const PageTree tree = PageTree::for_cluster(workload, 16);
   ClusterOptions options = linear_a100(2);
-  options.placement = PlacementKind::kRoundRobin;
+  options.policy.kind = ClusterPolicyKind::kRoundRobin;
   options.live = 2;
   ClusterResult result;
   ASSERT_EQ(simulate_cluster(workload, tree, options, &result), Status::kOk);
@@ -380,7 +380,7 @@ TEST(Cluster, RefusesOptionsOutOfRange) {
   EXPECT_EQ(simulate_cluster(workload, tree, options, &result), Status::kInvalidArgument);
   options.kv_tokens = 160;
   EXPECT_EQ(simulate_cluster(workload, tree, options, &result), Status::kOk);
-  options.eviction = PolicyKind::kBelady;
+  options.policy.without = kAllParts + 1;
   EXPECT_EQ(simulate_cluster(workload, tree, options, &result), Status::kInvalidArgument);
 }
 
@@ -528,10 +528,10 @@ Scenario random_scenario(std::uint64_t seed) {
   options.max_sequences = 1 + static_cast<std::uint32_t>(random.below(20));
   options.token_budget = 32 + static_cast<std::uint32_t>(random.below(500));
   options.host_tier_tokens = random.below(3) == 0 ? 16 * random.below(400) : 0;
-  options.placement = static_cast<PlacementKind>(random.below(2));
-  options.eviction = static_cast<PolicyKind>(random.below(4));
+  options.policy.kind = static_cast<ClusterPolicyKind>(random.below(4));
   options.priority_scheduling = random.below(4) == 0;
   options.seed = seed;
+  options.policy.seed = seed;
   if (random.below(2) == 0) {
     options.live = 1 + static_cast<std::uint32_t>(random.below(12));
   } else {
@@ -566,7 +566,9 @@ TEST(Cluster, LazyDecodingEqualsSingleSteps) {
 class RandomLeases final : public PlacementPolicy {
  public:
   RandomLeases(const Workload& workload, const ClusterOptions& options)
-      : workload_(workload), baseline_(options.placement, options.seed), random_(options.seed + 99) {}
+      : workload_(workload),
+        baseline_(baseline_placement_of(options.policy.kind), options.seed),
+        random_(options.seed + 99) {}
 
   WorkerId place(CallId call, Time now, ClusterControl& cluster) override {
     const WorkerId worker = baseline_.place(call, now, cluster);
@@ -739,7 +741,7 @@ TEST(Cluster, WhatWorkersReportIsEnoughToMatch) {
   for (std::uint64_t seed = 300; seed < 340; ++seed) {
     SCOPED_TRACE(seed);
     Scenario scenario = random_scenario(seed);
-    scenario.options.placement = PlacementKind::kAffinity;
+    scenario.options.policy.kind = ClusterPolicyKind::kAffinity;
     const PageTree tree = PageTree::for_cluster(scenario.workload, scenario.page_tokens);
     ClusterResult asked;
     ClusterResult told;
@@ -760,12 +762,13 @@ TEST(Cluster, TheEngineDecidesAsTheBaseline) {
   for (std::uint64_t seed = 300; seed < 340; ++seed) {
     SCOPED_TRACE(seed);
     Scenario scenario = random_scenario(seed);
-    scenario.options.placement = seed % 3 == 0 ? PlacementKind::kRoundRobin : PlacementKind::kAffinity;
+    scenario.options.policy.kind = seed % 3 == 0 ? ClusterPolicyKind::kRoundRobin : ClusterPolicyKind::kAffinity;
     const PageTree tree = PageTree::for_cluster(scenario.workload, scenario.page_tokens);
     const auto capacity = static_cast<std::uint32_t>(scenario.options.kv_tokens / scenario.page_tokens);
     std::vector<std::uint8_t> journal;
     EnginePlacement engine(
-        scenario.workload, tree, scenario.options.workers, capacity, scenario.options.placement, scenario.options.seed,
+        scenario.workload, tree, scenario.options.workers, capacity,
+        baseline_placement_of(scenario.options.policy.kind), scenario.options.seed,
         [](void* context, const std::uint8_t* bytes, std::size_t count) {
           auto& stream = *static_cast<std::vector<std::uint8_t>*>(context);
           stream.insert(stream.end(), bytes, bytes + count);
@@ -920,21 +923,19 @@ TEST(Cluster, NoTaskIsFasterThanAlone) {
   // Chains without anything in common: whatever happens around a task can only delay it.
   const Workload workload = test::swe_bench_like(80, 11, 25);
   const PageTree tree = PageTree::for_cluster(workload, 16);
-  for (const PlacementKind placement : {PlacementKind::kRoundRobin, PlacementKind::kAffinity}) {
-    for (const PolicyKind eviction : {PolicyKind::kLru, PolicyKind::kWaLru, PolicyKind::kTtl}) {
-      ClusterOptions options;
-      options.workers = 2;
-      options.kv_tokens = 100'000;
-      options.placement = placement;
-      options.eviction = eviction;
-      options.rate = 0.3;
-      std::vector<Time> ideal;
-      ASSERT_EQ(ideal_completion(workload, tree, options, &ideal), Status::kOk);
-      ClusterResult result;
-      ASSERT_EQ(simulate_cluster(workload, tree, options, &result), Status::kOk);
-      for (std::uint32_t t = 0; t < workload.tasks(); ++t) ASSERT_GE(result.task_completion[t], ideal[t]) << t;
-      EXPECT_GE(result.belady_ratio, 0.999);
-    }
+  for (const ClusterPolicyKind kind : {ClusterPolicyKind::kRoundRobin, ClusterPolicyKind::kAffinity,
+                                       ClusterPolicyKind::kWaLru, ClusterPolicyKind::kTtl}) {
+    ClusterOptions options;
+    options.workers = 2;
+    options.kv_tokens = 100'000;
+    options.policy.kind = kind;
+    options.rate = 0.3;
+    std::vector<Time> ideal;
+    ASSERT_EQ(ideal_completion(workload, tree, options, &ideal), Status::kOk);
+    ClusterResult result;
+    ASSERT_EQ(simulate_cluster(workload, tree, options, &result), Status::kOk);
+    for (std::uint32_t t = 0; t < workload.tasks(); ++t) ASSERT_GE(result.task_completion[t], ideal[t]) << t;
+    EXPECT_GE(result.belady_ratio, 0.999);
   }
 }
 

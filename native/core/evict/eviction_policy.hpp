@@ -60,7 +60,14 @@
 
 namespace saga {
 
-enum class PolicyKind : std::uint8_t { kLru = 0, kLruPrefix = 1, kWaLru = 2, kTtl = 3, kBelady = 4 };
+enum class PolicyKind : std::uint8_t {
+  kLru = 0,
+  kLruPrefix = 1,
+  kWaLru = 2,
+  kTtl = 3,
+  kBelady = 4,
+  kStepsToExecution = 7,
+};
 inline constexpr std::uint32_t kPolicyKindCount = 5;
 
 // What one cache holds of a page tree. Written by the PageCache, read by its policy.

@@ -70,8 +70,8 @@ SimWorkerOptions worker_options(const PageTree& tree, const ClusterOptions& opti
   worker.capacity_pages = static_cast<std::uint32_t>(options.kv_tokens / tree.page_tokens());
   worker.max_sequences = options.max_sequences;
   worker.token_budget = options.token_budget;
-  worker.priority_scheduling = options.priority_scheduling;
-  worker.eviction = options.eviction;
+  worker.priority_scheduling = options.priority_scheduling || priority_scheduling_of(options.policy);
+  worker.eviction = eviction_of(options.policy);
   worker.host_pages = static_cast<std::uint32_t>(options.host_tier_tokens / tree.page_tokens());
   worker.link_bytes_per_second = options.link_bytes_per_second;
   worker.kv_bytes_per_token = options.kv_bytes_per_token;
@@ -683,7 +683,7 @@ bool valid(const Workload& workload, const PageTree& tree, const ClusterOptions&
       options.kv_bytes_per_token == 0) {
     return false;
   }
-  if (options.eviction == PolicyKind::kBelady) return false;  // needs the future
+  if (!valid(options.policy)) return false;
   if (options.lease_budget_percent > 100) return false;
   if ((options.rate > 0) == (options.live > 0) || !(options.rate >= 0) || options.rate > 1e9) return false;
   if (options.rate > 0 && options.rate < 1e-8) return false;  // arrivals stay far inside 64 bits
@@ -704,8 +704,9 @@ Status ideal_completion(const Workload& workload, const PageTree& tree, const Cl
                         std::vector<Time>* ideal) {
   ClusterOptions alone = options;
   alone.workers = 1;
-  alone.placement = PlacementKind::kRoundRobin;
-  alone.eviction = PolicyKind::kLru;
+  alone.policy = {};
+  alone.policy.kind = ClusterPolicyKind::kRoundRobin;
+  alone.priority_scheduling = false;
   alone.rate = 0;
   alone.live = 1;
   alone.optimum = false;
@@ -731,8 +732,11 @@ Status simulate_cluster(const Workload& workload, const PageTree& tree, const Cl
     if (status != Status::kOk) return status;
     complete.ideal = &ideal;
   }
-  BaselinePlacement baseline(options.placement, options.seed);
-  if (placement == nullptr) placement = &baseline;
+  std::unique_ptr<PlacementPolicy> made;
+  if (placement == nullptr) {
+    made = make_cluster_policy(options.policy, options, workload);
+    placement = made.get();
+  }
   Cluster cluster(workload, tree, complete, false, *placement, directory, progress);
   const Status status = cluster.run();
   if (status == Status::kOk) cluster.report(*result);

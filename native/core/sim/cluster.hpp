@@ -19,6 +19,7 @@
 #include "../base/status.hpp"
 #include "../base/types.hpp"
 #include "../evict/page_tree.hpp"
+#include "cluster_policy.hpp"
 #include "placement_policy.hpp"
 #include "sim_worker.hpp"
 #include "step_time.hpp"
@@ -40,10 +41,9 @@ struct ClusterOptions {
   std::uint64_t host_tier_tokens = 0;  // 0: off
   std::uint64_t link_bytes_per_second = 25'000'000'000;
   std::uint64_t kv_bytes_per_token = 327'680;
-  PlacementKind placement = PlacementKind::kAffinity;
-  PolicyKind eviction = PolicyKind::kLru;
+  ClusterPolicyOptions policy;  // its seed is that of the policy's own draws; `seed` below is that of the arrivals
   ClusterHints hints = ClusterHints::kGraph;
-  bool priority_scheduling = false;
+  bool priority_scheduling = false;         // also where the policy does not ask for it
   std::uint32_t max_leases = 256;           // on a worker at a time
   std::uint32_t lease_budget_percent = 50;  // of its KV room, at most 100
   std::uint64_t seed = 0;

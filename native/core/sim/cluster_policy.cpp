@@ -1,0 +1,63 @@
+#include "cluster_policy.hpp"
+
+#include "../base/assert.hpp"
+#include "cluster.hpp"
+#include "placement_policy.hpp"
+
+namespace saga {
+
+PolicyKind eviction_of(const ClusterPolicyOptions& options) {
+  switch (options.kind) {
+    case ClusterPolicyKind::kWaLru:
+      return PolicyKind::kWaLru;
+    case ClusterPolicyKind::kTtl:
+      return PolicyKind::kTtl;
+    case ClusterPolicyKind::kKvFlow:
+      return PolicyKind::kStepsToExecution;
+    default:
+      return PolicyKind::kLru;
+  }
+}
+
+bool priority_scheduling_of(const ClusterPolicyOptions& options) {
+  switch (options.kind) {
+    case ClusterPolicyKind::kContinuum:
+      return true;
+    case ClusterPolicyKind::kSagaPaper:
+    case ClusterPolicyKind::kSaga:
+      return options.has(kPartFairness);
+    default:
+      return false;
+  }
+}
+
+PlacementKind baseline_placement_of(ClusterPolicyKind kind) {
+  return kind == ClusterPolicyKind::kRoundRobin ? PlacementKind::kRoundRobin : PlacementKind::kAffinity;
+}
+
+bool valid(const ClusterPolicyOptions& options) {
+  if (static_cast<std::uint32_t>(options.kind) >= kClusterPolicyKindCount || (options.without & ~kAllParts) != 0) {
+    return false;
+  }
+  for (const double parameter : options.parameters) {
+    if (parameter - parameter != 0 && parameter == parameter) return false;  // infinite
+  }
+  return true;
+}
+
+std::unique_ptr<PlacementPolicy> make_cluster_policy(const ClusterPolicyOptions& options, const ClusterOptions&,
+                                                     const Workload&) {
+  switch (options.kind) {
+    case ClusterPolicyKind::kRoundRobin:
+    case ClusterPolicyKind::kAffinity:
+    case ClusterPolicyKind::kWaLru:
+    case ClusterPolicyKind::kTtl:
+      return std::make_unique<BaselinePlacement>(baseline_placement_of(options.kind), options.seed);
+    default:
+      break;
+  }
+  SAGA_ASSERT(!"no such policy");
+  return nullptr;
+}
+
+}  // namespace saga
