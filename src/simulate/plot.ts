@@ -7,13 +7,15 @@
 import type { CacheReport, ClusterReport } from './run.js';
 import { tokensText } from './table.js';
 
-interface Series {
+/** A line of a chart, or a colour of its bars. */
+export interface Series {
   name: string;
   /** A value for each place on the x axis. */
   values: readonly number[];
 }
 
-interface Panel {
+/** One of the plots of a chart. */
+export interface Panel {
   title: string;
   yTitle: string;
   series: readonly Series[];
@@ -23,7 +25,8 @@ interface Panel {
   floor: number | 'log';
 }
 
-interface Chart {
+/** A chart: panels side by side that share the x axis and the legend. */
+export interface Chart {
   title: string;
   subtitle: string;
   xTitle: string;
@@ -31,10 +34,35 @@ interface Chart {
   panels: readonly Panel[];
 }
 
-/** Colours that colour-blind people can tell apart (Okabe and Ito), and that stand out on white. */
-const colours = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#444444'];
-const dashes = ['', '7 4', '2 3', '9 3 2 3', ''];
-const markers = ['circle', 'square', 'diamond', 'triangle', 'circle'] as const;
+/**
+ * Colours that colour-blind people can tell apart (Okabe and Ito), and that stand out on white. With ten series each has a
+ * colour of its own; dashes and markers help where two colours are near each other.
+ */
+const colours = [
+  '#0072b2',
+  '#d55e00',
+  '#009e73',
+  '#cc79a7',
+  '#444444',
+  '#56b4e9',
+  '#e69f00',
+  '#7a5c00',
+  '#882255',
+  '#000000',
+];
+const dashes = ['', '7 4', '2 3', '9 3 2 3', '', '5 2', '3 5', '12 3', '6 2 2 2', ''];
+const markers = [
+  'circle',
+  'square',
+  'diamond',
+  'triangle',
+  'circle',
+  'diamond',
+  'triangle',
+  'square',
+  'circle',
+  'square',
+] as const;
 
 const size = { width: 1040, height: 470 } as const;
 const frame = { top: 92, bottom: 96, left: 72, gap: 84, right: 28 } as const;
@@ -158,7 +186,8 @@ export function logTicks(low: number, high: number): number[] {
   return ticks.slice(Math.max(0, first), last + 1);
 }
 
-function render(chart: Chart): string {
+/** A chart as the text of an SVG file. */
+export function render(chart: Chart): string {
   const width = (size.width - frame.left - frame.right - frame.gap * (chart.panels.length - 1)) / chart.panels.length;
   const height = size.height - frame.top - frame.bottom;
   const names = [...new Set(chart.panels.flatMap((panel) => panel.series.map((series) => series.name)))];
@@ -178,17 +207,30 @@ function render(chart: Chart): string {
 }
 
 function renderLegend(names: readonly string[]): string[] {
-  const widths = names.map((name) => 48 + name.length * 7.5);
-  let x = (size.width - widths.reduce((sum, one) => sum + one, 0)) / 2;
-  const y = size.height - 20;
-  return names.flatMap((name, index) => {
-    const from = x;
-    x += widths[index] ?? 0;
-    return [
-      `<line x1="${round(from)}" y1="${y - 4}" x2="${round(from + 28)}" y2="${y - 4}" ${stroke(index)}/>`,
-      marker(index, from + 14, y - 4),
-      text(from + 34, y, name, 'fill="#1a1a1a"'),
-    ];
+  const widthOf = (name: string): number => 48 + name.length * 7.5;
+  const rows: string[][] = [[]];
+  let used = 0;
+  for (const name of names) {
+    used += widthOf(name);
+    if (used > size.width - 40) {
+      rows.push([]);
+      used = widthOf(name);
+    }
+    rows[rows.length - 1]?.push(name);
+  }
+  return rows.flatMap((row, index) => {
+    let x = (size.width - row.reduce((sum, name) => sum + widthOf(name), 0)) / 2;
+    const y = size.height - (rows.length === 1 ? 20 : 8 + 18 * (rows.length - 1 - index));
+    return row.flatMap((name) => {
+      const from = x;
+      x += widthOf(name);
+      const style = names.indexOf(name);
+      return [
+        `<line x1="${round(from)}" y1="${y - 4}" x2="${round(from + 28)}" y2="${y - 4}" ${stroke(style)}/>`,
+        marker(style, from + 14, y - 4),
+        text(from + 34, y, name, 'fill="#1a1a1a"'),
+      ];
+    });
   });
 }
 
