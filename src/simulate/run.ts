@@ -319,7 +319,10 @@ export async function simulateCluster(
 }
 
 /** The tasks of which every call fits into the KV room of a worker; an engine refuses a longer call. */
-function tasksThatFit(workload: WorkloadColumns, options: ClusterOptions): WorkloadColumns {
+export function tasksThatFit(
+  workload: WorkloadColumns,
+  options: Pick<ClusterOptions, 'kvTokens' | 'pageTokens'>,
+): WorkloadColumns {
   const room = Math.floor(options.kvTokens / options.pageTokens);
   let longest = 0;
   const fitting = selectTasks(workload, (task) => {
@@ -459,7 +462,7 @@ function runAll<T, R>(
 }
 
 /** Results in the order of the items, whatever order they come in. After a failure nothing new is begun. */
-async function inTurns<T, R>(
+export async function inTurns<T, R>(
   items: readonly T[],
   atOnce: number,
   run: (item: T, index: number) => Promise<R>,
