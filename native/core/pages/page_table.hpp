@@ -219,6 +219,8 @@ class PageTable {
   void commit(PlanId plan);
   void abort(PlanId plan);
   bool is_pending(PlanId plan) const { return plan < plans_.size() && plans_[plan].pending; }
+  // Of a pending plan; kNone for one of plan_copy.
+  SequenceId plan_sequence(PlanId plan) const { return plans_[plan].sequence; }
 
   // ---- Cached blocks
 
@@ -241,6 +243,8 @@ class PageTable {
 
   const BlockPool& pool(Tier tier) const { return pools_[static_cast<std::size_t>(tier)]; }
   std::uint32_t block_size() const { return block_size_; }
+  std::uint32_t max_sequences() const { return static_cast<std::uint32_t>(sequences_.size()); }
+  std::uint32_t max_blocks_per_sequence() const { return max_blocks_; }
   PageTableStats stats() const;
   bool verify() const;
   std::uint64_t digest() const;
