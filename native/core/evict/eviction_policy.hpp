@@ -66,6 +66,8 @@ enum class PolicyKind : std::uint8_t {
   kWaLru = 2,
   kTtl = 3,
   kBelady = 4,
+  kSagaPaper = 5,
+  kSaga = 6,
   kStepsToExecution = 7,
 };
 inline constexpr std::uint32_t kPolicyKindCount = 5;
