@@ -1,0 +1,141 @@
+// Lineage: which workflow a call belongs to, told by its chain of block hashes.
+//
+// A prompt that begins with all that an earlier call's prompt was (but for its last few blocks, which clients rewrite) continues that
+// call's workflow. Kept is a trie of the chains of all known calls, a node a block: equal hash means equal prefix, so a node is found by
+// one probe, and the deepest known block of a prompt by a binary search over its hashes (the trie is closed under prefixes).
+//
+// A **head** is the newest prompt of one line of calls; it hangs at the node of its last block. A workflow has one head or several.
+// A prompt of which d leading blocks are known is, in this order:
+//   kContinued   a head hangs within `slack_blocks` behind block d on that line, and does not run: the next call of that line. A
+//                superseded head comes back to life this way.
+//   kForked      the deepest common block belongs to a line of which no other workflow uses it, and the line's head runs: a sub-agent
+//                or parallel sample. A further head of that workflow.
+//   kRolledBack  the same, but the head waits: the conversation goes on from an earlier point (cleared results, edited turn). The new head
+//                takes the old one's place; the old one is **superseded**: reported, still known.
+//   kCompacted   only with an explicit id: nothing of its own is common any more but (part of) what its first prompt had, as when a summary
+//                replaces the conversation. The newest waiting head of the workflow is superseded.
+//   kNew         everything else: a new workflow, or a further thread of an explicit one whose heads all run (then kForked).
+// "Belongs to": d reaches beyond the first prompt of that workflow, less the slack. So a shared system prompt, or the same task asked
+// again with other words, joins no strangers. An explicit id always wins: then only heads of that workflow are looked at.
+//
+// Bounds are fixed at construction: heads (and so workflows) and blocks. When one is used up the head unused for longest is forgotten,
+// with the blocks that only it needs; a workflow without heads is forgotten with it, and its slot used again (forgotten() names those of
+// the last call). A prompt longer than all blocks is known by its leading part.
+//
+// Cost of a call: O(log blocks) probes, plus a node for each new block; O(blocks) only for kCompacted. Memory: 32 bytes a block (hash map
+// included), ~48 a head and 40 a workflow. Nothing is allocated later. Deterministic: ties go to the smaller id.
+//
+// Invariants (verify()): every node but those of depth 1 has a parent one block up; children and hanging heads are counted; a node without
+// either does not exist; each live hash is found in the map; every head is in its workflow's list and, in order of use, in the list of all;
+// every workflow has a head.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../base/types.hpp"
+
+namespace saga {
+
+enum class LineageKind : std::uint8_t { kNew = 0, kContinued = 1, kForked = 2, kRolledBack = 3, kCompacted = 4 };
+
+struct LineageMatch {
+  LineageKind kind = LineageKind::kNew;
+  std::uint32_t workflow = kNone;  // slot, below max_heads
+  std::uint32_t head = kNone;      // of this call, below max_heads
+  std::uint32_t superseded =
+      kNone;  // head whose branch was left (kRolledBack, kCompacted, kContinued of a superseded one)
+  std::uint32_t common_blocks = 0;  // leading blocks shared with the head continued, left or forked; kNew: with anybody
+  std::uint32_t known_blocks = 0;   // leading blocks that were known at all
+};
+
+struct LineageOptions {
+  std::uint32_t max_heads = 4096;
+  std::uint32_t max_blocks = 1u << 20;
+  std::uint32_t slack_blocks =
+      1;  // of a prompt that the next one may lack: 1, or as many as the template of a client rewrites
+};
+
+class Lineage {
+ public:
+  static constexpr std::uint64_t kNoId = ~std::uint64_t{0};
+
+  explicit Lineage(const LineageOptions& options);
+
+  // A prompt of `blocks` chain hashes is sent, by the workflow `id` if the client names it. Its head runs until call_ended.
+  LineageMatch call_started(const BlockHash* chain, std::uint32_t blocks, std::uint64_t id = kNoId);
+  void call_ended(std::uint32_t head);
+  void workflow_closed(std::uint32_t workflow);  // forgets it; its blocks stay only where others use them
+
+  // Slots of workflows that the last call_started forgot to make room.
+  const std::vector<std::uint32_t>& forgotten() const { return forgotten_; }
+
+  bool is_open(std::uint32_t workflow) const { return workflows_[workflow].heads != 0; }
+  bool is_superseded(std::uint32_t head) const { return heads_[head].superseded; }
+  std::uint32_t workflow_of(std::uint32_t head) const { return heads_[head].workflow; }
+  std::uint32_t heads() const { return live_heads_; }
+  std::uint32_t blocks() const { return live_nodes_; }
+  bool verify() const;
+
+ private:
+  struct Node {
+    BlockHash hash = 0;
+    std::uint32_t parent = kNone;  // of free nodes: the next free one
+    std::uint32_t depth = 0;       // number of blocks from the root to here; 0: free
+    std::uint32_t head = kNone;    // whose line it is on: the last one to have come here as its own
+    std::uint32_t children = 0;
+    std::uint32_t hanging = 0;  // heads that end here
+  };
+  struct Head {
+    std::uint32_t workflow = kNone;  // kNone: free
+    std::uint32_t tail = kNone;      // node of its last block; kNone: a prompt without a full block
+    std::uint32_t length = 0;
+    std::uint32_t running = 0;  // calls under way
+    bool superseded = false;
+    std::uint32_t older = kNone, newer = kNone;    // in order of use; of free heads newer is the next free one
+    std::uint32_t previous = kNone, next = kNone;  // in the workflow, newest first
+    std::uint32_t same_node = kNone;               // next head that hangs at the same node
+  };
+  struct Workflow {
+    std::uint64_t id = kNoId;
+    std::uint32_t heads = 0;        // 0: free
+    std::uint32_t newest = kNone;   // head; of free workflows the next free one
+    std::uint32_t root_blocks = 0;  // of its first prompt
+  };
+
+  std::uint32_t find_node(BlockHash hash) const;
+  std::uint32_t known_depth(const BlockHash* chain, std::uint32_t blocks) const;
+  void insert_hash(BlockHash hash, std::uint32_t node);
+  void erase_hash(BlockHash hash);
+  std::uint32_t find_workflow(std::uint64_t id) const;
+  void insert_id(std::uint64_t id, std::uint32_t workflow);
+  void erase_id(std::uint64_t id);
+
+  std::uint32_t head_to_continue(std::uint32_t node, std::uint32_t workflow) const;
+  std::uint32_t common_with(std::uint32_t head, const BlockHash* chain, std::uint32_t known) const;
+  std::uint32_t newest_head(std::uint32_t workflow) const;
+  std::uint32_t add_workflow(std::uint64_t id, std::uint32_t blocks);
+  std::uint32_t add_head(std::uint32_t workflow);
+  void extend(std::uint32_t head, const BlockHash* chain, std::uint32_t blocks);
+  void hang(std::uint32_t head, std::uint32_t node);
+  void unhang(std::uint32_t head);
+  void prune(std::uint32_t node);
+  void touch(std::uint32_t head);
+  void unlink_use(std::uint32_t head);
+  void forget_head(std::uint32_t head);
+  bool make_room_for_node(std::uint32_t keep);
+
+  LineageOptions options_;
+  std::vector<Node> nodes_;
+  std::vector<std::uint32_t> first_hanging_;  // [nodes] head
+  std::vector<Head> heads_;
+  std::vector<Workflow> workflows_;
+  std::vector<std::uint32_t> slots_;     // hash -> node, open addressing, kNone empty
+  std::vector<std::uint32_t> id_slots_;  // explicit id -> workflow, the same
+  std::vector<std::uint32_t> forgotten_;
+  std::uint32_t free_node_ = kNone, free_head_ = kNone, free_workflow_ = kNone;
+  std::uint32_t live_nodes_ = 0, live_heads_ = 0;
+  std::uint32_t oldest_ = kNone, newest_ = kNone;
+};
+
+}  // namespace saga
