@@ -298,11 +298,11 @@ class SlowBranches : public SlowCache {
   std::map<CallId, std::uint32_t> branch_of_call_;
 };
 
-class SlowWaLru final : public SlowBranches {
+class SlowWaLru : public SlowBranches {
  public:
   using SlowBranches::SlowBranches;
 
- private:
+ protected:
   std::uint64_t score(const Branch& branch) const override {
     Time longest = 1;
     std::uint64_t most = 1;
@@ -328,6 +328,15 @@ class SlowPrefixLru final : public SlowBranches {
   }
 };
 
+Time slow_time_to_live(std::vector<Time> gaps) {
+  if (gaps.size() > 256) gaps.erase(gaps.begin(), gaps.end() - 256);
+  if (gaps.size() < 5) return 2'000'000;
+  std::sort(gaps.begin(), gaps.end());
+  std::size_t rank = 1;  // nearest rank: the smallest that at least 95 of 100 do not exceed
+  while (rank * 100 < gaps.size() * 95) ++rank;
+  return std::min<Time>(gaps[rank - 1] / 2, 300'000'000);
+}
+
 class SlowTtl final : public SlowBranches {
  public:
   using SlowBranches::SlowBranches;
@@ -336,20 +345,30 @@ class SlowTtl final : public SlowBranches {
   std::vector<Time>& gaps(const Branch& branch) { return gaps_[{branch.stop, branch.tool}]; }
   void gap_ended(const Branch& branch, Time gap) override { gaps(branch).push_back(gap); }
   void became_idle(Branch& branch) override {
-    std::vector<Time> last = gaps(branch);
-    if (last.size() > 256) last.erase(last.begin(), last.end() - 256);
-    Time ttl = 2'000'000;
-    if (last.size() >= 5) {
-      std::sort(last.begin(), last.end());
-      std::size_t rank = 1;  // nearest rank: the smallest that at least 95 of 100 do not exceed
-      while (rank * 100 < last.size() * 95) ++rank;
-      ttl = last[rank - 1] / 2;
-    }
-    branch.deadline = branch.stop == StopReason::kEndTurn ? 0 : branch.last_use + std::min<Time>(ttl, 300'000'000);
+    branch.deadline = branch.stop == StopReason::kEndTurn ? 0 : branch.last_use + slow_time_to_live(gaps(branch));
   }
   std::uint64_t score(const Branch& branch) const override {
     const bool kept = branch.running || now_ < branch.deadline;
     return (kept ? 0 : std::uint64_t{1} << 61) + (std::uint64_t{1} << 60) - branch.last_use;
+  }
+
+  std::map<std::pair<StopReason, ToolClass>, std::vector<Time>> gaps_;
+};
+
+class SlowSagaPaper final : public SlowWaLru {
+ public:
+  using SlowWaLru::SlowWaLru;
+
+ private:
+  std::vector<Time>& gaps(const Branch& branch) { return gaps_[{branch.stop, branch.tool}]; }
+  void gap_ended(const Branch& branch, Time gap) override { gaps(branch).push_back(gap); }
+  void became_idle(Branch& branch) override {
+    branch.deadline =
+        branch.last_use + (branch.stop == StopReason::kEndTurn ? 300'000'000 : slow_time_to_live(gaps(branch)));
+  }
+  std::uint64_t score(const Branch& branch) const override {
+    const bool kept = branch.running || now_ < branch.deadline;
+    return (kept ? 0 : std::uint64_t{1} << 61) + SlowWaLru::score(branch);
   }
 
   std::map<std::pair<StopReason, ToolClass>, std::vector<Time>> gaps_;
@@ -368,6 +387,10 @@ std::unique_ptr<SlowCache> make_slow(PolicyKind kind, const PageTree& tree, std:
       return std::make_unique<SlowTtl>(tree, capacity);
     case PolicyKind::kBelady:
       return std::make_unique<SlowBelady>(tree, capacity, schedule);
+    case PolicyKind::kSagaPaper:
+      return std::make_unique<SlowSagaPaper>(tree, capacity);
+    default:
+      break;
   }
   return nullptr;
 }
@@ -488,7 +511,7 @@ TEST_P(Policy, DecidesLikeItsSlowModel) {
 
 INSTANTIATE_TEST_SUITE_P(All, Policy,
                          ::testing::Values(PolicyKind::kLru, PolicyKind::kLruPrefix, PolicyKind::kWaLru,
-                                           PolicyKind::kTtl, PolicyKind::kBelady));
+                                           PolicyKind::kTtl, PolicyKind::kBelady, PolicyKind::kSagaPaper));
 
 // More than 256 gaps of one class, so that the window slides.
 TEST(TimeToLivePolicy, ForgetsOldGaps) {
@@ -523,13 +546,13 @@ struct Literal {
   Workload workload;
 };
 
-void play(PageCache& cache, CallId call, ThreadId thread, Time start, Time end, StopReason stop) {
+void play(PageCache& cache, CallId call, ThreadId thread, Time start, Time end, StopReason stop, bool over = false) {
   const NodeId leaf = cache.tree().prompt_leaf(call);
   const std::uint32_t pages = cache.tree().path_pages(leaf);
   cache.start(0, {call, thread, leaf, leaf}, pages, start);
   cache.insert(0, pages - cache.frontier(0));
   cache.trim(start);
-  cache.end(0, {call, stop, ToolClass::kNone, leaf}, end);
+  cache.end(0, {call, stop, ToolClass::kNone, leaf, over}, end);
   cache.trim(end);
 }
 
@@ -588,6 +611,64 @@ TEST(WorkflowAwarePolicy, EndOfTurnHalvesTheReuse) {
   play(cache, 1, 1, kSecond, kSecond, StopReason::kEndTurn);
   play(cache, 2, 2, 10 * kSecond, 11 * kSecond, StopReason::kToolUse);
   EXPECT_EQ(matches(cache), (std::vector<std::uint32_t>{4, 0, 1}));
+}
+
+TEST(WorkflowAwarePolicy, ASessionThatIsOverHasNoReuse) {
+  // As in LargestScoreGoes, but thread 1 was its last call: .3 + .5 + .05 = .85 and it goes.
+  const Literal literal({{0, {1, 2, 3, 4}}, {1, {9}}, {2, {20}}});
+  const PageTree tree = PageTree::for_cache(literal.workload, 512);
+  PageCache cache(tree, 5, 1, PolicyKind::kWaLru);
+  play(cache, 0, 0, 0, kSecond, StopReason::kToolUse);
+  play(cache, 1, 1, kSecond, kSecond, StopReason::kToolUse, true);
+  play(cache, 2, 2, 10 * kSecond, 11 * kSecond, StopReason::kToolUse);
+  EXPECT_EQ(matches(cache), (std::vector<std::uint32_t>{4, 0, 1}));
+}
+
+TEST(WorkflowAwarePolicy, AThreadThatLeftHasNoReuseUntilItComesBack) {
+  for (const bool back : {false, true}) {
+    const Literal literal({{0, {1, 2, 3, 4}}, {1, {9}}, {1, {9}}, {2, {20}}});
+    const PageTree tree = PageTree::for_cache(literal.workload, 512);
+    PageCache cache(tree, 5, 1, PolicyKind::kWaLru);
+    play(cache, 0, 0, 0, kSecond, StopReason::kToolUse);
+    play(cache, 1, 1, kSecond, kSecond, StopReason::kToolUse);
+    cache.policy().thread_left(1, kSecond);
+    if (back) play(cache, 2, 1, kSecond, kSecond, StopReason::kToolUse);
+    play(cache, 3, 2, 10 * kSecond, 11 * kSecond, StopReason::kToolUse);
+    EXPECT_EQ(cache.match(tree.prompt_leaf(0)), back ? 3u : 4u);
+    EXPECT_EQ(cache.match(tree.prompt_leaf(1)), back ? 1u : 0u);
+    EXPECT_TRUE(cache.verify());
+  }
+}
+
+TEST(SagaPaperPolicy, ProtectsForFiveMinutesAfterAnEndOfTurnUnlessItWasTheLast) {
+  // By score thread 0 would go first (the larger, its turn over); its time to live of 300 s holds it, that of thread 1 (2 s) is over.
+  for (const bool late : {false, true}) {
+    const Literal literal({{0, {1, 2, 3, 4}}, {1, {9}}, {2, {20}}});
+    const PageTree tree = PageTree::for_cache(literal.workload, 512);
+    PageCache cache(tree, 5, 1, PolicyKind::kSagaPaper);
+    play(cache, 0, 0, 0, kSecond, StopReason::kEndTurn);
+    play(cache, 1, 1, kSecond, kSecond, StopReason::kToolUse);
+    play(cache, 2, 2, late ? 301 * kSecond : 301 * kSecond - 1, 400 * kSecond, StopReason::kToolUse);
+    EXPECT_EQ(matches(cache), late ? (std::vector<std::uint32_t>{3, 1, 1}) : (std::vector<std::uint32_t>{4, 0, 1}));
+  }
+  const Literal literal({{0, {1, 2, 3, 4}}, {1, {9}}, {2, {20}}});
+  const PageTree tree = PageTree::for_cache(literal.workload, 512);
+  PageCache cache(tree, 5, 1, PolicyKind::kSagaPaper);
+  play(cache, 0, 0, 0, kSecond, StopReason::kEndTurn, true);
+  play(cache, 1, 1, kSecond, kSecond, StopReason::kToolUse);
+  play(cache, 2, 2, 2 * kSecond, 400 * kSecond, StopReason::kToolUse);
+  EXPECT_EQ(matches(cache), (std::vector<std::uint32_t>{3, 1, 1}));
+}
+
+TEST(SagaPaperPolicy, AmongTheProtectedTheScoreDecides) {
+  // Both within their times to live: as in WorkflowAwarePolicy.LargestScoreGoes.
+  const Literal literal({{0, {1, 2, 3, 4}}, {1, {9}}, {2, {20}}});
+  const PageTree tree = PageTree::for_cache(literal.workload, 512);
+  PageCache cache(tree, 5, 1, PolicyKind::kSagaPaper);
+  play(cache, 0, 0, 0, kSecond, StopReason::kToolUse);
+  play(cache, 1, 1, kSecond, kSecond, StopReason::kToolUse);
+  play(cache, 2, 2, 2 * kSecond, 11 * kSecond, StopReason::kToolUse);
+  EXPECT_EQ(matches(cache), (std::vector<std::uint32_t>{3, 1, 1}));
 }
 
 TEST(PrefixRecencyPolicy, ReuseIsWorthTwoSeconds) {

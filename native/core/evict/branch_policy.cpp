@@ -17,9 +17,12 @@ constexpr Time kReuseBonus = 2'000'000;
 constexpr std::size_t kGapsKept = 256;
 constexpr std::size_t kGapsNeeded = 5;
 constexpr Time kTtlAtColdStart = 2'000'000;
-constexpr Time kTtlMax = 300'000'000;
 constexpr std::size_t kStopReasons = 3;
 constexpr std::size_t kToolClasses = 5;
+
+std::size_t class_of(StopReason stop, ToolClass tool) {
+  return static_cast<std::size_t>(stop) * kToolClasses + static_cast<std::size_t>(tool);
+}
 
 }  // namespace
 
@@ -106,6 +109,7 @@ void BranchPolicy::call_started(const CallStart& call, Time now) {
   head.prompt_pages = prompt_pages;
   head.newest_call = call.call;
   head.state = State::kRunning;
+  head.over = false;
   head.last_use = now;
   hang(id, deepest);
 }
@@ -128,6 +132,7 @@ void BranchPolicy::call_ended(const CallEnd& call, Time now) {
   if (head.newest_call != call.call) return;  // the thread has gone on meanwhile
   SAGA_ASSERT(head.state == State::kRunning);
   head.state = State::kIdle;
+  head.over = call.session_end;
   head.stop_reason = call.stop_reason;
   head.tool_class = call.tool_class;
   if (head.path_leaf != call.leaf) {
@@ -148,6 +153,16 @@ void BranchPolicy::call_preempted(CallId call, Time now) {
   if (branches_[id].newest_call != call) return;
   branches_[id].state = State::kWaiting;
   touch(id, now);
+}
+
+// A call of it that still runs keeps its branch alive; when that call ends the branch is idle like any other.
+void BranchPolicy::thread_left(ThreadId thread, Time) {
+  if (thread == kNone || head_of_thread_[thread] == kNone) return;
+  Branch& head = branches_[head_of_thread_[thread]];
+  if (head.state == State::kRunning) return;
+  if (head.state == State::kWaiting) head.state = State::kIdle;
+  head.over = true;
+  head.deadline = 0;
 }
 
 void BranchPolicy::node_resident(NodeId node) {
@@ -224,7 +239,7 @@ Time BranchPolicy::longest_idle(Time now) const {
 }
 
 BranchPolicy::Fraction BranchPolicy::reuse_probability(const Branch& branch) const {
-  if (branch.state == State::kSuperseded) return 0;
+  if (branch.state == State::kSuperseded || branch.over) return 0;
   if (branch.state == State::kWaiting) return kOne;
   const bool turn_over = branch.state == State::kIdle && branch.stop_reason == StopReason::kEndTurn;
   const Fraction end = turn_over ? kOne / 2 : end_probability_;
@@ -287,31 +302,43 @@ Victim PrefixRecencyPolicy::victim(Time) {
   return {best, residents_.nodes[best].pages};
 }
 
-Victim WorkflowAwarePolicy::victim(Time now) {
+template <typename Kept>
+Victim WorkflowAwarePolicy::choose(Time now, const Kept& kept) {
   // Scores are ten times Eq. 1: 3 R + 5 (1 - P_reuse) + 2 S.
   const Time longest = longest_idle(now);
   const int shift = std::max(0, static_cast<int>(std::bit_width(longest)) - kTimeBits);  // beyond 12 days: coarser
   const Time scale = std::max<Time>(1, longest >> shift);
   candidates_.clear();
-  std::uint32_t pinned_most = 1;
+  kept_candidates_.clear();
+  std::uint32_t others_most = 1;  // the most resident pages of those that cannot be chosen
   for (const NodeId node : residents_.leaves) {
     if (residents_.nodes[node].pins > 0) {
-      pinned_most = std::max(pinned_most, residents_.path_pages(node));
+      others_most = std::max(others_most, residents_.path_pages(node));
       continue;
     }
+    bool keep = false;
     Fraction base = 8 * kOne;
     for (BranchId id = first_at(node); id != kNone; id = branch(id).next) {
+      const bool keep_branch = kept(branch(id));
+      if (keep && !keep_branch) continue;
       const Time idle = now - branch(id).last_use;
       const Fraction recency = ((idle >> shift) << kFractionBits) / scale;
-      base = std::min(base, 3 * recency + 5 * (kOne - reuse_probability(branch(id))));
+      const Fraction score = 3 * recency + 5 * (kOne - reuse_probability(branch(id)));
+      base = keep == keep_branch ? std::min(base, score) : score;
+      keep = keep_branch;
     }
-    candidates_.push_back({node, residents_.path_pages(node), base});
+    (keep ? kept_candidates_ : candidates_).push_back({node, residents_.path_pages(node), base});
+  }
+  if (candidates_.empty()) {
+    candidates_.swap(kept_candidates_);
+  } else {
+    for (const Candidate& other : kept_candidates_) others_most = std::max(others_most, other.path_pages);
   }
   if (candidates_.empty()) return {};
 
   // The most resident pages of any branch are those of the largest leaf; when it loses pages, in time those of the second.
   std::size_t largest = 0;
-  std::uint32_t second = pinned_most;
+  std::uint32_t second = others_most;
   for (std::size_t i = 1; i < candidates_.size(); ++i) {
     if (candidates_[i].path_pages > candidates_[largest].path_pages) largest = i;
   }
@@ -348,20 +375,19 @@ Victim WorkflowAwarePolicy::victim(Time now) {
   return {node, low};
 }
 
-TimeToLivePolicy::TimeToLivePolicy(const ResidentSet& residents)
-    : BranchPolicy(residents), classes_(kStopReasons * kToolClasses) {
+Victim WorkflowAwarePolicy::victim(Time now) {
+  return choose(now, [](const Branch&) { return false; });
+}
+
+TimesToLive::TimesToLive() : classes_(kStopReasons * kToolClasses) {
   for (GapHistory& history : classes_) {
     history.ring.reserve(kGapsKept);
     history.sorted.reserve(kGapsKept);
   }
 }
 
-std::size_t TimeToLivePolicy::class_of(const Branch& branch) {
-  return static_cast<std::size_t>(branch.stop_reason) * kToolClasses + static_cast<std::size_t>(branch.tool_class);
-}
-
-void TimeToLivePolicy::gap_ended(const Branch& branch, Time gap) {
-  GapHistory& history = classes_[class_of(branch)];
+void TimesToLive::learn(StopReason stop, ToolClass tool, Time gap) {
+  GapHistory& history = classes_[class_of(stop, tool)];
   if (history.ring.size() < kGapsKept) {
     history.ring.push_back(gap);
   } else {
@@ -372,15 +398,28 @@ void TimeToLivePolicy::gap_ended(const Branch& branch, Time gap) {
   history.sorted.insert(std::upper_bound(history.sorted.begin(), history.sorted.end(), gap), gap);
 }
 
-void TimeToLivePolicy::became_idle(Branch& branch) {
-  if (branch.stop_reason == StopReason::kEndTurn) {
-    branch.deadline = 0;
-    return;
+Time TimesToLive::of(StopReason stop, ToolClass tool) const {
+  const std::vector<Time>& sorted = classes_[class_of(stop, tool)].sorted;
+  if (sorted.size() < kGapsNeeded) return kTtlAtColdStart;
+  return std::min(kMax, sorted[(sorted.size() * 95 + 99) / 100 - 1] / 2);
+}
+
+bool TimesToLive::verify() const {
+  for (const GapHistory& history : classes_) {
+    std::vector<Time> sorted = history.ring;
+    std::sort(sorted.begin(), sorted.end());
+    if (sorted != history.sorted) return false;
   }
-  const std::vector<Time>& sorted = classes_[class_of(branch)].sorted;
-  Time ttl = kTtlAtColdStart;
-  if (sorted.size() >= kGapsNeeded) ttl = sorted[(sorted.size() * 95 + 99) / 100 - 1] / 2;
-  branch.deadline = branch.last_use + std::min(ttl, kTtlMax);
+  return true;
+}
+
+void TimeToLivePolicy::gap_ended(const Branch& branch, Time gap) {
+  times_to_live_.learn(branch.stop_reason, branch.tool_class, gap);
+}
+
+void TimeToLivePolicy::became_idle(Branch& branch) {
+  const bool none = branch.over || branch.stop_reason == StopReason::kEndTurn;
+  branch.deadline = none ? 0 : branch.last_use + times_to_live_.of(branch.stop_reason, branch.tool_class);
 }
 
 Victim TimeToLivePolicy::victim(Time now) {
@@ -393,9 +432,9 @@ Victim TimeToLivePolicy::victim(Time now) {
     Time use = 0;
     for (BranchId id = first_at(node); id != kNone; id = branch(id).next) {
       const Branch& b = branch(id);
-      const bool alive = b.state == State::kWaiting || b.state == State::kRunning || now < b.deadline;
-      if (alive > kept || (alive == kept && b.last_use > use)) {
-        kept = alive;
+      const bool keep = alive(b, now);
+      if (keep > kept || (keep == kept && b.last_use > use)) {
+        kept = keep;
         use = b.last_use;
       }
     }
@@ -412,13 +451,26 @@ Victim TimeToLivePolicy::victim(Time now) {
   return {best, residents_.nodes[best].pages};
 }
 
-bool TimeToLivePolicy::verify() const {
-  for (const GapHistory& history : classes_) {
-    std::vector<Time> sorted = history.ring;
-    std::sort(sorted.begin(), sorted.end());
-    if (sorted != history.sorted) return false;
-  }
-  return BranchPolicy::verify();
+bool TimeToLivePolicy::verify() const { return times_to_live_.verify() && BranchPolicy::verify(); }
+
+Victim SagaPaperPolicy::victim(Time now) {
+  return choose(now, [now](const Branch& branch) { return alive(branch, now); });
 }
+
+void SagaPaperPolicy::gap_ended(const Branch& branch, Time gap) {
+  times_to_live_.learn(branch.stop_reason, branch.tool_class, gap);
+}
+
+void SagaPaperPolicy::became_idle(Branch& branch) {
+  if (branch.over) {
+    branch.deadline = 0;
+    return;
+  }
+  const bool turn_over = branch.stop_reason == StopReason::kEndTurn;
+  branch.deadline =
+      branch.last_use + (turn_over ? TimesToLive::kMax : times_to_live_.of(branch.stop_reason, branch.tool_class));
+}
+
+bool SagaPaperPolicy::verify() const { return times_to_live_.verify() && WorkflowAwarePolicy::verify(); }
 
 }  // namespace saga

@@ -1,4 +1,4 @@
-// BranchPolicy: the book-keeping that lru-prefix, wa-lru and ttl share. They score branches instead of pages.
+// BranchPolicy: the book-keeping that lru-prefix, wa-lru, ttl and saga-paper share. They score branches instead of pages.
 //
 // A **branch** is the head of a thread (its newest call: prompt, and what the answer added), or a superseded prompt: the path of
 // a head at the moment when the next prompt of its thread turned out not to contain all of it. A branch **hangs** at the deepest
@@ -16,7 +16,8 @@
 // Learned here, by this cache alone: threads seen, continuations, and the mean growth of the prompt from call to call.
 //   P_reuse = (1 - p_end) c / (c + g): c = tokens of the prompt in full pages; g = mean of max(0, growth) over all
 //   continuations, 300 tokens before the first; p_end = 0.5 after end_turn, else min(0.5, threads / continuations) from the
-//   sixth thread on, 0.05 before. 0 for a superseded prompt, 1 for a waiting one.
+//   sixth thread on, 0.05 before. 0 for a superseded prompt and for a thread that is over (the client said so with its last
+//   answer, or it was moved away), 1 for a waiting one.
 //
 // Arithmetic is in integers (fixed point of 24 fractional bits), so that decisions are the same on every machine.
 //
@@ -37,6 +38,7 @@ class BranchPolicy : public EvictionPolicy {
   void call_started(const CallStart& call, Time now) override;
   void call_ended(const CallEnd& call, Time now) override;
   void call_preempted(CallId call, Time now) override;
+  void thread_left(ThreadId thread, Time now) override;
   void node_resident(NodeId node) override;
   void node_emptied(NodeId node) override;
   bool verify() const override;
@@ -57,8 +59,9 @@ class BranchPolicy : public EvictionPolicy {
     CallId newest_call = kNone;
     std::uint32_t prompt_pages = 0;
     Time last_use = 0;  // end of the newest call; its start while it runs
-    Time deadline = 0;  // for ttl: protected before this
+    Time deadline = 0;  // for ttl and saga-paper: protected before this
     State state = State::kFree;
+    bool over = false;  // no call of the thread is expected any more
     StopReason stop_reason = StopReason::kUnknown;
     ToolClass tool_class = ToolClass::kNone;
   };
@@ -70,6 +73,10 @@ class BranchPolicy : public EvictionPolicy {
   // The newest call of a branch has ended; its reasons are known.
   virtual void became_idle(Branch&) {}
 
+  // Running, certain to come back, or younger than its time to live.
+  static bool alive(const Branch& branch, Time now) {
+    return branch.state == State::kWaiting || branch.state == State::kRunning || now < branch.deadline;
+  }
   Fraction reuse_probability(const Branch& branch) const;
   Time longest_idle(Time now) const;  // over all resident branches; at least 1
 
@@ -126,10 +133,16 @@ class PrefixRecencyPolicy final : public BranchPolicy {
 // was the largest, that of the others rises), so a decision holds for as many pages as leave it first, but for at least 512
 // tokens of its node: branches of like score would else take turns page by page. With pages of 512 tokens or more this is exact.
 // Cost of a decision: O(leaves), times the logarithm of the node's pages where it does not go as a whole.
-class WorkflowAwarePolicy final : public BranchPolicy {
+class WorkflowAwarePolicy : public BranchPolicy {
  public:
   explicit WorkflowAwarePolicy(const ResidentSet& residents) : BranchPolicy(residents) {}
   Victim victim(Time now) override;
+
+ protected:
+  // The victim where branches of which kept(branch) is true go only when nothing else is left; among themselves, as among the
+  // others, in order of their scores.
+  template <typename Kept>
+  Victim choose(Time now, const Kept& kept);
 
  private:
   struct Candidate {
@@ -138,14 +151,19 @@ class WorkflowAwarePolicy final : public BranchPolicy {
     Fraction base;  // ten times 0.3 R + 0.5 (1 - P_reuse)
   };
   std::vector<Candidate> candidates_;
+  std::vector<Candidate> kept_candidates_;
 };
 
-// LRU over branches, but a branch younger than its time to live goes only when nothing else is left.
-class TimeToLivePolicy final : public BranchPolicy {
+// Times to live of idle branches: half the nearest-rank p95 of the last 256 gaps of their class (stop reason x tool class), 2 s
+// until 5 are seen, at most 300 s. learn() is O(256), of() O(1).
+class TimesToLive {
  public:
-  explicit TimeToLivePolicy(const ResidentSet& residents);
-  Victim victim(Time now) override;
-  bool verify() const override;
+  static constexpr Time kMax = 300'000'000;
+
+  TimesToLive();
+  void learn(StopReason stop, ToolClass tool, Time gap);
+  Time of(StopReason stop, ToolClass tool) const;
+  bool verify() const;
 
  private:
   // The last gaps of a class, in order of arrival and in order of size.
@@ -154,11 +172,37 @@ class TimeToLivePolicy final : public BranchPolicy {
     std::vector<Time> sorted;
     std::uint32_t next = 0;
   };
-  static std::size_t class_of(const Branch& branch);
+  std::vector<GapHistory> classes_;
+};
+
+// LRU over branches, but a branch younger than its time to live goes only when nothing else is left.
+class TimeToLivePolicy final : public BranchPolicy {
+ public:
+  explicit TimeToLivePolicy(const ResidentSet& residents) : BranchPolicy(residents) {}
+  Victim victim(Time now) override;
+  bool verify() const override;
+
+ private:
   void gap_ended(const Branch& branch, Time gap) override;
   void became_idle(Branch& branch) override;
 
-  std::vector<GapHistory> classes_;
+  TimesToLive times_to_live_;
+};
+
+// The SAGA paper's WA-LRU with its times to live (Algorithm 1): a branch younger than its time to live goes only when nothing
+// else is left; within each of the two groups WA-LRU decides. After end_turn (no tool is known to run) it is the longest, 300 s;
+// a thread that is over has none.
+class SagaPaperPolicy final : public WorkflowAwarePolicy {
+ public:
+  explicit SagaPaperPolicy(const ResidentSet& residents) : WorkflowAwarePolicy(residents) {}
+  Victim victim(Time now) override;
+  bool verify() const override;
+
+ private:
+  void gap_ended(const Branch& branch, Time gap) override;
+  void became_idle(Branch& branch) override;
+
+  TimesToLive times_to_live_;
 };
 
 }  // namespace saga

@@ -19,6 +19,8 @@ std::unique_ptr<EvictionPolicy> make_eviction_policy(PolicyKind kind, const Resi
       return std::make_unique<TimeToLivePolicy>(residents);
     case PolicyKind::kBelady:
       return std::make_unique<BeladyPolicy>(residents, future);
+    case PolicyKind::kSagaPaper:
+      return std::make_unique<SagaPaperPolicy>(residents);
   }
   return nullptr;
 }

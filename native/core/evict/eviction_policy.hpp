@@ -27,7 +27,7 @@
 // Calls of one thread may overlap; the newest is the one that counts for the branch. Not every call that starts need
 // ever end. Pages may be resident that no call here has used: copies.
 //
-// **Branches.** lru-prefix, wa-lru and ttl do not score pages but branches: the head of a thread (its newest prompt,
+// **Branches.** lru-prefix, wa-lru, ttl and saga-paper do not score pages but branches: the head of a thread (its newest prompt,
 // with the answer once it ended) and superseded prompts (what the newest prompt of the thread no longer contains). A
 // branch hangs at the deepest resident page of its path; a leaf takes the score of its least evictable branch, and one
 // without a branch goes first (under wa-lru: has the worst R and P_reuse): so does a copy until its thread calls here,
@@ -43,6 +43,7 @@
 //   ttl         lru over branches, but a branch younger than its time to live goes last. TTL = half the p95 of the last
 //               256 gaps of its class (stop reason x tool class), 2 s until 5 are seen, at most 300 s, none after
 //               end_turn.
+//   saga-paper  wa-lru, but a branch younger than its time to live goes last: that of ttl, but 300 s after end_turn.
 //   belady      the offline optimum, Belady's MIN with bypass: it is given the requests to come. Farthest next use
 //               first, of equals the deepest. Calls may start in another order than recorded: what counts is which
 //               recorded requests have not started yet.
