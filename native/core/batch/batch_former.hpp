@@ -43,7 +43,8 @@
 //
 // Preemption. kRecompute gives the blocks back; what is cached and not taken meanwhile is hit when the call returns, and
 // what it has generated is part of its prompt then. kSwap moves the blocks to the host tier and back, if the host tier
-// and max_copies have room (else it is as kRecompute). The server executes `copies` in order before it computes the
+// and max_copies have room, and the page table has a sequence to spare beyond max_sequences (else it is as kRecompute).
+// The server executes `copies` in order before it computes the
 // step, on the stream that computes; so blocks can be given out again at once, and plans are committed at once.
 //
 // Outputs go to arrays of the caller. Block tables are written incrementally: the row of a call is its sequence id in
@@ -267,6 +268,8 @@ class BatchFormer {
     std::uint64_t key = 0;
     std::uint64_t tie = 0;
     CallId call = kNone;
+
+    friend bool operator<(const Waiting& a, const Waiting& b) { return a.key != b.key ? a.key < b.key : a.tie < b.tie; }
   };
 
   // The cached prefix of a waiting call, exactly.
@@ -290,6 +293,7 @@ class BatchFormer {
   bool compose();
   bool schedule_running(bool decoding, std::uint32_t& budget, bool& preempted);
   bool allocate(Running& running, std::uint32_t end);
+  std::int64_t slot_of(const Running& running, std::uint32_t token) const;
   std::size_t last_in_order() const;
   void preempt(std::size_t index);
   bool swap_out(Running& running, Call& call);
@@ -319,6 +323,7 @@ class BatchFormer {
   const std::uint32_t block_size_;
   const std::uint32_t max_blocks_;  // of a sequence
   const std::uint32_t capacity_;    // blocks that calls can have
+  const std::uint32_t max_swapped_;
   const Tier slowest_hit_;
   const std::uint32_t chunk_limit_;
 
