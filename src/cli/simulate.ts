@@ -29,7 +29,7 @@ const processStreams: SimulateStreams = { out: process.stdout, err: process.stde
 const reportedLines = 10;
 
 /** Codes of what the user gave: they end in exit code 2. */
-const userMistakes = new Set<string>([
+export const userMistakes = new Set<string>([
   'SAGA_ERR_OPTION',
   'SAGA_ERR_INVALID_ARGUMENT',
   'SAGA_ERR_TRACE_UNREADABLE',
@@ -109,7 +109,7 @@ async function run(
 }
 
 /** Finds out before the long part whether a file can be written at the end. */
-function checkWritable(option: string, path: string): void {
+export function checkWritable(option: string, path: string): void {
   try {
     if (path === '') throw new Error('it is empty');
     const present = statSync(path, { throwIfNoEntry: false });
