@@ -76,7 +76,8 @@ SimWorkerOptions worker_options(const PageTree& tree, const ClusterOptions& opti
   worker.link_bytes_per_second = options.link_bytes_per_second;
   worker.kv_bytes_per_token = options.kv_bytes_per_token;
   worker.max_leases = options.max_leases;
-  worker.lease_budget_percent = options.lease_budget_percent;
+  worker.leases_before_waiting = leases_before_waiting_of(options.policy);
+  worker.lease_budget_percent = worker.leases_before_waiting ? 100 : options.lease_budget_percent;
   worker.single_step = options.single_step;
   return worker;
 }
@@ -378,7 +379,11 @@ LeaseId Cluster::lease(CallId call, WorkerId worker, std::uint64_t value, Time u
 }
 
 bool Cluster::release(LeaseId lease) {
-  return lease != kNoLease && workers_[lease % workers()]->release(lease / workers(), now_);
+  if (lease == kNoLease) return false;
+  const auto worker = static_cast<WorkerId>(lease % workers());
+  const bool released = workers_[worker]->release(lease / workers(), now_);
+  push_wake(worker);
+  return released;
 }
 
 void Cluster::lease_changed(const LeaseReport& report, Time now) {
@@ -545,6 +550,7 @@ Status Cluster::run() {
         break;
       case kLeaseEnd:
         workers_[event.subject]->expire_leases(now_);
+        push_wake(event.subject);
         break;
       case kLoadEnd:
         workers_[event.subject]->load_ended(event.tag, now_);

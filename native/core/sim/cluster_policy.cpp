@@ -2,7 +2,10 @@
 
 #include "../base/assert.hpp"
 #include "cluster.hpp"
+#include "continuum.hpp"
+#include "kv_router.hpp"
 #include "placement_policy.hpp"
+#include "thunder_agent.hpp"
 
 namespace saga {
 
@@ -31,6 +34,10 @@ bool priority_scheduling_of(const ClusterPolicyOptions& options) {
   }
 }
 
+bool leases_before_waiting_of(const ClusterPolicyOptions& options) {
+  return options.kind == ClusterPolicyKind::kContinuum;
+}
+
 PlacementKind baseline_placement_of(ClusterPolicyKind kind) {
   return kind == ClusterPolicyKind::kRoundRobin ? PlacementKind::kRoundRobin : PlacementKind::kAffinity;
 }
@@ -45,14 +52,20 @@ bool valid(const ClusterPolicyOptions& options) {
   return true;
 }
 
-std::unique_ptr<PlacementPolicy> make_cluster_policy(const ClusterPolicyOptions& options, const ClusterOptions&,
-                                                     const Workload&) {
+std::unique_ptr<PlacementPolicy> make_cluster_policy(const ClusterPolicyOptions& options, const ClusterOptions& cluster,
+                                                     const Workload& workload) {
   switch (options.kind) {
     case ClusterPolicyKind::kRoundRobin:
     case ClusterPolicyKind::kAffinity:
     case ClusterPolicyKind::kWaLru:
     case ClusterPolicyKind::kTtl:
       return std::make_unique<BaselinePlacement>(baseline_placement_of(options.kind), options.seed);
+    case ClusterPolicyKind::kKvRouter:
+      return std::make_unique<KvRouter>(options, cluster, workload);
+    case ClusterPolicyKind::kContinuum:
+      return std::make_unique<Continuum>(options, cluster, workload);
+    case ClusterPolicyKind::kThunderAgent:
+      return std::make_unique<ThunderAgent>(options, workload);
     default:
       break;
   }

@@ -78,6 +78,9 @@ PolicyKind eviction_of(const ClusterPolicyOptions& options);
 // Whether the workers run vLLM's priority scheduling for it.
 bool priority_scheduling_of(const ClusterPolicyOptions& options);
 
+// Whether the workers let leases hold all of their memory, and admit nobody at their expense (sim_worker.hpp).
+bool leases_before_waiting_of(const ClusterPolicyOptions& options);
+
 // The baseline placement of the kinds that have no scheduler of their own (kRoundRobin to kTtl).
 PlacementKind baseline_placement_of(ClusterPolicyKind kind);
 

@@ -327,6 +327,7 @@ bool SimWorker::admit(std::uint32_t& budget, Time now) {
   const std::uint32_t wanted = full - there + (end % page_tokens_ != 0 ? 1u : 0u);
   if (wanted + pages_to_pin(leaf, there) > available()) {
     if (cache_.revocable() == 0) return false;
+    if (options_.leases_before_waiting && running_.size() + loading_ > 0) return false;
     // No lease is revoked in vain.
     if (wanted + pages_without_call(leaf, there) > available() + cache_.revocable()) return false;
     do {
@@ -437,14 +438,16 @@ void SimWorker::begin_step(Time now) {
 // True if the head of the queue cannot be admitted while nothing happens but decoding. The pages that it wants beyond
 // those that are pinned anyway are at least those of its first chunk, whatever part of its prompt stays cached;
 // decoding only takes pages away, and can bring at most one page of its prompt for each running call without taking one. Leases
-// are no obstacle: what they alone pin can be had, and so counts neither as pinned nor as missing.
+// are no obstacle: what they alone pin can be had, and so counts neither as pinned nor as missing; but under
+// leases_before_waiting they are like calls.
 bool SimWorker::head_stays_blocked() const {
   if (running_.size() + loading_ >= options_.max_sequences) return true;
   if (host_.capacity() > 0 || running_.size() >= options_.token_budget) return false;
+  const bool keeps = options_.leases_before_waiting;
   const Waiting& head = waiting_.front();
   std::uint32_t pinned = 0;
   for (NodeId node = tree_.final_leaf(head.call); node != kNone; node = tree_.node(node).parent) {
-    if (cache_.call_pins(node) == 0) continue;
+    if ((keeps ? cache_.residents().nodes[node].pins : cache_.call_pins(node)) == 0) continue;
     pinned = cache_.residents().path_pages(node);
     break;
   }
@@ -452,7 +455,7 @@ bool SimWorker::head_stays_blocked() const {
   const std::uint32_t computed = std::min(pinned, (known - 1) / page_tokens_) * page_tokens_;
   const auto running = static_cast<std::uint32_t>(running_.size());
   const std::uint32_t chunk = std::min(known - computed, options_.token_budget - running);
-  return (chunk + page_tokens_ - 1) / page_tokens_ > available() + cache_.revocable() + running;
+  return (chunk + page_tokens_ - 1) / page_tokens_ > available() + (keeps ? 0 : cache_.revocable()) + running;
 }
 
 void SimWorker::plan(bool preempted, Time now) {
@@ -678,6 +681,7 @@ void SimWorker::end_lease(std::size_t index, LeaseOutcome outcome, Time now) {
       break;
   }
   observer_.lease_changed({lease.id, lease.call, id_, covered, outcome}, now);
+  if (options_.leases_before_waiting && in_step_ && !waiting_.empty()) cut_plan(now);
 }
 
 void SimWorker::forget_everything(Time now) {

@@ -21,7 +21,8 @@
 // page tree that leases pin, counted as a whole, never hold more than lease_budget_percent of the pages. Leases are
 // revoked when a step is put together, where a running call cannot get a page (before anybody is preempted) and where a
 // waiting call can then be admitted; while it could not, even without leases, they stay. Copies that arrive revoke
-// nothing. Leased pages that no running call uses are not in use (running_pages()).
+// nothing. Leased pages that no running call uses are not in use (running_pages()). With `leases_before_waiting` a
+// waiting call gets leased pages only where nothing runs or loads, so that nothing else would ever make room for it.
 //
 // **Lazy decoding.** While all running calls decode and nothing can be admitted, nothing happens for many steps but
 // that contexts grow. The worker then plans up to the first end of an answer (or the first page that might not be had)
@@ -29,8 +30,8 @@
 // matter (a call comes, somebody looks) first calls sync(), which catches up with the clock; a call that comes cuts the
 // plan at the end of the step in flight. A plan counts on pages that are free or evictable, so a new lease cuts it too;
 // when a lease ends, there only are more of them. And no plan runs into a revocation: it ends before the step that
-// needs one. Whether the head of the queue can be admitted does not depend on leases, for they can all be revoked. The
-// results are those of single steps, which `single_step` forces.
+// needs one. Whether the head of the queue can be admitted does not depend on leases, for they can all be revoked;
+// under `leases_before_waiting` it does, and there the end of a lease cuts the plan, too. The results are those of single steps, which `single_step` forces.
 //
 // Time: the owner asks wake() for the next moment at which the worker wants to be called and calls end_step() or
 // begin_step() then. At one moment steps end first, then everything outside happens, then steps begin.
@@ -72,6 +73,8 @@ struct SimWorkerOptions {
   std::uint64_t kv_bytes_per_token = 327'680;
   std::uint32_t max_leases = 256;           // at a time
   std::uint32_t lease_budget_percent = 50;  // of the pages
+  // Nobody is admitted at the expense of a lease while anybody runs or loads.
+  bool leases_before_waiting = false;
   bool single_step = false;
 };
 
