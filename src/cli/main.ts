@@ -7,6 +7,7 @@ import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { build, type BuildOptions } from './build.js';
 import { doctor, type DoctorOptions } from './doctor.js';
+import { registerEvaluate } from './evaluate.js';
 import { registerReplay } from './replay.js';
 import { registerSimulate } from './simulate.js';
 
@@ -31,6 +32,7 @@ Examples:
 
 registerSimulate(program);
 registerReplay(program);
+registerEvaluate(program);
 program
   .command('doctor')
   .description('say whether SAGA works on this machine: platform, binary, self-test')

@@ -1,0 +1,359 @@
+/**
+ * Eviction against the offline optimum, on one shared cache.
+ */
+import { join } from 'node:path';
+import type { CacheRunResult } from '../../simulate/backend.js';
+import type { CacheModel } from '../../simulate/options.js';
+import type { CacheCase } from '../laboratory.js';
+import { goalOf, type Cell, type Goal, type Grid } from '../report.js';
+import { geometricMean } from '../statistics.js';
+import { cacheSystemName, cacheSystemOf, ours, type CacheHints, type CacheSystem } from '../systems.js';
+import type { Context, Table } from '../table.js';
+import { agentSource, traceSource, type WorkloadSource } from '../workloads.js';
+
+/** Where the recorded sessions lie in the folder of traces. */
+export const sessionTrace = join('claude-code-v6', 'requests.jsonl');
+const chatTrace = join('mooncake-conversation', 'requests.jsonl');
+
+/** Levels of information, and the geometric mean of misses / optimum that each must reach. */
+const levels: readonly { hints: CacheHints; goal: number }[] = [
+  { hints: 'none', goal: 1.38 },
+  { hints: 'end', goal: 1.3 },
+  { hints: 'end+tool-noisy', goal: 1.2 },
+  { hints: 'end+tool', goal: 1.14 },
+];
+
+/** A workload, how it is played, and the cache sizes in per cent of its distinct pages. */
+interface Regime {
+  name: string;
+  source: (orderSalt: string) => WorkloadSource;
+  model: CacheModel;
+  live: number | undefined;
+  shares: readonly number[];
+}
+
+const optimum = cacheSystemOf('belady')[0] as CacheSystem;
+
+const played: readonly CacheSystem[] = [
+  ...['lru', 'lru-prefix'].flatMap((policy) => cacheSystemOf(policy)),
+  ...(['none', 'end'] as const).flatMap((hints) => cacheSystemOf('wa-lru', hints)),
+  ...cacheSystemOf('ttl'),
+  ...(['none', 'end'] as const).flatMap((hints) => cacheSystemOf('saga-paper', hints)),
+  ...levels.flatMap(({ hints }) => cacheSystemOf(ours, hints)),
+];
+
+/** What is compared with LRU, order by order and when cold. */
+const ownLevels = played.filter(({ options }) => options.policy === (ours as string));
+const compared = [...cacheSystemOf('lru'), ...ownLevels];
+
+const orders = ['', '1', '2'] as const;
+
+/** Per cent of the requests that count as a cold start. */
+const coldPercent = 10;
+
+/** `saga evaluate eviction` */
+export const evictionTable: Table = {
+  name: 'eviction',
+  title: 'Eviction against the offline optimum',
+  shows:
+    'misses / optimum of every eviction policy on recorded sessions and chat (--traces), three orders, cold start, decision time',
+  minutes: 6,
+  async run(context) {
+    const regimes = regimesOf(context);
+    const pinned = regimes.filter(({ model }) => model === 'pinned');
+    const first = pinned[0] as Regime;
+    const results = new Results(
+      await playAll(context, [
+        ...regimes.flatMap((regime) => casesOf(regime, [...played, optimum])),
+        ...pinned.flatMap((regime) =>
+          orders.slice(1, context.quick ? 2 : 3).flatMap((salt) => casesOf(regime, [...compared, optimum], { salt })),
+        ),
+        ...casesOf(first, [...compared, optimum], { first: coldPercent }),
+        ...casesOf({ ...first, shares: [2] }, [...played, optimum], { timing: true }),
+      ]),
+    );
+    const usedOrders = orders.slice(0, context.quick ? 2 : 3);
+    return {
+      table: 'eviction',
+      title: this.title,
+      setup: {
+        workloads: [
+          ...new Set(regimes.map(({ source }) => source('').key.replace(/^.*[\\/]([^\\/]+)[\\/]/, '$1/'))),
+        ].join('; '),
+        pages: '512 tokens; cache sizes in per cent of the distinct pages',
+      },
+      goals: goalsOf(context, results, regimes, first),
+      grids: [
+        ...regimes.map((regime) => regimeGrid(results, regime)),
+        orderGrid(results, pinned, usedOrders),
+        coldGrid(results, first),
+        timingGrid(results, first),
+      ],
+      notes: [
+        ...(context.traces === undefined
+          ? [
+              'No --traces were given: the sessions are generated. Goals of misses are set for the recorded ones and are not measured here.',
+            ]
+          : []),
+        'Misses and their cost (a token at position p counts 1 + p / 60,000) are given as multiples of those of the offline optimum under the same model. Compulsory misses count on both sides.',
+        'Behind the name stands what the policy is told with the answer of a call: the end of the thread, the time of the coming tool run, or that time times exp(0.5 N(0, 1)).',
+      ],
+      chart: {
+        kind: 'lines',
+        chart: {
+          title: this.title,
+          subtitle: pinned[0]?.source('').key.startsWith('agent') === true ? 'Generated sessions' : 'claude-code-v6',
+          xTitle: 'cache size, per cent of the distinct pages',
+          xLabels: allShares(pinned).map((share) => `${share} %`),
+          panels: pinned.map((regime) => ({
+            title: regime.name,
+            yTitle: 'missed pages / those of the optimum',
+            floor: 1,
+            reference: { name: 'optimum', value: 1 },
+            series: played.map((system) => ({
+              name: system.name,
+              values: allShares(pinned).map((share) =>
+                regime.shares.includes(share) ? results.ratio(regime, system, share) : Number.NaN,
+              ),
+            })),
+          })),
+        },
+      },
+    };
+  },
+};
+
+function regimesOf({ traces, quick }: Context): Regime[] {
+  if (quick) {
+    const source = (salt: string): WorkloadSource =>
+      traces === undefined
+        ? agentSource(60, 42, salt)
+        : traceSource(join(traces, sessionTrace), { orderSalt: salt, limit: 60 });
+    return [
+      { name: 'pinned, 16 live', source, model: 'pinned', live: 16, shares: [2, 5] },
+      { name: 'atomic, 16 live', source, model: 'atomic', live: 16, shares: [2, 5] },
+    ];
+  }
+  const name = traces === undefined ? 'generated sessions' : 'claude-code-v6';
+  const source = (salt: string): WorkloadSource =>
+    traces === undefined ? agentSource(445, 42, salt) : traceSource(join(traces, sessionTrace), { orderSalt: salt });
+  return [
+    { name: `${name}, pinned, 32 live`, source, model: 'pinned', live: 32, shares: [1, 1.5, 2, 3, 5] },
+    { name: `${name}, pinned, 128 live`, source, model: 'pinned', live: 128, shares: [2, 3, 5, 10] },
+    { name: `${name}, atomic, 32 live`, source, model: 'atomic', live: 32, shares: [0.25, 0.5, 1, 2, 5] },
+    { name: `${name}, atomic, 128 live`, source, model: 'atomic', live: 128, shares: [0.5, 1, 2, 5] },
+    ...(traces === undefined
+      ? []
+      : [
+          {
+            name: 'mooncake-conversation, atomic, at its arrivals',
+            source: () => traceSource(join(traces, chatTrace)),
+            model: 'atomic' as const,
+            live: undefined,
+            shares: [1, 5, 10, 25, 50],
+          },
+        ]),
+  ];
+}
+
+/** A case, and what tells it from others of the same regime. */
+interface Variation {
+  salt?: string;
+  first?: number;
+  timing?: boolean;
+}
+
+interface NamedCase extends CacheCase {
+  key: string;
+}
+
+function keyOf(regime: Regime, system: CacheSystem, share: number, variation: Variation = {}): string {
+  return JSON.stringify([regime.name, system.name, share, variation]);
+}
+
+function casesOf(regime: Regime, systems: readonly CacheSystem[], variation: Variation = {}): NamedCase[] {
+  const { salt = '', ...rest } = variation;
+  return regime.shares.flatMap((share) =>
+    systems.map((system) => ({
+      key: keyOf(regime, system, share, variation),
+      workload: regime.source(salt),
+      system,
+      model: regime.model,
+      live: regime.live,
+      share,
+      ...rest,
+    })),
+  );
+}
+
+async function playAll(context: Context, cases: readonly NamedCase[]): Promise<Map<string, CacheRunResult>> {
+  const results = await context.laboratory.cache('eviction', cases);
+  return new Map(cases.map(({ key }, index) => [key, results[index] as CacheRunResult]));
+}
+
+class Results {
+  constructor(private readonly byKey: ReadonlyMap<string, CacheRunResult>) {}
+
+  of(regime: Regime, system: CacheSystem, share: number, variation?: Variation): CacheRunResult {
+    return this.byKey.get(keyOf(regime, system, share, variation)) as CacheRunResult;
+  }
+
+  /** Missed pages (or their cost) / those of the optimum. */
+  ratio(
+    regime: Regime,
+    system: CacheSystem,
+    share: number,
+    variation?: Variation,
+    figure: 'missedPages' | 'missedCost' = 'missedPages',
+  ): number {
+    const [own, best] = [system, optimum].map((one) => this.of(regime, one, share, variation)[figure]);
+    return own === best ? 1 : (own as number) / (best as number);
+  }
+
+  /** Geometric mean of the ratios over all sizes. */
+  mean(regime: Regime, system: CacheSystem, variation?: Variation, figure?: 'missedPages' | 'missedCost'): number {
+    return geometricMean(regime.shares.map((share) => this.ratio(regime, system, share, variation, figure)));
+  }
+
+  /** The cell where a policy misses most against LRU: misses / those of LRU. */
+  worst(regime: Regime, system: CacheSystem): number {
+    const [lru] = compared as [CacheSystem];
+    return Math.max(
+      ...regime.shares.map((share) => this.ratio(regime, system, share) / this.ratio(regime, lru, share)),
+    );
+  }
+
+  /** Nanoseconds of a decision. */
+  decision(regime: Regime, system: CacheSystem): number {
+    const { evictionNanoseconds, evictedPages } = this.of(regime, system, 2, { timing: true });
+    return evictedPages === 0 ? Number.NaN : evictionNanoseconds / evictedPages;
+  }
+}
+
+function goalsOf(context: Context, results: Results, regimes: readonly Regime[], first: Regime): Goal[] {
+  const pinned = regimes.filter(({ model }) => model === 'pinned');
+  const recorded = context.traces !== undefined && !context.quick;
+  const own = ownLevels[0];
+  const lru = compared[0] as CacheSystem;
+  const decision = own === undefined ? null : results.decision(first, own);
+  return [
+    ...pinned.flatMap((regime) =>
+      levels.map(({ hints, goal }) => {
+        const system = played.find(({ name }) => name === cacheSystemName(ours, hints));
+        return goalOf(
+          `misses / optimum, ${regime.name}, told: ${hints}, geometric mean`,
+          'at most',
+          goal,
+          recorded && system !== undefined ? results.mean(regime, system) : null,
+        );
+      }),
+    ),
+    goalOf(
+      `misses of ${ours} / LRU in the worst cell of all, at every level`,
+      'at most',
+      1,
+      ownLevels.length === 0
+        ? null
+        : Math.max(...regimes.flatMap((regime) => ownLevels.map((system) => results.worst(regime, system)))),
+      { digits: 4 },
+    ),
+    goalOf(`decision of ${ours}, nanoseconds`, 'at most', 60, decision, { digits: 1 }),
+    goalOf(
+      `decision of ${ours} / LRU`,
+      'at most',
+      3,
+      decision === null ? null : decision / results.decision(first, lru),
+      { digits: 1 },
+    ),
+  ];
+}
+
+function regimeGrid(results: Results, regime: Regime): Grid {
+  return {
+    title: `${regime.name}: missed pages / optimum, by cache size`,
+    columns: [
+      { key: 'policy', head: 'policy' },
+      ...regime.shares.map((share) => ({ key: `share ${share}`, head: `${share} %`, digits: 3 })),
+      { key: 'mean', head: 'geo-mean', digits: 3 },
+      { key: 'cost', head: 'cost, geo-mean', digits: 3 },
+      { key: 'worst', head: 'worst against LRU', digits: 4 },
+    ],
+    rows: played.map((system) => ({
+      policy: system.name,
+      ...Object.fromEntries(
+        regime.shares.map((share): [string, Cell] => [`share ${share}`, results.ratio(regime, system, share)]),
+      ),
+      mean: results.mean(regime, system),
+      cost: results.mean(regime, system, undefined, 'missedCost'),
+      worst: results.worst(regime, system),
+    })),
+  };
+}
+
+function orderGrid(results: Results, pinned: readonly Regime[], salts: readonly string[]): Grid {
+  return {
+    title: 'Other orders of the sessions: missed pages / optimum, geometric means',
+    columns: [
+      { key: 'regime', head: 'regime' },
+      { key: 'policy', head: 'policy' },
+      ...salts.map((salt) => ({
+        key: `order ${salt}`,
+        head: salt === '' ? 'the order above' : `--order-salt ${salt}`,
+        digits: 3,
+      })),
+    ],
+    rows: pinned.flatMap((regime) =>
+      compared.map((system) => ({
+        regime: regime.name,
+        policy: system.name,
+        ...Object.fromEntries(
+          salts.map((salt): [string, Cell] => [
+            `order ${salt}`,
+            results.mean(regime, system, salt === '' ? undefined : { salt }),
+          ]),
+        ),
+      })),
+    ),
+  };
+}
+
+function coldGrid(results: Results, regime: Regime): Grid {
+  return {
+    title: `Cold start: the first ${coldPercent} % of the requests, ${regime.name}`,
+    columns: [
+      { key: 'policy', head: 'policy' },
+      ...regime.shares.map((share) => ({ key: `share ${share}`, head: `${share} %`, digits: 3 })),
+      { key: 'mean', head: 'geo-mean', digits: 3 },
+    ],
+    rows: compared.map((system) => ({
+      policy: system.name,
+      ...Object.fromEntries(
+        regime.shares.map((share): [string, Cell] => [
+          `share ${share}`,
+          results.ratio(regime, system, share, { first: coldPercent }),
+        ]),
+      ),
+      mean: results.mean(regime, system, { first: coldPercent }),
+    })),
+  };
+}
+
+function timingGrid(results: Results, regime: Regime): Grid {
+  const lru = results.decision(regime, compared[0] as CacheSystem);
+  return {
+    title: `Time of an eviction decision, ${regime.name}, cache of 2 %`,
+    columns: [
+      { key: 'policy', head: 'policy' },
+      { key: 'nanoseconds', head: 'ns a page evicted', digits: 1 },
+      { key: 'ratio', head: '/ LRU', digits: 1 },
+    ],
+    rows: played.map((system) => {
+      const nanoseconds = results.decision(regime, system);
+      return { policy: system.name, nanoseconds, ratio: nanoseconds / lru };
+    }),
+  };
+}
+
+function allShares(regimes: readonly Regime[]): number[] {
+  return [...new Set(regimes.flatMap(({ shares }) => shares))].sort((left, right) => left - right);
+}
