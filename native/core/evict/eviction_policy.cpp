@@ -3,6 +3,7 @@
 #include "belady_policy.hpp"
 #include "branch_policy.hpp"
 #include "recency_policy.hpp"
+#include "saga_policy.hpp"
 
 namespace saga {
 
@@ -21,6 +22,10 @@ std::unique_ptr<EvictionPolicy> make_eviction_policy(PolicyKind kind, const Resi
       return std::make_unique<BeladyPolicy>(residents, future);
     case PolicyKind::kSagaPaper:
       return std::make_unique<SagaPaperPolicy>(residents);
+    case PolicyKind::kSaga:
+      return std::make_unique<SagaPolicy>(residents);
+    case PolicyKind::kStepsToExecution:
+      break;
   }
   return nullptr;
 }

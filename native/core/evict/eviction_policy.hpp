@@ -101,6 +101,7 @@ struct CallStart {
   ThreadId thread = kNone;     // kNone: not told, the policy infers it
   NodeId prompt_leaf = kNone;  // the prompt: what the call looks up
   NodeId path_leaf = kNone;    // where the call may grow to (cluster mode: final_leaf); prompt_leaf lies on its path
+  PromptKind prompt_kind = PromptKind::kStart;
 };
 
 // A call as known at its end.
@@ -111,6 +112,7 @@ struct CallEnd {
   NodeId leaf = kNone;               // what it has reached, prompt and answer: path_leaf, or the node of its last page
   bool session_end = false;          // the client says: this was the last call of the thread
   Time declared_gap = kNotDeclared;  // the client says: the coming tool takes so long
+  std::uint32_t output_tokens = 0;   // of the answer; 0: not told
 };
 
 // Up to `pages` of the last resident pages of `node` may go before the policy is asked again. node == kNone:

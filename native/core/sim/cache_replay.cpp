@@ -79,6 +79,7 @@ class CacheReplay {
     info.call = call;
     info.thread = options_.infer_threads ? kNone : workload_.call_thread[call];
     info.prompt_leaf = info.path_leaf = tree_.prompt_leaf(call);
+    info.prompt_kind = workload_.prompt_kind[call];
     const std::uint32_t slot = free_slots_.back();
     const std::uint32_t pages = tree_.path_pages(info.prompt_leaf);
     const std::uint32_t hits = cache_.start(slot, info, pages, now);
@@ -99,7 +100,9 @@ class CacheReplay {
   void end(std::uint32_t request) {
     const CallId call = schedule_.call[request];
     const Time now = schedule_.end[request];
-    const CallEnd info{call, workload_.stop_reason[call], workload_.tool_class[call], tree_.prompt_leaf(call)};
+    CallEnd info{call, workload_.stop_reason[call], workload_.tool_class[call], tree_.prompt_leaf(call)};
+    if (!schedule_.session_end.empty()) info.session_end = schedule_.session_end[request] != 0;
+    if (!schedule_.declared_gap.empty()) info.declared_gap = schedule_.declared_gap[request];
     if (!pinned()) {
       cache_.policy().call_ended(info, now);
       return;

@@ -1,0 +1,729 @@
+#include "saga_policy.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <utility>
+
+#include "../base/assert.hpp"
+#include "../base/real.hpp"
+
+namespace saga {
+namespace {
+
+constexpr Time kNever = ~Time{0};
+constexpr double kMicroseconds = 1e-6;
+constexpr double kDeclaredShift = 62'500;   // added to ages and declared durations: zero has no multiples
+constexpr std::uint32_t kBoundBuckets = 4;  // a bound holds up to the fourth border of a bucket
+constexpr std::uint8_t kThreadsMost = 255;
+constexpr std::uint32_t kNoHistoryBin = 15;
+constexpr double kLongGap = 16;  // seconds
+
+double seconds(Time time) { return static_cast<double>(time) * kMicroseconds; }
+
+// log2, linear between powers of two: for features, which are cut into bins anyway.
+float rough_log2(double x) {
+  const auto bits = std::bit_cast<std::uint64_t>(x);
+  const auto order = static_cast<std::int64_t>(bits >> 52) - 1023;
+  const double part = std::bit_cast<double>((bits & 0xFFFFFFFFFFFFFull) | 0x3FF0000000000000ull) - 1;
+  return static_cast<float>(static_cast<double>(order) + part);
+}
+
+std::uint8_t bin(float x, float low, float step) {
+  const float place = (x - low) / step;
+  return place <= 0 ? 0 : place >= 14 ? 14 : static_cast<std::uint8_t>(place);
+}
+
+std::uint8_t level(float x, float a, float b, float c) {
+  return static_cast<std::uint8_t>((x >= a) + (x >= b) + (x >= c));
+}
+
+void smooth(float& mean, float x, float rate, bool first) { mean = first ? x : mean + rate * (x - mean); }
+
+IndexValue add(IndexValue a, IndexValue b) { return std::min(kCertain, a + b); }
+
+}  // namespace
+
+SagaPolicy::SagaPolicy(const ResidentSet& residents, ReuseStatistics* shared)
+    : residents_(residents),
+      tree_(*residents.tree),
+      own_statistics_(shared == nullptr ? std::make_unique<ReuseStatistics>() : nullptr),
+      statistics_(shared == nullptr ? own_statistics_.get() : shared),
+      nodes_(residents.nodes.size()),
+      head_of_thread_(residents.tree->threads(), kNoHead),
+      head_of_call_(residents.tree->calls(), kNoHead) {
+  heads_.reserve(std::size_t{tree_.threads()} * 2);
+  histories_.reserve(std::size_t{tree_.threads()} * 2);
+  touched_.reserve(64);
+  statistics_->attach(this);
+}
+
+SagaPolicy::~SagaPolicy() { statistics_->detach(this); }
+
+// ---- Heads ----------------------------------------------------------------------------------------------------------------
+
+SagaPolicy::HeadId SagaPolicy::new_head() {
+  if (!free_heads_.empty()) {
+    const HeadId id = free_heads_.back();
+    free_heads_.pop_back();
+    heads_[id] = {};
+    histories_[id] = {};
+    return id;
+  }
+  heads_.emplace_back();
+  histories_.emplace_back();
+  return static_cast<HeadId>(heads_.size() - 1);
+}
+
+// Its pages stay known, but nobody's.
+void SagaPolicy::free_orphan(HeadId id) {
+  SAGA_ASSERT(heads_[id].state == State::kOrphan);
+  for (NodeId node = heads_[id].path_leaf; node != kNone && nodes_[node].owner == id; node = tree_.node(node).parent) {
+    nodes_[node].owner = kDropped;
+  }
+  unhang(id);
+  heads_[id].state = State::kFree;
+  free_heads_.push_back(id);
+}
+
+// Pages that were ever used are closed under prefixes, so the deepest known page of a path is found from its end.
+SagaPolicy::HeadId SagaPolicy::infer(NodeId path_leaf) const {
+  NodeId node = path_leaf;
+  while (node != kNone && nodes_[node].owner == kNoHead) node = tree_.node(node).parent;
+  if (node == kNone) return kNoHead;
+  const HeadId id = nodes_[node].owner;
+  if (id == kDropped || heads_[id].state == State::kOrphan) return kNoHead;
+  const std::uint32_t known = tree_.path_pages(node);
+  return known >= 2 && tree_.path_pages(heads_[id].path_leaf) <= known + 1 ? id : kNoHead;
+}
+
+// The deepest resident node of a path, or its first node.
+NodeId SagaPolicy::place_of(NodeId path_leaf) const {
+  NodeId node = path_leaf;
+  while (node != kNone && residents_.nodes[node].pages == 0) {
+    const NodeId parent = tree_.node(node).parent;
+    if (parent == kNone) break;
+    node = parent;
+  }
+  return node;
+}
+
+void SagaPolicy::hang(HeadId id, NodeId node) {
+  Head& head = heads_[id];
+  head.hangs_at = node;
+  head.previous = kNoHead;
+  head.next = kNoHead;
+  if (node == kNone) return;  // a path without a page
+  HeadId& first = nodes_[node].first_head;
+  head.next = first;
+  if (first != kNoHead) heads_[first].previous = id;
+  first = id;
+  touch(node);
+}
+
+void SagaPolicy::unhang(HeadId id) {
+  Head& head = heads_[id];
+  if (head.hangs_at == kNone) return;
+  (head.previous == kNoHead ? nodes_[head.hangs_at].first_head : heads_[head.previous].next) = head.next;
+  if (head.next != kNoHead) heads_[head.next].previous = head.previous;
+  touch(head.hangs_at);
+  head.hangs_at = kNone;
+}
+
+// ---- Events ---------------------------------------------------------------------------------------------------------------
+
+void SagaPolicy::call_started(const CallStart& call, Time now) {
+  HeadId id = head_of_call_[call.call];
+  if (id != kNoHead) {  // preempted, and back again
+    if (heads_[id].newest_call != call.call) return;
+    heads_[id].state = State::kRunning;
+    if (heads_[id].hangs_at != kNone) touch(heads_[id].hangs_at);
+    return;
+  }
+  const bool inferred = call.thread == kNone;
+  id = inferred ? infer(call.path_leaf) : head_of_thread_[call.thread];
+  NodeId above = kNone;
+  if (id == kNoHead) {
+    id = new_head();
+    if (!inferred) head_of_thread_[call.thread] = id;
+  } else {
+    if (heads_[id].state == State::kIdle) gap_ended(id, now);
+    const NodeId old_leaf = heads_[id].path_leaf;
+    statistics_->run.event(heads_[id].run_class, bucket_of(now - heads_[id].run_since), 1);
+    statistics_->learned();
+    above = tree_.common_ancestor(old_leaf, call.path_leaf);
+    if (above != old_leaf) supersede(id, above, now);
+    unhang(id);
+  }
+  arrive(call.path_leaf, above, id, now);
+  if (inferred) {
+    for (NodeId node = call.path_leaf; node != kNone; node = tree_.node(node).parent) nodes_[node].owner = id;
+  }
+  head_of_call_[call.call] = id;
+
+  Head& head = heads_[id];
+  History& history = histories_[id];
+  head.path_leaf = call.path_leaf;
+  head.newest_call = call.call;
+  head.state = State::kRunning;
+  head.run_since = now;
+  history.kind = call.prompt_kind;
+  history.path_pages = tree_.path_pages(call.path_leaf);
+  history.new_pages = history.path_pages - tree_.path_pages(above);
+  ++history.calls;
+  if (call.prompt_kind == PromptKind::kUser) history.calls_since_human = 0;
+  ++history.calls_since_human;
+  std::uint32_t gap_level = 0;
+  if (history.gaps > 0) {
+    const float lg = history.smoothed[1];
+    gap_level = 1u + level(lg, 0.585f, 3.0f, 5.32f) + (lg >= 7.64f ? 1u : 0u);
+  }
+  head.run_class = statistics_->run_class(call.prompt_kind, gap_level);
+  hang(id, place_of(call.path_leaf));
+  statistics_->rebuild_if_due(now);
+}
+
+// The pages of the path of `id` from its fork on become an orphan's.
+void SagaPolicy::supersede(HeadId id, NodeId above, Time now) {
+  const HeadId orphan = new_head();
+  const Head& head = heads_[id];
+  Head& old = heads_[orphan];
+  const std::uint32_t tail = tree_.path_pages(head.path_leaf) - tree_.path_pages(above);
+  old.path_leaf = head.path_leaf;
+  old.state = State::kOrphan;
+  old.since = now;
+  old.parent = id;
+  old.wait_class = statistics_->orphan_class(tail, head.came_back);
+  for (NodeId node = head.path_leaf; node != above; node = tree_.node(node).parent) nodes_[node].owner = orphan;
+  hang(orphan, place_of(head.path_leaf));
+}
+
+// The head `id` comes onto the nodes from below `above` to `leaf`.
+void SagaPolicy::arrive(NodeId leaf, NodeId above, HeadId id, Time now) {
+  for (NodeId n = leaf; n != above; n = tree_.node(n).parent) {
+    Node& node = nodes_[n];
+    const HeadId owner = node.owner;
+    if (owner < kDropped && owner != id && heads_[owner].state == State::kOrphan) {
+      const Head& orphan = heads_[owner];
+      statistics_->orphan.event(orphan.wait_class, bucket_of(now - orphan.since), 1);
+      statistics_->learned();
+      heads_[orphan.parent].came_back = true;
+      free_orphan(owner);
+    }
+    if (node.threads > 0) {
+      const std::uint32_t pages = tree_.node(n).pages;
+      statistics_->base.event(statistics_->base_class(node.threads), bucket_of(now - node.last_foreign), pages);
+      statistics_->learned_pages(pages);
+    } else {
+      known_.push_back(n);
+    }
+    if (node.threads < kThreadsMost) ++node.threads;
+    node.last_foreign = now;
+    node.owner = id;
+    if (node.key_slot != kNone) touch(n);
+  }
+}
+
+void SagaPolicy::call_ended(const CallEnd& call, Time now) {
+  const HeadId id = std::exchange(head_of_call_[call.call], kNoHead);
+  SAGA_ASSERT(id != kNoHead);
+  Head& head = heads_[id];
+  if (head.newest_call != call.call) return;  // the thread has gone on meanwhile
+  History& history = histories_[id];
+  if (head.path_leaf != call.leaf) {
+    SAGA_ASSERT(tree_.on_path(call.leaf, head.path_leaf));
+    unhang(id);
+    head.path_leaf = call.leaf;
+    hang(id, place_of(call.leaf));
+  }
+  if (head.hangs_at != kNone) touch(head.hangs_at);
+  if (head.state == State::kLeft) return;
+  head.state = State::kIdle;
+  head.since = now;
+  head.own_from = kNone;
+  head.survived = 0;
+  describe(history, call, now - head.run_since);
+  if (call.session_end) {
+    head.wait = Wait::kEnded;
+    head.wait_class = statistics_->ended.child(HazardTree::kRoot, 0);
+  } else if (call.declared_gap != kNotDeclared) {
+    head.wait = Wait::kDeclared;
+    head.wait_class = statistics_->declared_class(call.tool_class, call.declared_gap);
+    head.unit = static_cast<double>(call.declared_gap) + kDeclaredShift;
+  } else {
+    head.wait = Wait::kGap;
+    head.wait_class = statistics_->gap_class(call.stop_reason, call.tool_class, ReuseStatistics::kCallsUnknown);
+  }
+}
+
+void SagaPolicy::call_preempted(CallId call, Time) {
+  const HeadId id = head_of_call_[call];
+  SAGA_ASSERT(id != kNoHead);
+  Head& head = heads_[id];
+  if (head.newest_call != call || head.state == State::kLeft) return;
+  head.state = State::kWaiting;
+  if (head.hangs_at != kNone) touch(head.hangs_at);
+}
+
+void SagaPolicy::thread_left(ThreadId thread, Time now) {
+  const HeadId id = thread < head_of_thread_.size() ? head_of_thread_[thread] : kNoHead;
+  if (id == kNoHead) return;
+  Head& head = heads_[id];
+  if (head.state == State::kIdle) {
+    // Whether it would have come back here is not known.
+    const Time age = std::min(now - head.since, ReuseStatistics::kForget);
+    switch (head.wait) {
+      case Wait::kGap:
+        statistics_->gap.censored(head.wait_class, bucket_of(age), 1);
+        break;
+      case Wait::kEnded:
+        statistics_->ended.censored(head.wait_class, bucket_of(age), 1);
+        break;
+      case Wait::kDeclared:
+        statistics_->declared.censored(head.wait_class,
+                                       multiple_bucket_of((static_cast<double>(age) + kDeclaredShift) / head.unit), 1);
+        break;
+    }
+  }
+  head.state = State::kLeft;
+  if (head.hangs_at != kNone) touch(head.hangs_at);
+}
+
+void SagaPolicy::node_resident(NodeId node) {
+  const NodeId parent = tree_.node(node).parent;
+  if (parent == kNone) return;  // who waits for a first node hangs there already
+  HeadId id = nodes_[parent].first_head;
+  while (id != kNoHead) {
+    const HeadId next = heads_[id].next;
+    if (tree_.on_path(node, heads_[id].path_leaf)) {
+      unhang(id);
+      hang(id, node);
+    }
+    id = next;
+  }
+}
+
+void SagaPolicy::node_emptied(NodeId node) {
+  const NodeId parent = tree_.node(node).parent;
+  if (parent == kNone) return;
+  while (nodes_[node].first_head != kNoHead) {
+    const HeadId id = nodes_[node].first_head;
+    unhang(id);
+    hang(id, parent);
+  }
+}
+
+// ---- Learning -------------------------------------------------------------------------------------------------------------
+
+void SagaPolicy::gap_ended(HeadId id, Time now) {
+  Head& head = heads_[id];
+  History& history = histories_[id];
+  const Time gap = now - head.since;
+  const std::uint32_t bucket = bucket_of(gap);
+  switch (head.wait) {
+    case Wait::kGap: {
+      statistics_->gap.event(head.wait_class, bucket, 1);
+      const std::uint32_t group = GapCorrection::group_of(bucket);
+      learn_survived(head, history, group);
+      statistics_->correction.ended(statistics_->gap, head.wait_class, history.features, group);
+      break;
+    }
+    case Wait::kEnded:
+      statistics_->ended.event(head.wait_class, bucket, 1);
+      break;
+    case Wait::kDeclared:
+      statistics_->declared.event(head.wait_class,
+                                  multiple_bucket_of((static_cast<double>(gap) + kDeclaredShift) / head.unit), 1);
+      break;
+  }
+  statistics_->learned();
+
+  const float lg = rough_log2(seconds(gap) + 0.06);
+  if (history.stop == StopReason::kEndTurn) {
+    smooth(history.human, lg, 0.3f, history.human_gaps++ == 0);
+    return;
+  }
+  const bool first = history.gaps++ == 0;
+  history.last = {lg, history.last[0], history.last[1]};
+  smooth(history.smoothed[0], lg, 0.4f, first);
+  smooth(history.smoothed[1], lg, 0.15f, first);
+  smooth(history.smoothed[2], lg, 0.04f, first);
+  smooth(history.long_share, seconds(gap) > kLongGap ? 1.0f : 0.0f, 0.1f, first);
+  history.longest = first ? lg : std::max(lg, history.longest - 0.05f * (history.longest + 4));
+  const auto tool = static_cast<std::size_t>(history.tool);
+  smooth(history.by_tool[tool], lg, 0.25f, !std::exchange(history.tool_seen[tool], true));
+  smooth(tool_gap_[tool], lg, 0.03f, !std::exchange(tool_seen_[tool], true));
+}
+
+void SagaPolicy::learn_survived(Head& head, const History& history, std::uint32_t groups) {
+  if (groups <= head.survived) return;
+  statistics_->correction.survived(statistics_->gap, head.wait_class, history.features, head.survived, groups);
+  head.survived = static_cast<std::uint8_t>(groups);
+}
+
+// The features of a call that has just ended.
+void SagaPolicy::describe(History& h, const CallEnd& call, Time ran) {
+  h.stop = call.stop_reason;
+  h.tool = call.tool_class;
+  const float call_time = rough_log2(seconds(ran) + 0.1);
+  smooth(h.call_time, call_time, 0.1f, h.calls == 1);
+  const float output = rough_log2(static_cast<double>(call.output_tokens) + 1);
+  const double prompt = static_cast<double>(h.path_pages) * tree_.page_tokens();
+  const bool past = h.gaps > 0;
+  const auto history = [&](bool there, float x, float low, float step) {
+    return there ? bin(x, low, step) : static_cast<std::uint8_t>(kNoHistoryBin);
+  };
+  const auto tool = static_cast<std::size_t>(call.tool_class);
+  const std::uint8_t output_level = level(output, 6, 8, 10);
+  GapCorrection::Features& f = h.features;
+  std::size_t i = 0;
+  f[i++] = static_cast<std::uint8_t>(call.stop_reason);
+  f[i++] = bin(output, 3, 0.8f);
+  f[i++] = bin(rough_log2(prompt + 1), 12, 0.5f);
+  f[i++] = bin(rough_log2(static_cast<double>(h.new_pages) + 1), 0, 0.7f);
+  f[i++] = bin(call_time, -1, 0.6f);
+  for (std::uint32_t back = 0; back < 3; ++back) f[i++] = history(h.gaps > back, h.last[back], -4, 1.2f);
+  for (const float mean : h.smoothed) f[i++] = history(past, mean, -4, 0.8f);
+  f[i++] = history(past, h.long_share, 0, 0.05f);
+  f[i++] = history(past, h.longest, -4, 1.2f);
+  f[i++] = history(h.human_gaps > 0, h.human, -2, 1.2f);
+  f[i++] = bin(rough_log2(static_cast<double>(h.calls_since_human) + 1), 0, 0.6f);
+  f[i++] = bin(rough_log2(static_cast<double>(h.calls) + 1), 0, 0.6f);
+  f[i++] = static_cast<std::uint8_t>(h.kind);
+  f[i++] = static_cast<std::uint8_t>(call.tool_class);
+  f[i++] = history(tool_seen_[tool], tool_gap_[tool], -4, 0.8f);
+  f[i++] = history(h.tool_seen[tool], h.by_tool[tool], -4, 0.9f);
+  f[i++] = bin(h.call_time, -1, 0.6f);
+  const std::uint8_t smoothed_level = past ? level(h.smoothed[1], 0, 3, 6) : std::uint8_t{0};
+  f[i++] = static_cast<std::uint8_t>(output_level * 4 + smoothed_level);
+  const std::uint8_t last_level = past ? static_cast<std::uint8_t>(1 + level(h.last[0], -2, 2, 5)) : std::uint8_t{0};
+  f[i++] = static_cast<std::uint8_t>(static_cast<std::uint32_t>(call.stop_reason) * 5 + last_level);
+  const std::uint8_t share_level = past ? level(h.long_share, 0.05f, 0.15f, 0.35f) : std::uint8_t{0};
+  f[i++] = static_cast<std::uint8_t>(share_level * 4 + output_level);
+  f[i++] = static_cast<std::uint8_t>(kNoHistoryBin);  // declared durations have tables of their own
+  SAGA_ASSERT(i == GapCorrection::kFeatures);
+}
+
+void SagaPolicy::count_open_waits(Time now) {
+  const auto age_since = [now](Time since) { return std::min(now - since, ReuseStatistics::kForget); };
+  for (HeadId id = 0; id < heads_.size(); ++id) {
+    Head& head = heads_[id];
+    if (head.state == State::kFree) continue;
+    if (head.state == State::kOrphan) {
+      if (now - head.since >= ReuseStatistics::kForget) {
+        statistics_->orphan.censored(head.wait_class, bucket_of(ReuseStatistics::kForget), 1);
+        free_orphan(id);
+      } else {
+        statistics_->orphan.open(head.wait_class, bucket_of(now - head.since), 1);
+      }
+      continue;
+    }
+    if (head.state == State::kLeft) continue;
+    statistics_->run.open(head.run_class, bucket_of(age_since(head.run_since)), 1);
+    if (head.state != State::kIdle) continue;
+    const Time age = age_since(head.since);
+    const std::uint32_t bucket = bucket_of(age);
+    switch (head.wait) {
+      case Wait::kGap:
+        statistics_->gap.open(head.wait_class, bucket, 1);
+        learn_survived(head, histories_[id], GapCorrection::group_of(bucket));
+        break;
+      case Wait::kEnded:
+        statistics_->ended.open(head.wait_class, bucket, 1);
+        break;
+      case Wait::kDeclared:
+        statistics_->declared.open(head.wait_class,
+                                   multiple_bucket_of((static_cast<double>(age) + kDeclaredShift) / head.unit), 1);
+        break;
+    }
+  }
+  for (const NodeId node : known_) {
+    statistics_->base.open(statistics_->base_class(nodes_[node].threads),
+                           bucket_of(age_since(nodes_[node].last_foreign)), tree_.node(node).pages);
+  }
+}
+
+// ---- Values ---------------------------------------------------------------------------------------------------------------
+
+void SagaPolicy::add_value(Rating& rating, const IndexValue* index, std::uint32_t bucket, Time since,
+                           bool exact) const {
+  IndexValue value = index[bucket];
+  std::uint32_t last = bucket;
+  if (!exact) {
+    last = std::min(bucket + kBoundBuckets - 1, kBuckets - 1);
+    for (std::uint32_t k = bucket + 1; k <= last; ++k) value = std::min(value, index[k]);
+  }
+  rating.key = add(rating.key, value);
+  if (last + 1 < kBuckets) rating.until = std::min(rating.until, since + bucket_start(last + 1));
+}
+
+void SagaPolicy::add_head(Rating& rating, HeadId id, Time now, bool exact) {
+  Head& head = heads_[id];
+  switch (head.state) {
+    case State::kRunning:
+      rating.tie = std::max(rating.tie, head.run_since);
+      add_value(rating, statistics_->run.index(head.run_class), bucket_of(now - head.run_since), head.run_since, exact);
+      return;
+    case State::kWaiting:
+      rating.tie = std::max(rating.tie, head.run_since);
+      rating.key = kCertain;
+      return;
+    case State::kOrphan:
+      rating.tie = std::max(rating.tie, head.since);
+      add_value(rating, statistics_->orphan.index(head.wait_class), bucket_of(now - head.since), head.since, exact);
+      return;
+    case State::kLeft:
+    case State::kFree:
+      return;
+    case State::kIdle:
+      break;
+  }
+  rating.tie = std::max(rating.tie, head.since);
+  const Time age = now - head.since;
+  if (head.wait == Wait::kEnded) {
+    add_value(rating, statistics_->ended.index(head.wait_class), bucket_of(age), head.since, exact);
+    return;
+  }
+  if (head.wait == Wait::kGap) {
+    const std::uint32_t bucket = bucket_of(age);
+    const IndexValue* index = statistics_->gap.index(head.wait_class);
+    if (bucket >= GapCorrection::kEnd || (head.own_from == kNone && !statistics_->correction.active())) {
+      add_value(rating, index, bucket, head.since, exact);
+      return;
+    }
+    const IndexValue* own = index_of(id, bucket);
+    IndexValue value = own[bucket];
+    std::uint32_t last = bucket;
+    if (!exact) {
+      last = std::min(bucket + kBoundBuckets - 1, GapCorrection::kEnd - 1);
+      for (std::uint32_t k = bucket + 1; k <= last; ++k) value = std::min(value, own[k]);
+    }
+    rating.key = add(rating.key, value);
+    rating.until = std::min(rating.until, head.since + bucket_start(last + 1));
+    return;
+  }
+  // Declared: in multiples of it.
+  const HazardTable& table = statistics_->declared.table(head.wait_class);
+  const BucketGrid& grid = statistics_->declared.grid();
+  const std::uint32_t bucket = multiple_bucket_of((static_cast<double>(age) + kDeclaredShift) / head.unit);
+  double value = table.index[bucket];
+  std::uint32_t last = bucket;
+  if (!exact) {
+    last = std::min(bucket + kBoundBuckets - 1, kBuckets - 1);
+    for (std::uint32_t k = bucket + 1; k <= last; ++k) value = std::min(value, table.index[k]);
+  }
+  rating.key = add(rating.key, to_index_value(value / (head.unit * kMicroseconds)));
+  if (last + 1 < kBuckets) {
+    // The first whole microsecond that surely lies in the next bucket.
+    const double border = grid.start[last + 1] * head.unit - kDeclaredShift;
+    rating.until = std::min(rating.until, head.since + static_cast<Time>(border < 0 ? 0 : border) + 1);
+  }
+}
+
+// The head's own table, filled from `bucket` on.
+const IndexValue* SagaPolicy::index_of(HeadId id, std::uint32_t bucket) {
+  Head& head = heads_[id];
+  if (id >= own_index_.size()) own_index_.resize(heads_.size());
+  IndexValue* own = own_index_[id].data();
+  if (head.own_from > bucket) {
+    statistics_->correction.predict(statistics_->gap, head.wait_class, histories_[id].features, bucket, own);
+    head.own_from = bucket;
+  }
+  return own;
+}
+
+SagaPolicy::Rating SagaPolicy::rate(NodeId node, Time now, bool exact) {
+  Rating rating{0, 0, kNever, exact};
+  const Node& state = nodes_[node];
+  for (HeadId id = state.first_head; id != kNoHead; id = heads_[id].next) add_head(rating, id, now, exact);
+  if (state.threads >= 2) {
+    rating.tie = std::max(rating.tie, state.last_foreign);
+    add_value(rating, statistics_->base.index(statistics_->base_class(state.threads)),
+              bucket_of(now - state.last_foreign), state.last_foreign, exact);
+  }
+  return rating;
+}
+
+// ---- The two heaps --------------------------------------------------------------------------------------------------------
+
+bool SagaPolicy::before(const KeyEntry& a, const KeyEntry& b) const {
+  if (a.key != b.key) return a.key < b.key;
+  if (a.tie != b.tie) return a.tie < b.tie;
+  const std::uint32_t depth_a = tree_.node(a.node).end_page();
+  const std::uint32_t depth_b = tree_.node(b.node).end_page();
+  return depth_a != depth_b ? depth_a > depth_b : a.node < b.node;
+}
+
+void SagaPolicy::key_up(std::uint32_t slot, KeyEntry entry) {
+  while (slot > 0) {
+    const std::uint32_t above = (slot - 1) / 2;
+    if (!before(entry, keys_[above])) break;
+    keys_[slot] = keys_[above];
+    nodes_[keys_[slot].node].key_slot = slot;
+    slot = above;
+  }
+  keys_[slot] = entry;
+  nodes_[entry.node].key_slot = slot;
+}
+
+void SagaPolicy::key_down(std::uint32_t slot, KeyEntry entry) {
+  const auto size = static_cast<std::uint32_t>(keys_.size());
+  while (true) {
+    std::uint32_t child = 2 * slot + 1;
+    if (child >= size) break;
+    if (child + 1 < size && before(keys_[child + 1], keys_[child])) ++child;
+    if (!before(keys_[child], entry)) break;
+    keys_[slot] = keys_[child];
+    nodes_[keys_[slot].node].key_slot = slot;
+    slot = child;
+  }
+  keys_[slot] = entry;
+  nodes_[entry.node].key_slot = slot;
+}
+
+void SagaPolicy::key_moved(std::uint32_t slot, const KeyEntry& entry) {
+  if (slot > 0 && before(entry, keys_[(slot - 1) / 2])) {
+    key_up(slot, entry);
+  } else {
+    key_down(slot, entry);
+  }
+}
+
+void SagaPolicy::timer_up(std::uint32_t slot, TimerEntry entry) {
+  while (slot > 0) {
+    const std::uint32_t above = (slot - 1) / 2;
+    if (entry.until >= timers_[above].until) break;
+    timers_[slot] = timers_[above];
+    nodes_[timers_[slot].node].timer_slot = slot;
+    slot = above;
+  }
+  timers_[slot] = entry;
+  nodes_[entry.node].timer_slot = slot;
+}
+
+void SagaPolicy::timer_down(std::uint32_t slot, TimerEntry entry) {
+  const auto size = static_cast<std::uint32_t>(timers_.size());
+  while (true) {
+    std::uint32_t child = 2 * slot + 1;
+    if (child >= size) break;
+    if (child + 1 < size && timers_[child + 1].until < timers_[child].until) ++child;
+    if (timers_[child].until >= entry.until) break;
+    timers_[slot] = timers_[child];
+    nodes_[timers_[slot].node].timer_slot = slot;
+    slot = child;
+  }
+  timers_[slot] = entry;
+  nodes_[entry.node].timer_slot = slot;
+}
+
+void SagaPolicy::timer_moved(std::uint32_t slot, const TimerEntry& entry) {
+  if (slot > 0 && entry.until < timers_[(slot - 1) / 2].until) {
+    timer_up(slot, entry);
+  } else {
+    timer_down(slot, entry);
+  }
+}
+
+void SagaPolicy::put(NodeId node, const Rating& rating) {
+  const KeyEntry key{rating.key, rating.tie, node, rating.exact};
+  const TimerEntry timer{rating.until, node};
+  if (nodes_[node].key_slot == kNone) {
+    keys_.emplace_back();
+    key_up(static_cast<std::uint32_t>(keys_.size() - 1), key);
+    timers_.emplace_back();
+    timer_up(static_cast<std::uint32_t>(timers_.size() - 1), timer);
+    return;
+  }
+  key_moved(nodes_[node].key_slot, key);
+  timer_moved(nodes_[node].timer_slot, timer);
+}
+
+void SagaPolicy::remove(NodeId node) {
+  const std::uint32_t key_slot = std::exchange(nodes_[node].key_slot, kNone);
+  const KeyEntry last_key = keys_.back();
+  keys_.pop_back();
+  if (last_key.node != node) key_moved(key_slot, last_key);
+  const std::uint32_t timer_slot = std::exchange(nodes_[node].timer_slot, kNone);
+  const TimerEntry last_timer = timers_.back();
+  timers_.pop_back();
+  if (last_timer.node != node) timer_moved(timer_slot, last_timer);
+}
+
+void SagaPolicy::rate_all(Time now) {
+  for (KeyEntry& entry : keys_) {
+    const Rating rating = rate(entry.node, now, false);
+    entry = {rating.key, rating.tie, entry.node, false};
+    timers_[nodes_[entry.node].timer_slot].until = rating.until;
+  }
+  for (auto slot = static_cast<std::uint32_t>(keys_.size() / 2); slot-- > 0;) key_down(slot, keys_[slot]);
+  for (auto slot = static_cast<std::uint32_t>(timers_.size() / 2); slot-- > 0;) timer_down(slot, timers_[slot]);
+}
+
+void SagaPolicy::bring_up_to_date(Time now) {
+  for (const NodeId node : touched_) {
+    nodes_[node].touched = false;
+    if (residents_.is_candidate(node)) {
+      put(node, rate(node, now, false));
+    } else if (nodes_[node].key_slot != kNone) {
+      remove(node);
+    }
+  }
+  touched_.clear();
+  if (generation_ != statistics_->generation()) {
+    generation_ = statistics_->generation();
+    rate_all(now);
+  }
+  while (!timers_.empty() && timers_.front().until <= now) {
+    const NodeId node = timers_.front().node;
+    put(node, rate(node, now, false));
+  }
+}
+
+Victim SagaPolicy::victim(Time now) {
+  bring_up_to_date(now);
+  if (keys_.empty()) return {};
+  while (!keys_.front().exact) {
+    const NodeId node = keys_.front().node;
+    put(node, rate(node, now, true));
+  }
+  const NodeId node = keys_.front().node;
+  return {node, residents_.nodes[node].pages};
+}
+
+bool SagaPolicy::verify() const {
+  if (!statistics_->verify()) return false;
+  std::size_t used = 0;
+  std::size_t listed = 0;
+  std::size_t hanging = 0;
+  for (HeadId id = 0; id < heads_.size(); ++id) {
+    const Head& head = heads_[id];
+    if (head.state == State::kFree) continue;
+    ++used;
+    if (head.hangs_at != place_of(head.path_leaf)) return false;
+    hanging += head.hangs_at != kNone;
+  }
+  if (used + free_heads_.size() != heads_.size() || histories_.size() != heads_.size()) return false;
+  for (NodeId node = 0; node < nodes_.size(); ++node) {
+    const Node& state = nodes_[node];
+    HeadId previous = kNoHead;
+    for (HeadId id = state.first_head; id != kNoHead; previous = id, id = heads_[id].next) {
+      if (heads_[id].hangs_at != node || heads_[id].previous != previous || ++listed > hanging) return false;
+    }
+    if (state.owner < kDropped && heads_[state.owner].state == State::kFree) return false;
+    if ((state.threads > 0) != (state.owner != kNoHead)) return false;
+    if ((state.key_slot == kNone) != (state.timer_slot == kNone)) return false;
+    if (state.key_slot != kNone) {
+      if (state.key_slot >= keys_.size() || keys_[state.key_slot].node != node) return false;
+      if (state.timer_slot >= timers_.size() || timers_[state.timer_slot].node != node) return false;
+    }
+    if (!state.touched && (state.key_slot != kNone) != residents_.is_candidate(node)) return false;
+  }
+  if (listed != hanging || keys_.size() != timers_.size()) return false;
+  for (std::uint32_t slot = 1; slot < keys_.size(); ++slot) {
+    if (before(keys_[slot], keys_[(slot - 1) / 2])) return false;
+    if (timers_[slot].until < timers_[(slot - 1) / 2].until) return false;
+  }
+  return true;
+}
+
+}  // namespace saga

@@ -1,0 +1,197 @@
+// SagaPolicy: the Hazard Gittins Index. Keeps the pages with the most expected hits for each page-second of room.
+//
+// A **head** is a live branch: the newest call of a thread (running, or idle since it ended), or a superseded prompt, an
+// **orphan**. It hangs at the deepest resident node of its path; if none is resident, at the first node of the path. The
+// **value** of a head is the index G(age) of its class table at the time that it has been waiting (evict/reuse_statistics.hpp,
+// graph/hazard.hpp); with the correction its own table. The key of a leaf is the sum over the heads that hang there, plus a
+// term for new users where several threads have come onto it. The candidate with the smallest key goes; of equals the one
+// whose youngest head is oldest, then the deepest, then the smallest number. Values are integers (fixed point), so a sum does
+// not depend on its order.
+//
+//   states of a head  running    its newest call has not ended. Its pages are pinned; where they are not (atomic model) it
+//                                counts by the table of starts
+//                     waiting    preempted: certain to come back, more than anything else
+//                     idle       its call has ended; by stop reason and tool, or by the declared duration, or as ended
+//                     orphan     superseded; gone when somebody comes onto one of its pages beyond the fork
+//                     left       thread_left(): worth nothing until its thread calls again
+//
+// Where a call comes without a thread its head is inferred: the head that used its deepest known page last, if that is at least
+// the second page, the head is no orphan, and its path goes at most one page further.
+//
+// **Structures.** Notifications only mark nodes; victim() brings them up to date. Candidates lie in a heap by a lower bound of
+// their key that holds for about an octave of age, and in a second heap by the time when the bound must be renewed; only what
+// comes to the top is computed exactly. So a head costs O(log candidates) an octave of age, not a crossing of each of the
+// four buckets in it, and a call that returns before anything was evicted costs neither heap anything. All candidates are
+// rated anew when the tables were rebuilt.
+//
+// Cost: a start O(nodes that the path gained or lost), an end O(1), a decision O(log candidates) for as many pages as the node
+// has. Memory: 32 bytes a node; 150 bytes a head, 600 more for a table of its own; one head a thread (a call, where they are
+// inferred), and orphans until they are 40,000 s old.
+// Invariants: verify().
+#pragma once
+
+#include <array>
+#include <memory>
+#include <vector>
+
+#include "eviction_policy.hpp"
+#include "reuse_statistics.hpp"
+
+namespace saga {
+
+class SagaPolicy final : public EvictionPolicy, private OpenWaits {
+ public:
+  // `shared` must outlive the policy; nullptr: it learns for itself alone.
+  explicit SagaPolicy(const ResidentSet& residents, ReuseStatistics* shared = nullptr);
+  ~SagaPolicy();
+
+  void call_started(const CallStart& call, Time now) override;
+  void call_ended(const CallEnd& call, Time now) override;
+  void call_preempted(CallId call, Time now) override;
+  void thread_left(ThreadId thread, Time now) override;
+  void node_resident(NodeId node) override;
+  void node_emptied(NodeId node) override;
+  void candidate_added(NodeId node) override { touch(node); }
+  void candidate_removed(NodeId node) override { touch(node); }
+  Victim victim(Time now) override;
+  bool verify() const override;
+
+  const ReuseStatistics& statistics() const { return *statistics_; }
+
+  // The key of a candidate, from scratch: what victim() goes by.
+  IndexValue key_of(NodeId node, Time now) { return rate(node, now, true).key; }
+
+ private:
+  using HeadId = std::uint32_t;
+  using ClassId = HazardTree::ClassId;
+
+  enum class State : std::uint8_t { kRunning, kWaiting, kIdle, kOrphan, kLeft, kFree };
+  enum class Wait : std::uint8_t { kGap, kDeclared, kEnded };
+
+  struct Head {
+    NodeId path_leaf = kNone;
+    NodeId hangs_at = kNone;
+    HeadId previous = kNone, next = kNone;  // at the same node
+    Time since = 0;                         // begin of the present wait
+    Time run_since = 0;                     // start of the newest call
+    double unit = 1;                        // kDeclared: microseconds of one multiple
+    ClassId wait_class = 0;
+    ClassId run_class = 0;
+    CallId newest_call = kNone;
+    HeadId parent = kNone;           // orphan: the head that it was superseded by
+    std::uint32_t own_from = kNone;  // first bucket of the own table that is filled; kNone: none is
+    std::uint8_t survived = 0;       // groups of the correction that were counted as survived
+    bool came_back = false;          // somebody has come back to an orphan of this head
+    State state = State::kFree;
+    Wait wait = Wait::kGap;
+  };
+
+  // What a thread's past says of its next gap. Smoothed logarithms of seconds; negative infinity stands for nothing yet.
+  struct History {
+    GapCorrection::Features features{};
+    std::uint32_t calls = 0;
+    std::uint32_t calls_since_human = 0;
+    std::uint32_t gaps = 0;
+    std::uint32_t human_gaps = 0;
+    std::uint32_t path_pages = 0;
+    std::uint32_t new_pages = 0;
+    std::array<float, 3> last{};      // the last three gaps
+    std::array<float, 3> smoothed{};  // rates .4, .15, .04
+    float long_share = 0;
+    float longest = 0;
+    float human = 0;
+    float call_time = 0;
+    std::array<float, 5> by_tool{};
+    std::array<bool, 5> tool_seen{};
+    PromptKind kind = PromptKind::kStart;
+    StopReason stop = StopReason::kUnknown;
+    ToolClass tool = ToolClass::kNone;
+  };
+
+  struct Node {
+    Time last_foreign = 0;
+    HeadId owner = kNone;
+    HeadId first_head = kNone;
+    std::uint32_t key_slot = kNone;
+    std::uint32_t timer_slot = kNone;
+    std::uint8_t threads = 0;  // that ever came onto it, saturating
+    bool touched = false;      // in touched_
+  };
+
+  // How a candidate stands: its key or a bound of it, and until when that holds.
+  struct Rating {
+    IndexValue key;
+    Time tie;  // when the youngest of its users came
+    Time until;
+    bool exact;
+  };
+  struct KeyEntry {
+    IndexValue key;
+    Time tie;
+    NodeId node;
+    bool exact;
+  };
+  struct TimerEntry {
+    Time until;
+    NodeId node;
+  };
+
+  static constexpr HeadId kNoHead = kNone;
+  static constexpr HeadId kDropped = kNone - 1;  // owner: an orphan that is gone
+
+  HeadId new_head();
+  void free_orphan(HeadId id);
+  HeadId infer(NodeId path_leaf) const;
+  void supersede(HeadId id, NodeId above, Time now);
+  void arrive(NodeId leaf, NodeId above, HeadId id, Time now);
+  void hang(HeadId id, NodeId node);
+  void unhang(HeadId id);
+  NodeId place_of(NodeId path_leaf) const;
+  void gap_ended(HeadId id, Time now);
+  void learn_survived(Head& head, const History& history, std::uint32_t groups);
+  void describe(History& history, const CallEnd& call, Time ran);
+  void count_open_waits(Time now) override;
+
+  void touch(NodeId node) {
+    if (nodes_[node].touched) return;
+    nodes_[node].touched = true;
+    touched_.push_back(node);
+  }
+  void bring_up_to_date(Time now);
+  void rate_all(Time now);
+  Rating rate(NodeId node, Time now, bool exact);
+  void add_value(Rating& rating, const IndexValue* index, std::uint32_t bucket, Time since, bool exact) const;
+  void add_head(Rating& rating, HeadId id, Time now, bool exact);
+  const IndexValue* index_of(HeadId id, std::uint32_t bucket);
+
+  bool before(const KeyEntry& a, const KeyEntry& b) const;
+  void put(NodeId node, const Rating& rating);
+  void remove(NodeId node);
+  void key_up(std::uint32_t slot, KeyEntry entry);
+  void key_down(std::uint32_t slot, KeyEntry entry);
+  void key_moved(std::uint32_t slot, const KeyEntry& entry);
+  void timer_up(std::uint32_t slot, TimerEntry entry);
+  void timer_down(std::uint32_t slot, TimerEntry entry);
+  void timer_moved(std::uint32_t slot, const TimerEntry& entry);
+
+  const ResidentSet& residents_;
+  const PageTree& tree_;
+  std::unique_ptr<ReuseStatistics> own_statistics_;
+  ReuseStatistics* const statistics_;
+  std::uint64_t generation_ = 0;
+  std::vector<Node> nodes_;
+  std::vector<Head> heads_;
+  std::vector<History> histories_;  // by head; orphans leave theirs unused
+  std::vector<std::array<IndexValue, GapCorrection::kEnd>> own_index_;
+  std::vector<HeadId> free_heads_;
+  std::vector<HeadId> head_of_thread_;
+  std::vector<HeadId> head_of_call_;  // for calls whose end is still to come
+  std::vector<NodeId> known_;         // nodes that some thread has come onto
+  std::vector<NodeId> touched_;
+  std::vector<KeyEntry> keys_;
+  std::vector<TimerEntry> timers_;
+  std::array<float, 5> tool_gap_{};  // smoothed over all threads
+  std::array<bool, 5> tool_seen_{};
+};
+
+}  // namespace saga
