@@ -29,6 +29,9 @@ const sweepSeeds = 3;
 /** What a quick run is made of: it shows that every table works, not what the figures are. */
 export const quickSize = { seeds: 1, tasks: 300, workers: 4 } as const;
 
+const quickNote =
+  'A quick run, with one seed and a small cluster: it shows that the table can be made, not how systems compare.';
+
 /** What the full set is made of. */
 export const fullSize = { seeds: publishedSeeds.length, tasks: 1000 } as const;
 
@@ -88,6 +91,7 @@ export async function evaluate(
       const report = await table.run(context);
       onReport({
         ...report,
+        notes: options.quick ? [quickNote, ...report.notes] : report.notes,
         command: surroundings.command,
         date: surroundings.date,
         machine: surroundings.machine,

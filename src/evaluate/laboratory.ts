@@ -153,18 +153,21 @@ export class Laboratory {
   }
 
   private async replay(one: CacheCase, onProgress: (done: number) => void): Promise<CacheRunResult> {
-    const { workload, live, model, share, first = 100, timing = false } = one;
-    const { replay, requests } = await this.replays.get(`${workload.key} ${live}`, async () => {
-      const columns = await this.workload(workload);
-      const schedule = scheduleOf(columns, live === undefined ? {} : { live });
-      return {
-        replay: this.backend.openCache(columns, cachePageTokens, schedule),
-        requests: schedule.call.length,
-      };
-    });
+    const { workload, system, live, model, share, first = 100, timing = false } = one;
+    const { replay, requests } = await this.replays.get(
+      JSON.stringify([workload.key, live, system.hints]),
+      async () => {
+        const columns = await this.workload(workload);
+        const schedule = scheduleOf(columns, live === undefined ? {} : { live });
+        return {
+          replay: this.backend.openCache(columns, cachePageTokens, schedule),
+          requests: schedule.call.length,
+        };
+      },
+    );
     return replay.run(
       {
-        ...one.system.options,
+        policy: system.policy,
         model,
         capacityPages: Math.max(1, partOf(replay.distinctPages, share)),
         requestLimit: Math.max(1, partOf(requests, first)),
@@ -220,7 +223,7 @@ function keyOf(one: ClusterCase): string {
 }
 
 function cacheKeyOf({ workload, system, ...rest }: CacheCase): string {
-  return JSON.stringify([workload.key, system.options, rest]);
+  return JSON.stringify([workload.key, system.policy, system.hints, rest]);
 }
 
 /** The items without those whose key has come before. */

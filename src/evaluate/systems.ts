@@ -1,7 +1,7 @@
 /**
  * What is compared: the policies of both simulations by name, with what each is told and which parts are taken out.
  */
-import type { CacheRunOptions, SaturationOptions } from '../simulate/backend.js';
+import type { SaturationOptions } from '../simulate/backend.js';
 import { cachePolicies, clusterPolicies, type CachePolicy, type ClusterPolicy } from '../simulate/options.js';
 
 /** What a policy is told, what is taken out of it, and values of its parameters; whatever is left out is its default. */
@@ -24,7 +24,8 @@ export type CacheHints = 'none' | 'end' | 'end+tool' | 'end+tool-noisy';
 /** An eviction policy of a cache, and what it is told. */
 export interface CacheSystem {
   name: string;
-  options: Pick<CacheRunOptions, 'policy'> & { hints?: CacheHints };
+  policy: CachePolicy;
+  hints: CacheHints;
 }
 
 /** The policy that is this project's. */
@@ -57,8 +58,7 @@ export function variantOf(base: string, name: string, changes: PolicyChanges): S
 /** An eviction policy that is told so much; none where there is no policy of that name. */
 export function cacheSystemOf(policy: string, hints: CacheHints = 'none'): CacheSystem[] {
   if (!(cachePolicies as readonly string[]).includes(policy)) return [];
-  const told = hints === 'none' ? {} : { hints };
-  return [{ name: cacheSystemName(policy, hints), options: { policy: policy as CachePolicy, ...told } }];
+  return [{ name: cacheSystemName(policy, hints), policy: policy as CachePolicy, hints }];
 }
 
 /** `saga, end+tool`: the policy and what it is told. */

@@ -84,6 +84,11 @@ export function setupOf(
   };
 }
 
+/** `1 seed`, `3 seeds`. */
+export function seedsText(seeds: readonly number[]): string {
+  return `${seeds.length} ${seeds.length === 1 ? 'seed' : 'seeds'}`;
+}
+
 /** A cluster in words. */
 export function clusterText({ workers, hardware, kvTokens }: ClusterHardware): string {
   return `${workers} workers, ${hardware}, KV room of ${kvTokens.toLocaleString('en-US')} tokens each`;

@@ -2,7 +2,7 @@
  * What each mechanism is worth: the whole system, and the system without each.
  */
 import { ours, systemsOf, variantOf } from '../systems.js';
-import { groupOf, loadCases, loadsOf, mixes, play, setupOf, type Table } from '../table.js';
+import { groupOf, loadCases, loadsOf, mixes, play, seedsText, setupOf, type Table } from '../table.js';
 import { changeChart, variantGrid } from '../variants.js';
 
 const loads = [0.9, 1.1];
@@ -49,7 +49,7 @@ export const ablationTable: Table = {
         outcomes,
         groups,
         this.title,
-        `Completion time with one part off, mean over ${context.sweepSeeds.length} seeds`,
+        `Completion time with one part off, mean over ${seedsText(context.sweepSeeds)}`,
         ours,
         variants.filter(({ name }) => name !== 'affinity'),
       ),

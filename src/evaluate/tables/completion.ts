@@ -13,6 +13,7 @@ import {
   mixes,
   play,
   ratioOfSums,
+  seedsText,
   setupOf,
   type Context,
   type Outcomes,
@@ -56,7 +57,7 @@ function report(context: Context, outcomes: Outcomes, played: readonly number[])
       kind: 'bars',
       chart: {
         title: completionTable.title,
-        subtitle: `Load ${headline}, mean over ${context.seeds.length} seeds with 95 % confidence intervals`,
+        subtitle: `Load ${headline}, mean over ${seedsText(context.seeds)} with 95 % confidence intervals`,
         panels: mixes.map((mix) => ({
           title: mix,
           xTitle: 'mean task completion time, seconds',

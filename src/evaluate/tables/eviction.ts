@@ -43,7 +43,7 @@ const played: readonly CacheSystem[] = [
 ];
 
 /** What is compared with LRU, order by order and when cold. */
-const ownLevels = played.filter(({ options }) => options.policy === (ours as string));
+const ownLevels = played.filter(({ policy }) => policy === (ours as string));
 const compared = [...cacheSystemOf('lru'), ...ownLevels];
 
 const orders = ['', '1', '2'] as const;

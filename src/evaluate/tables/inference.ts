@@ -3,7 +3,7 @@
  */
 import { goalOf } from '../report.js';
 import { ours, systemsOf, variantOf } from '../systems.js';
-import { groupOf, loadCases, loadsOf, mixes, play, setupOf, type Table } from '../table.js';
+import { groupOf, loadCases, loadsOf, mixes, play, seedsText, setupOf, type Table } from '../table.js';
 import { changeChart, changeOf, variantGrid } from '../variants.js';
 
 /** Loads, and how much longer tasks may take at most where nothing is declared. */
@@ -59,7 +59,7 @@ export const inferenceTable: Table = {
         outcomes,
         mixes.flatMap((mix) => played.map((load) => groupOf(mix, load))),
         this.title,
-        `Mean over ${context.sweepSeeds.length} seeds`,
+        `Mean over ${seedsText(context.sweepSeeds)}`,
         ours,
         variants,
       ),

@@ -4,7 +4,7 @@
 import { goalOf } from '../report.js';
 import { estimateOf, meanOf } from '../statistics.js';
 import { ours, reference, systems } from '../systems.js';
-import { mixes, play, setupOf, sourceOf, type GroupedCase, type Table } from '../table.js';
+import { mixes, play, seedsText, setupOf, sourceOf, type GroupedCase, type Table } from '../table.js';
 
 const pressure = 1;
 
@@ -71,7 +71,7 @@ export const memoryTable: Table = {
         kind: 'bars',
         chart: {
           title: this.title,
-          subtitle: `Closed loop, pressure ${pressure}, mean over ${seeds.length} seeds`,
+          subtitle: `Closed loop, pressure ${pressure}, mean over ${seedsText(seeds)}`,
           panels: mixes.map((mix) => ({
             title: mix,
             xTitle: 'share of the KV room, per cent',

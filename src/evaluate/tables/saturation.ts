@@ -5,7 +5,7 @@ import type { SaturationCase } from '../laboratory.js';
 import { goalOf } from '../report.js';
 import { estimateOf, meanOf, pooledRatio } from '../statistics.js';
 import { ours, reference, systemsOf } from '../systems.js';
-import { mixes, setupOf, sourceOf, type Table } from '../table.js';
+import { mixes, seedsText, setupOf, sourceOf, type Table } from '../table.js';
 
 /** `saga evaluate saturation` */
 export const saturationTable: Table = {
@@ -70,7 +70,7 @@ export const saturationTable: Table = {
         kind: 'bars',
         chart: {
           title: this.title,
-          subtitle: `Mean over ${seeds.length} seeds, ${context.tasks} tasks each`,
+          subtitle: `Mean over ${seedsText(seeds)}, ${context.tasks} tasks each`,
           panels: mixes.map((mix) => ({
             title: mix,
             xTitle: 'tasks a second',

@@ -2,7 +2,7 @@
  * Sensitivity of the paper's system to its parameters, each alone at the ends of the range that the paper names.
  */
 import { systemsOf, variantOf } from '../systems.js';
-import { groupOf, loadCases, play, setupOf, type Table } from '../table.js';
+import { groupOf, loadCases, play, seedsText, setupOf, type Table } from '../table.js';
 import { changeChart, variantGrid } from '../variants.js';
 
 const base = 'saga-paper';
@@ -61,7 +61,7 @@ export const sensitivityTable: Table = {
         outcomes,
         [group],
         this.title,
-        `${mix}, load ${load}, mean over ${context.sweepSeeds.length} seeds`,
+        `${mix}, load ${load}, mean over ${seedsText(context.sweepSeeds)}`,
         base,
         variants,
       ),

@@ -4,7 +4,17 @@
 import type { ClusterOutcome } from '../laboratory.js';
 import { estimateOf, meanOf } from '../statistics.js';
 import { ours, systemsOf, variantOf } from '../systems.js';
-import { completion, mixes, play, setupOf, sourceOf, type Arrivals, type GroupedCase, type Table } from '../table.js';
+import {
+  completion,
+  mixes,
+  play,
+  seedsText,
+  setupOf,
+  sourceOf,
+  type Arrivals,
+  type GroupedCase,
+  type Table,
+} from '../table.js';
 
 /** Values of the parameter `strategy` of saga-paper. */
 const strategies = [
@@ -88,7 +98,7 @@ export const strategyTable: Table = {
         kind: 'bars',
         chart: {
           title: this.title,
-          subtitle: `Mean over ${seeds.length} seeds`,
+          subtitle: `Mean over ${seedsText(seeds)}`,
           panels: mixes.flatMap((mix) =>
             regimes.map(({ name: regime }) => ({
               title: groupOf(mix, regime),

@@ -4,7 +4,7 @@
 import type { Cell } from '../report.js';
 import { estimateOf, meanOf } from '../statistics.js';
 import { systems } from '../systems.js';
-import { completion, groupOf, loadCases, loadsOf, mixes, play, setupOf, type Table } from '../table.js';
+import { completion, groupOf, loadCases, loadsOf, mixes, play, seedsText, setupOf, type Table } from '../table.js';
 
 const loads = [0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4];
 
@@ -43,7 +43,7 @@ export const sweepTable: Table = {
         kind: 'lines',
         chart: {
           title: this.title,
-          subtitle: `Mean over ${context.sweepSeeds.length} seeds, ${context.tasks} tasks each`,
+          subtitle: `Mean over ${seedsText(context.sweepSeeds)}, ${context.tasks} tasks each`,
           xTitle: 'load (1 = where affinity takes 3 times the ideal time)',
           xLabels: played.map(String),
           panels: mixes.map((mix) => ({

@@ -6,7 +6,7 @@ import type { WorkloadColumns } from '../../workload/columns.js';
 import { goalOf, type Cell } from '../report.js';
 import { estimateOf, jainIndex, meanOf } from '../statistics.js';
 import { ours, systemOf, systems } from '../systems.js';
-import { play, setupOf, sourceOf, taskSeconds, type GroupedCase, type Table } from '../table.js';
+import { play, seedsText, setupOf, sourceOf, taskSeconds, type GroupedCase, type Table } from '../table.js';
 
 const mix = 'multi-tenant';
 const load = 0.9;
@@ -110,7 +110,7 @@ export const tenantsTable: Table = {
         kind: 'bars',
         chart: {
           title: this.title,
-          subtitle: `Tasks within ${promise} x ideal, load ${load}, mean over ${seeds.length} seeds`,
+          subtitle: `Tasks within ${promise} x ideal, load ${load}, mean over ${seedsText(seeds)}`,
           panels: ['overall', ...classes].map((name) => ({
             title: name,
             xTitle: 'tasks in time, per cent',

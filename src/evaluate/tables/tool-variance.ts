@@ -3,7 +3,7 @@
  */
 import { meanOf } from '../statistics.js';
 import { systemsOf } from '../systems.js';
-import { completion, play, setupOf, tasksOf, type GroupedCase, type Table } from '../table.js';
+import { completion, play, seedsText, setupOf, tasksOf, type GroupedCase, type Table } from '../table.js';
 import { variantGrid } from '../variants.js';
 import { paperSource } from '../workloads.js';
 
@@ -54,7 +54,7 @@ export const toolVarianceTable: Table = {
         kind: 'lines',
         chart: {
           title: this.title,
-          subtitle: `${mix}, load ${load}, mean over ${seeds.length} seeds`,
+          subtitle: `${mix}, load ${load}, mean over ${seedsText(seeds)}`,
           xTitle: 'coefficient of variation of tool times',
           xLabels: wanted.map(String),
           panels: [

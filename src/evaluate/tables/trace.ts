@@ -5,12 +5,23 @@ import { join } from 'node:path';
 import { goalOf } from '../report.js';
 import { estimateOf, meanOf, pooledRatio } from '../statistics.js';
 import { ours, reference, systems } from '../systems.js';
-import { againstBest, clusterText, play, type ClusterOutcome, type GroupedCase, type Table } from '../table.js';
+import {
+  againstBest,
+  clusterText,
+  play,
+  seedsText,
+  type ClusterOutcome,
+  type GroupedCase,
+  type Table,
+} from '../table.js';
 import { agentSource, traceSource, type WorkloadSource } from '../workloads.js';
 import { sessionTrace } from './eviction.js';
 
 const load = 1.1;
 const workers = 4;
+
+/** Of a quick run: few sessions, and a worker that they fill. */
+const quickSize = { sessions: 60, workers: 1 } as const;
 
 /** `saga evaluate trace` */
 export const traceTable: Table = {
@@ -20,13 +31,17 @@ export const traceTable: Table = {
     'completion time without gaps of recorded coding sessions (--traces), 4 workers h100-tp4, load 1.1, three arrivals',
   minutes: 6,
   async run(context) {
-    const cluster = { ...context.cluster, workers, hardware: 'h100-tp4' as const };
+    const cluster = {
+      ...context.cluster,
+      workers: context.quick ? quickSize.workers : workers,
+      hardware: 'h100-tp4' as const,
+    };
     const seeds = context.sweepSeeds;
     const { traces } = context;
     const workload: WorkloadSource =
       traces === undefined
-        ? agentSource(context.quick ? 60 : 445, 42)
-        : traceSource(join(traces, sessionTrace), context.quick ? { limit: 60 } : {});
+        ? agentSource(context.quick ? quickSize.sessions : 445, 42)
+        : traceSource(join(traces, sessionTrace), context.quick ? { limit: quickSize.sessions } : {});
     const group = traces === undefined ? 'generated sessions' : 'claude-code-v6';
     const outcomes = await play(
       context,
@@ -102,7 +117,7 @@ export const traceTable: Table = {
         kind: 'bars',
         chart: {
           title: this.title,
-          subtitle: `${group}, load ${load}, mean over ${seeds.length} seeds`,
+          subtitle: `${group}, load ${load}, mean over ${seedsText(seeds)}`,
           panels: [
             {
               title: 'Mean completion time without gaps',
