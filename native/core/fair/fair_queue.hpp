@@ -28,6 +28,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "../base/status.hpp"
@@ -39,7 +40,7 @@ namespace saga {
 using TenantId = std::uint32_t;
 using FairEntry = std::uint32_t;  // a waiting call; valid until it is popped or removed, then used again
 
-inline constexpr std::uint32_t kFairWeightOne = 1024;               // weights are integers in 1/1024
+inline constexpr std::uint32_t kFairWeightOne = 1024;                 // weights are integers in 1/1024
 inline constexpr std::uint64_t kFairWorkUnknown = ~std::uint64_t{0};  // no estimate of the remaining work
 
 enum class FairClass : std::uint8_t { kRunning = 0, kAdmission = 1 };  // a call of a running workflow; a new workflow
@@ -49,8 +50,8 @@ struct FairOptions {
   std::uint32_t entries = 0;             // waiting calls in all
   std::uint32_t entries_per_tenant = 0;  // 0: `entries`
   std::uint64_t largest_grant = 0;       // a call that is estimated to cost more is refused; at most 2^40
-  std::uint64_t lag_bound = 0;           // above it a lagging tenant goes first; 0: largest_grant, and never more than that
-  std::uint64_t default_work = 10'000'000;  // remaining work of a workflow without an estimate
+  std::uint64_t lag_bound = 0;  // above it a lagging tenant goes first; 0: largest_grant, and never more than that
+  std::uint64_t default_work = 10'000'000;                     // remaining work of a workflow without an estimate
   std::uint64_t byte_seconds_per_gpu_second = 80'000'000'000;  // exchange rate; 0: memory costs nothing
   std::uint32_t oldest_every = 8;                              // >= 1; 1: first come, first served within a tenant
   Time epoch = 100'000;
@@ -61,10 +62,10 @@ struct FairOptions {
 struct FairCall {
   TenantId tenant = 0;
   FairClass kind = FairClass::kRunning;
-  std::uint32_t call = 0;          // the caller's own name for it
-  std::uint64_t cost = 0;          // of this grant, estimated: service(GPU-microseconds, KV byte-microseconds)
+  std::uint32_t call = 0;                 // the caller's own name for it
+  std::uint64_t cost = 0;                 // of this grant, estimated: service(GPU-microseconds, KV byte-microseconds)
   std::uint64_t work = kFairWorkUnknown;  // remaining GPU-microseconds of its workflow, this call included
-  Time deadline = kNotDeclared;    // of its workflow
+  Time deadline = kNotDeclared;           // of its workflow
 };
 
 class FairQueue {
@@ -129,7 +130,7 @@ class FairQueue {
   std::int64_t served(TenantId tenant) const { return tenants_[tenant].served; }
   // Service still to be used up before the tenant is charged again.
   std::uint64_t credit(TenantId tenant) const { return tenants_[tenant].credit; }
-  // Fair share minus service, credit included, since the tenant last became active; rounded towards zero.
+  // How far the tenant is behind its fair share (ahead: negative), a credit counted as received; 0 while it is inactive.
   std::int64_t lag(TenantId tenant) const;
   // V in 1/2^16 GPU-microseconds for a weight of 1/1024: the fair share of a tenant over an interval is
   // weight(tenant) * (V at its end - V at its start) / 2^16.
@@ -144,10 +145,10 @@ class FairQueue {
   enum class State : std::uint8_t { kInactive, kAbsent, kAhead, kEligible, kUrgent };
 
   struct Tenant {
-    std::uint64_t tag = 0;        // service received over weight, on the scale of V
-    std::uint64_t remainder = 0;  // what division by the weight left over, below the weight
-    std::uint64_t lag_span = 0;     // lag_bound / weight on the scale of V
-    std::uint64_t grant_span = 0;   // largest_grant / weight, rounded up
+    std::uint64_t tag = 0;         // service received over weight, on the scale of V
+    std::uint64_t remainder = 0;   // what division by the weight left over, below the weight
+    std::uint64_t lag_span = 0;    // lag_bound / weight on the scale of V
+    std::uint64_t grant_span = 0;  // largest_grant / weight, rounded up
     std::uint64_t credit = 0;
     std::uint64_t urgency = 0;  // sum over its waiting calls (Eq 8)
     std::int64_t served = 0;
@@ -197,10 +198,11 @@ class FairQueue {
   void make_eligible();
   void grant(TenantId id, FairEntry entry);
   void advance(std::uint64_t service);
-  void pass(TenantId id);
   void classify(TenantId id);
-  void leave(TenantId id);
+  void leave_heaps(TenantId id);
   void raise_tag(Tenant& tenant, std::uint64_t service);
+  void start_at_clock(Tenant& tenant);
+  void set_spans(Tenant& tenant) const;
   void set_eligible_key(TenantId id);
   void evaluate(Entry& entry, Time now) const;
   void unlink(Tenant& tenant, FairEntry entry);
@@ -218,7 +220,7 @@ class FairQueue {
   IndexedHeap eligible_;  // by AFS
   IndexedHeap urgent_;    // by deadline
   std::uint64_t now_virtual_ = 0;
-  std::uint64_t carry_ = 0;          // service (1/2^16) that has not moved V yet, below active_weight_ unless that fell
+  std::uint64_t carry_ = 0;  // service (1/2^16) that has not moved V yet, below active_weight_ unless that fell
   std::uint64_t active_weight_ = 0;
   std::uint64_t total_urgency_ = 0;
   std::uint64_t sequence_ = 0;
