@@ -4,6 +4,7 @@
 #include "branch_policy.hpp"
 #include "recency_policy.hpp"
 #include "saga_policy.hpp"
+#include "steps_policy.hpp"
 
 namespace saga {
 
@@ -25,7 +26,7 @@ std::unique_ptr<EvictionPolicy> make_eviction_policy(PolicyKind kind, const Resi
     case PolicyKind::kSaga:
       return std::make_unique<SagaPolicy>(residents);
     case PolicyKind::kStepsToExecution:
-      break;
+      return std::make_unique<StepsPolicy>(residents);
   }
   return nullptr;
 }

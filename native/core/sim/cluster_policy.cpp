@@ -3,6 +3,7 @@
 #include "../base/assert.hpp"
 #include "cluster.hpp"
 #include "continuum.hpp"
+#include "kv_flow.hpp"
 #include "kv_router.hpp"
 #include "placement_policy.hpp"
 #include "thunder_agent.hpp"
@@ -66,6 +67,8 @@ std::unique_ptr<PlacementPolicy> make_cluster_policy(const ClusterPolicyOptions&
       return std::make_unique<Continuum>(options, cluster, workload);
     case ClusterPolicyKind::kThunderAgent:
       return std::make_unique<ThunderAgent>(options, workload);
+    case ClusterPolicyKind::kKvFlow:
+      return std::make_unique<KvFlow>(options, cluster, workload);
     default:
       break;
   }
