@@ -72,6 +72,7 @@ const readme = exampleBehind(read('README.md'), '## The API in 20 lines');
 const simulate = exampleOf('src/simulate/index.ts', '@example');
 const scheduler = exampleOf('src/scheduler.ts', '@example');
 const pageTable = exampleOf('src/page-table.ts', '@example');
+const graphs = [...read('docs/graphs.md').matchAll(/```ts\n([\s\S]*?)```/g)].map(([, code = '']) => code);
 
 describe('the example of the README', () => {
   it('is of 20 lines', () => {
@@ -93,6 +94,17 @@ describe('the example of saga-scheduler/simulate', () => {
     expect(outputOf(simulate)).toMatch(
       /^\d[\d,]* requests, [\s\S]*\blru\b[\s\S]*\bbelady\b[\s\S]*\nLRU misses \d\.\d\d times as many pages as the optimum\n$/,
     );
+  });
+});
+
+describe('the examples of docs/graphs.md', () => {
+  it('print what the text says', () => {
+    expect(graphs.map((code) => outputOf(code).trim().split('\n'))).toEqual([
+      ['5.80 calls a task', '0.05 of the runs end the task', '3.80 calls to come after a run'],
+      ['database-query none code-execution'],
+      ['agent (none) none 120 0', 'agent (web-api) web-api 120 900', 'summary none 250 0', '5.5 calls a task'],
+      ['code-execution 1 40 -1 1 NaN'],
+    ]);
   });
 });
 
@@ -144,6 +156,7 @@ describe('the types', () => {
         'example-simulate.mts': simulate,
         'example-scheduler.mts': `${given}\n${scheduler}`,
         'example-page-table.cts': `${given}\n${pageTable}`,
+        ...Object.fromEntries(graphs.map((code, at) => [`example-graphs-${at}.mts`, code])),
         'uses.mts': uses,
         'uses.cts': uses,
       }),

@@ -2,7 +2,7 @@
  * Declared graphs and hints: what a client says about a class of tasks before one runs, and about a call when it is sent.
  *
  * {@link AgentGraph} is written in code ({@link AgentGraph.define}), read from JSON ({@link AgentGraph.fromJSON}; the schema is
- * `saga-scheduler/agent-graph.schema.json`) or from a LangGraph.js graph ({@link fromLangGraph}). {@link CallHints} go with single
+ * `saga-scheduler/schema/agent-graph.schema.json`) or from a LangGraph.js graph ({@link fromLangGraph}). {@link CallHints} go with single
  * calls. Nothing native is loaded. See docs/graphs.md.
  *
  * @packageDocumentation

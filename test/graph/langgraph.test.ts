@@ -68,6 +68,12 @@ describe('a ReAct agent of LangGraph.js', () => {
     expect(same.expectedCalls()).toBeCloseTo(10, 9);
   });
 
+  it('takes the mean over tools of one class', () => {
+    const estimates = { web_search: { gapSeconds: 3 }, fetch_url: { gapSeconds: 1, observationTokens: 500 } };
+    const [step] = fromLangGraph(reactAgent('web_search', 'fetch_url'), { estimates }).steps;
+    expect(step).toMatchObject({ gapSeconds: 2, observationTokens: 400 });
+  });
+
   it('is one step a class where its tools are of several', () => {
     const graph = fromLangGraph(reactAgent('web_search', 'read_file', 'write_file'), {
       probabilities: { agent: { tools: 0.75 } },

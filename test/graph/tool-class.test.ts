@@ -1,6 +1,7 @@
+import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { SagaArgumentError } from '../../src/errors.js';
-import { classifyTool, defaultsOf, toolClasses } from '../../src/graph/tool-class.js';
+import { classifyTool, defaultsOf, toolClasses, toolWords } from '../../src/graph/tool-class.js';
 import { toolClassNumber } from '../../src/workload/columns.js';
 import { paperToolLatencies } from '../../src/workload/paper-workloads.js';
 
@@ -51,6 +52,15 @@ describe('classifyTool', () => {
     expect(classifyTool('bash', { Bash: 'web-api' })).toBe('code-execution');
     expect(classifyTool('bash', { bash: 'none' })).toBe('none');
     expect(classifyTool('toString', {})).toBe('none');
+  });
+
+  it('knows the words that docs/graphs.md lists, in that order', () => {
+    const text = readFileSync(new URL('../../docs/graphs.md', import.meta.url), 'utf8');
+    const rows = [...text.slice(text.indexOf('| class | words |')).matchAll(/^\| `([a-z-]+)` \| (.*) \|$/gm)];
+    expect(rows.slice(0, toolWords.length).map(([, kind, words]) => [kind, words])).toEqual(toolWords);
+    const gaps = [...text.matchAll(/^\| `([a-z-]+)` \| ([\d.]+) \|/gm)].map(([, kind, gap]) => [kind, Number(gap)]);
+    expect(gaps.length).toBe(toolClasses.length);
+    expect(gaps).toEqual(gaps.map(([kind]) => [kind, defaultsOf(kind as 'none').gapSeconds]));
   });
 
   it('refuses what is no name and no class', () => {
