@@ -38,6 +38,7 @@ BatchFormer::BatchFormer(PageTable& pages, const BatchFormerOptions& options)
   held_.reserve(options.max_calls);
   computing_.reserve(options.max_sequences);
   batch_.reserve(options.max_sequences);
+  filled_.reserve(options.max_sequences);
   preempted_.reserve(options.max_sequences);
 }
 
@@ -190,40 +191,116 @@ void BatchFormer::release(CallId id) {
 // ---- A step
 
 BatchSummary BatchFormer::form(Time now, const BatchArrays& arrays) {
-  SAGA_ASSERT(!in_flight_ && now >= now_);
+  SAGA_ASSERT(!in_flight_ && now >= now_ && arrays_fit(arrays));
   now_ = now;
   copy_count_ = 0;
   preempted_.clear();
   batch_.clear();
   order_fresh_ = false;
-  // A call that had to preempt itself ends the round, even if nothing is scheduled yet; then the next follows at once.
-  while (compose() &&
-         std::none_of(running_.begin(), running_.end(), [](const Running& running) { return running.scheduled > 0; })) {
-  }
   BatchSummary summary;
+  // A call that had to preempt itself ends the round, even if nothing is scheduled yet; then the next follows at once.
+  while (compose(arrays, summary) &&
+         std::none_of(running_.begin(), running_.end(), [](const Running& running) { return running.scheduled > 0; })) {
+    summary.updates = 0;
+  }
   emit(arrays, summary);
   in_flight_ = summary.calls > 0;
   if (in_flight_) ++totals_.steps_total;
   return summary;
 }
 
-// One round. True if it preempted a call.
-bool BatchFormer::compose() {
+bool BatchFormer::arrays_fit(const BatchArrays& arrays) const {
+  const std::size_t calls = options_.max_sequences;
+  return arrays.calls.size() >= calls && arrays.rows.size() >= calls && arrays.first_tokens.size() >= calls &&
+         arrays.token_counts.size() >= calls && arrays.sequence_lengths.size() >= calls &&
+         arrays.query_starts.size() > calls && arrays.slot_mapping.size() >= options_.token_budget &&
+         arrays.block_table_stride >= max_blocks_ &&
+         arrays.block_tables.size() / arrays.block_table_stride >= pages_.max_sequences() &&
+         arrays.updates.size() >= calls && arrays.copies.size() >= options_.max_copies &&
+         arrays.preempted.size() >= calls;
+}
+
+// One round. True if it preempted a call. summary.decode_calls: how many calls are written out already.
+bool BatchFormer::compose(const BatchArrays& arrays, BatchSummary& summary) {
   std::uint32_t budget = options_.token_budget;
   bool preempted = false;
-  for (Running& running : running_) running.scheduled = 0;
-  if (schedule_running(true, budget, preempted)) schedule_running(false, budget, preempted);
+  const auto running_calls = static_cast<std::uint32_t>(running_.size());
+  summary.decode_calls = 0;
+  filled_.clear();
+  if (running_calls <= budget && running_calls <= pages_.pool(Tier::kGpu).free_count()) {
+    budget -= decode_all(arrays, summary);
+    if (summary.decode_calls < running_calls) (void)schedule_running(false, budget, preempted);
+  } else {
+    for (Running& running : running_) running.scheduled = 0;
+    if (schedule_running(true, budget, preempted)) (void)schedule_running(false, budget, preempted);
+  }
   first_admitted_ = static_cast<std::uint32_t>(running_.size());
 
   // Not before all running calls have their blocks: what a preempted call was to compute must not be hit.
-  if (!options_.hit_after_completion) {
-    for (const Running& running : running_) {
-      const std::uint32_t end = running.computed + running.scheduled;
-      if (running.scheduled > 1 || (running.scheduled == 1 && end == running.capacity)) publish(running, end);
+  if (preempted) {
+    summary.decode_calls = 0;
+    filled_.clear();
+    for (const bool decoding : {true, false}) {
+      for (std::uint32_t i = 0; i < first_admitted_; ++i) {
+        const bool decodes = running_[i].known - running_[i].computed == 1;
+        if (decodes == decoding && may_fill_block(running_[i])) filled_.push_back(i);
+      }
     }
+  }
+  if (!options_.hit_after_completion) {
+    for (const std::uint32_t i : filled_) publish(running_[i], running_[i].computed + running_[i].scheduled);
   }
   if (!preempted && !waiting_.empty()) admit(budget);
   return preempted;
+}
+
+// Schedules the calls that lack one token and writes them out at once, where no block can be short. Should a call be
+// preempted afterwards, emit() writes all anew. This is what a step costs when all calls decode.
+std::uint32_t BatchFormer::decode_all(const BatchArrays& arrays, BatchSummary& summary) {
+  Running* const running = running_.data();
+  CallId* const calls = arrays.calls.data();
+  SequenceId* const rows = arrays.rows.data();
+  std::uint32_t* const first_tokens = arrays.first_tokens.data();
+  std::uint32_t* const token_counts = arrays.token_counts.data();
+  std::int32_t* const sequence_lengths = arrays.sequence_lengths.data();
+  std::int32_t* const query_starts = arrays.query_starts.data();
+  std::int64_t* const slot_mapping = arrays.slot_mapping.data();
+  const auto bound = static_cast<std::uint32_t>(running_.size());
+  batch_.resize(bound);
+  std::uint32_t* const batch = batch_.data();
+  std::uint32_t count = 0;
+  for (std::uint32_t i = 0; i < bound; ++i) {
+    Running& call = running[i];
+    if (call.known - call.computed != 1) {
+      call.scheduled = 0;
+      continue;
+    }
+    if (call.capacity - call.computed <= 1) cross_block(i, arrays, summary);
+    call.scheduled = 1;
+    calls[count] = call.call;
+    rows[count] = call.sequence;
+    first_tokens[count] = call.computed;
+    token_counts[count] = 1;
+    sequence_lengths[count] = static_cast<std::int32_t>(call.known);
+    query_starts[count] = static_cast<std::int32_t>(count);
+    slot_mapping[count] = call.next_slot;
+    batch[count] = i;
+    ++count;
+  }
+  summary.decode_calls = count;
+  return count;
+}
+
+// The token that a decoding call is to compute is the first or the last of its block.
+void BatchFormer::cross_block(std::uint32_t place, const BatchArrays& arrays, BatchSummary& summary) {
+  Running& running = running_[place];
+  if (running.computed == running.capacity) {
+    const bool allocated = allocate(running, running.computed + 1);
+    SAGA_ASSERT(allocated);
+    (void)allocated;
+    export_row(running, arrays, summary);
+  }
+  if (running.computed + 1 == running.capacity) filled_.push_back(place);
 }
 
 // Running calls that lack one token, or those that lack more. False if a call that had to go itself ended the round.
@@ -251,6 +328,7 @@ bool BatchFormer::schedule_running(bool decoding, std::uint32_t& budget, bool& p
     }
     running_[i].scheduled = tokens;
     budget -= tokens;
+    if (may_fill_block(running_[i])) filled_.push_back(static_cast<std::uint32_t>(i));
   }
   return true;
 }
@@ -415,7 +493,7 @@ BatchFormer::Admission BatchFormer::try_admit(CallId id, std::uint32_t& budget) 
     totals_.hit_tokens_total += call.hit_tokens;
   }
   budget -= running.scheduled;
-  if (!options_.hit_after_completion) publish(running, running.computed + running.scheduled);
+  if (!options_.hit_after_completion && may_fill_block(running)) publish(running, running.computed + running.scheduled);
   if (running.known - running.computed > 1) computing_.push_back(static_cast<std::uint32_t>(running_.size()));
   running_.push_back(running);
   return Admission::kAdmitted;
@@ -489,49 +567,27 @@ bool BatchFormer::is_held(CallId id, std::uint32_t matched) const {
 // ---- Output
 
 void BatchFormer::emit(const BatchArrays& arrays, BatchSummary& summary) {
-  std::uint32_t count = 0;
-  std::uint32_t tokens = 0;
   const auto bound = static_cast<std::uint32_t>(running_.size());
-  SAGA_ASSERT(arrays.calls.size() >= bound && arrays.rows.size() >= bound && arrays.first_tokens.size() >= bound &&
-              arrays.token_counts.size() >= bound && arrays.sequence_lengths.size() >= bound &&
-              arrays.query_starts.size() > bound && arrays.slot_mapping.size() >= options_.token_budget &&
-              arrays.updates.size() >= bound && arrays.preempted.size() >= preempted_.size() &&
-              arrays.copies.size() >= copy_count_ && arrays.block_table_stride >= max_blocks_ &&
-              arrays.block_tables.size() >= std::size_t{pages_.max_sequences()} * arrays.block_table_stride);
   batch_.resize(bound);
-  for (std::uint32_t i = 0; i < first_admitted_; ++i) {
-    Running& running = running_[i];
-    if (running.scheduled != 1 || running.known - running.computed != 1) continue;
-    arrays.calls[count] = running.call;
-    arrays.rows[count] = running.sequence;
-    arrays.first_tokens[count] = running.computed;
-    arrays.token_counts[count] = 1;
-    arrays.sequence_lengths[count] = static_cast<std::int32_t>(running.known);
-    arrays.query_starts[count] = static_cast<std::int32_t>(count);
-    arrays.slot_mapping[count] = running.next_slot;
-    batch_[count] = i;
-    ++count;
-    if (running.exported * std::uint64_t{block_size_} < running.capacity) export_row(running, arrays, summary);
+  std::uint32_t count = summary.decode_calls;
+  if (count == 0) {
+    for (std::uint32_t i = 0; i < first_admitted_; ++i) {
+      if (running_[i].scheduled == 1 && running_[i].known - running_[i].computed == 1) {
+        emit_call(i, count, count, arrays, summary);
+        ++count;
+      }
+    }
+    summary.decode_calls = count;
   }
-  summary.decode_calls = count;
-  tokens = count;
-  for (std::uint32_t i = 0; i < bound; ++i) {
-    Running& running = running_[i];
-    if (running.scheduled == 0) continue;
-    if (i < first_admitted_ && running.known - running.computed == 1) continue;
-    arrays.calls[count] = running.call;
-    arrays.rows[count] = running.sequence;
-    arrays.first_tokens[count] = running.computed;
-    arrays.token_counts[count] = running.scheduled;
-    arrays.sequence_lengths[count] = static_cast<std::int32_t>(running.computed + running.scheduled);
-    arrays.query_starts[count] = static_cast<std::int32_t>(tokens);
-    const TokenRange range = {
-        .sequence = running.sequence, .first_token = running.computed, .token_count = running.scheduled};
-    (void)pages_.export_slot_mapping({&range, 1}, arrays.slot_mapping.subspan(tokens));
-    tokens += running.scheduled;
-    batch_[count] = i;
-    ++count;
-    if (running.exported * std::uint64_t{block_size_} < running.capacity) export_row(running, arrays, summary);
+  std::uint32_t tokens = count;
+  if (count < bound) {
+    for (std::uint32_t i = 0; i < bound; ++i) {
+      if (running_[i].scheduled == 0) continue;
+      if (i < first_admitted_ && running_[i].known - running_[i].computed == 1) continue;
+      emit_call(i, count, tokens, arrays, summary);
+      tokens += running_[i].scheduled;
+      ++count;
+    }
   }
   arrays.query_starts[count] = static_cast<std::int32_t>(tokens);
   batch_.resize(count);
@@ -544,6 +600,23 @@ void BatchFormer::emit(const BatchArrays& arrays, BatchSummary& summary) {
   summary.preempted = static_cast<std::uint32_t>(preempted_.size());
   totals_.decode_tokens_total += summary.decode_calls;
   totals_.prefill_tokens_total += tokens - summary.decode_calls;
+}
+
+// The call at `place` is call `index` of the batch, and its first token is token `token` of it.
+void BatchFormer::emit_call(std::uint32_t place, std::uint32_t index, std::uint32_t token, const BatchArrays& arrays,
+                            BatchSummary& summary) {
+  Running& running = running_[place];
+  arrays.calls[index] = running.call;
+  arrays.rows[index] = running.sequence;
+  arrays.first_tokens[index] = running.computed;
+  arrays.token_counts[index] = running.scheduled;
+  arrays.sequence_lengths[index] = static_cast<std::int32_t>(running.computed + running.scheduled);
+  arrays.query_starts[index] = static_cast<std::int32_t>(token);
+  const TokenRange range = {
+      .sequence = running.sequence, .first_token = running.computed, .token_count = running.scheduled};
+  (void)pages_.export_slot_mapping({&range, 1}, arrays.slot_mapping.subspan(token));
+  batch_[index] = place;
+  if (running.exported * std::uint64_t{block_size_} < running.capacity) export_row(running, arrays, summary);
 }
 
 void BatchFormer::export_row(Running& running, const BatchArrays& arrays, BatchSummary& summary) {

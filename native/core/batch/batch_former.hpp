@@ -188,6 +188,7 @@ class BatchFormer {
   [[nodiscard]] Status submit(Time now, const BatchCall& call, std::span<const BlockHash> hashes, CallId& id);
 
   // Hashes of the next full blocks of the call's known tokens, behind those given: what it generated can then be hit.
+  // A block that is computed already is cached with the next one that is filled, or when the call ends.
   void add_hashes(CallId call, std::span<const BlockHash> hashes);
   std::uint32_t hash_count(CallId call) const { return at(call).hash_count; }
 
@@ -212,6 +213,9 @@ class BatchFormer {
   std::uint32_t complete(std::span<const std::uint32_t> sampled, std::span<const std::uint8_t> finished);
   // Whether complete() may be given these.
   bool completion_valid(std::span<const std::uint32_t> sampled, std::span<const std::uint8_t> finished) const;
+
+  // Whether the arrays have room for every batch.
+  bool arrays_fit(const BatchArrays& arrays) const;
 
   bool in_flight() const { return in_flight_; }
   std::uint32_t batch_calls() const { return static_cast<std::uint32_t>(batch_.size()); }
@@ -290,13 +294,18 @@ class BatchFormer {
   // Blocks of the known tokens that may be hit: not that of the last token.
   std::uint32_t hittable_blocks(const Call& call) const;
 
-  bool compose();
+  bool compose(const BatchArrays& arrays, BatchSummary& summary);
+  std::uint32_t decode_all(const BatchArrays& arrays, BatchSummary& summary);
+  void cross_block(std::uint32_t place, const BatchArrays& arrays, BatchSummary& summary);
   bool schedule_running(bool decoding, std::uint32_t& budget, bool& preempted);
   bool allocate(Running& running, std::uint32_t end);
   std::int64_t slot_of(const Running& running, std::uint32_t token) const;
   std::size_t last_in_order() const;
   void preempt(std::size_t index);
   bool swap_out(Running& running, Call& call);
+  static bool may_fill_block(const Running& running) {
+    return running.scheduled > 1 || (running.scheduled == 1 && running.computed + 1 == running.capacity);
+  }
   void publish(const Running& running, std::uint32_t end);
   void admit(std::uint32_t& budget);
   Admission try_admit(CallId id, std::uint32_t& budget);
@@ -305,6 +314,8 @@ class BatchFormer {
   bool is_held(CallId id, std::uint32_t matched) const;
   bool is_cached(BlockHash hash) const;
   void emit(const BatchArrays& arrays, BatchSummary& summary);
+  void emit_call(std::uint32_t place, std::uint32_t index, std::uint32_t token, const BatchArrays& arrays,
+                 BatchSummary& summary);
   void export_row(Running& running, const BatchArrays& arrays, BatchSummary& summary);
   void end_call(const Running& running);
   void release(CallId id);
@@ -337,8 +348,9 @@ class BatchFormer {
   bool order_fresh_ = false;
 
   // The step that is put together, or in flight.
-  std::vector<std::uint32_t> batch_;  // places in running_
-  std::vector<BlockCopy> copies_;     // max_copies; the first copy_count_ count
+  std::vector<std::uint32_t> batch_;   // places in running_
+  std::vector<std::uint32_t> filled_;  // places of the calls that may fill a block in this step
+  std::vector<BlockCopy> copies_;      // max_copies; the first copy_count_ count
   std::vector<CallId> preempted_;
   std::uint32_t copy_count_ = 0;
   std::uint32_t first_admitted_ = 0;  // place in running_
