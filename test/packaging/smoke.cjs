@@ -1,10 +1,10 @@
-// Run inside an empty project that has installed the tarball: loads the package and its simulations as CommonJS and uses them.
+// Run inside an empty project that has installed the tarball: loads the package and its other entry points as CommonJS and uses them.
 // smoke.mjs does the same with what it has imported.
 'use strict';
 
 const assert = require('node:assert/strict');
 
-module.exports = async function use(saga, simulation) {
+module.exports = async function use(saga, simulation, graph) {
   const scheduler = new saga.Scheduler({ maxBlocks: 1024, clock: () => 0 });
   scheduler.addWorker({ blocks: 1024 });
   const holder = scheduler.addWorker({ blocks: 1024 });
@@ -26,7 +26,14 @@ module.exports = async function use(saga, simulation) {
   assert.ok(report.results[0].beladyRatio >= 1);
   assert.match(simulation.chartOf(report), /^<svg /);
   await assert.rejects(simulation.readTrace('no-such-file'), saga.SagaError);
+
+  const loop = graph.AgentGraph.define({ steps: { act: { tool: 'web-api', next: { act: 0.75 } } } });
+  assert.equal(loop.expectedCalls(), 4);
+  const schema = require('saga-scheduler/schema/agent-graph.schema.json');
+  assert.deepEqual(schema.$defs.step.properties.tool.enum, graph.toolClasses);
   console.log('ok');
 };
 
-if (require.main === module) module.exports(require('saga-scheduler'), require('saga-scheduler/simulate'));
+if (require.main === module) {
+  module.exports(require('saga-scheduler'), require('saga-scheduler/simulate'), require('saga-scheduler/graph'));
+}
