@@ -39,6 +39,10 @@ Sums over_edges(const AgentGraph& graph, const std::vector<StepExpectation>& exp
 }  // namespace
 
 void AgentGraph::prepare() {
+  if (steps.empty() && expected_calls >= 1) {
+    steps.push_back(AgentStep{});
+    edges.push_back({0, 0, 1 - 1 / expected_calls});
+  }
   const std::size_t n = steps.size();
   expectations_.assign(n + 1, StepExpectation{});
   std::vector<double> loop(n, 0.0);
@@ -83,6 +87,15 @@ void AgentGraph::prepare() {
     }
     if (!changed) break;
   }
+  for (std::uint32_t i = 0; i < n; ++i) {
+    double sum = 0;
+    double ends = 0;
+    for (std::uint32_t k = expectations_[i].first_edge; k < expectations_[i + 1].first_edge; ++k) {
+      sum += edges[k].probability;
+      ends += edges[k].probability * expectations_[edges[k].to].end_probability;
+    }
+    expectations_[i].next_end_probability = sum > 0 ? ends / sum : 0;
+  }
 }
 
 std::uint32_t AgentGraph::match_step(std::uint32_t before, ToolClass tool, bool told) const {
@@ -91,22 +104,26 @@ std::uint32_t AgentGraph::match_step(std::uint32_t before, ToolClass tool, bool 
   if (before == kNone) {
     if (any || steps[0].tool == tool) return 0;
   } else {
-    std::uint32_t best = kNone;
-    double best_probability = 0;
+    std::uint32_t best[2] = {kNone, kNone};  // with that tool, without any
+    double best_probability[2] = {0, 0};
     for (std::uint32_t e = expectations_[before].first_edge; e < expectations_[before + 1].first_edge; ++e) {
       const AgentEdge& edge = edges[e];
-      if ((any || steps[edge.to].tool == tool) && edge.probability > best_probability) {
-        best_probability = edge.probability;
-        best = edge.to;
+      const ToolClass declared = steps[edge.to].tool;
+      if (!any && declared != tool && declared != ToolClass::kNone) continue;
+      const std::uint32_t rank = any || declared == tool ? 0 : 1;
+      if (edge.probability > best_probability[rank]) {
+        best_probability[rank] = edge.probability;
+        best[rank] = edge.to;
       }
     }
-    if (best != kNone) return best;
+    if (best[0] != kNone) return best[0];
+    if (best[1] != kNone) return best[1];
     if (any) return kNone;
   }
   for (std::uint32_t i = 0; i < steps.size(); ++i) {
     if (steps[i].tool == tool) return i;
   }
-  return kNone;
+  return before == kNone && steps[0].tool == ToolClass::kNone ? 0 : kNone;
 }
 
 bool AgentGraph::verify() const {

@@ -12,6 +12,8 @@
 // the graph is immutable and every question about it is O(1), or O(edges of a step). A cycle that is never left has no finite
 // expectation: values stop at kMaxExpectation.
 //
+// A graph without steps that declares its number of calls becomes one step that repeats.
+//
 // Invariants (verify()): edges are sorted by (from, to) without repetition, name steps that exist, have probabilities in
 // [0, 1], and those of a step sum to at most 1; values are finite and not negative. If it is prepared, the derived values
 // satisfy their equations.
@@ -46,6 +48,7 @@ struct StepExpectation {
   double observation_tokens = 0;    // that all gaps to come add to prompts, the one behind this step included
   double gap_seconds = 0;           // of all gaps to come
   double next_output_tokens = 0;    // of the next call, given that there is one; 0 where the task always ends
+  double next_end_probability = 0;  // the task ends with the next call, given that there is one
   std::uint32_t next_step = kNone;  // the most likely one (of equals the smallest); kNone where the task always ends
 };
 
@@ -67,9 +70,10 @@ class AgentGraph {
   const StepExpectation& expectation(std::uint32_t step) const { return expectations_[step]; }
   // Calls of a whole task: as declared, else as the edges imply.
   double total_calls() const { return expected_calls > 0 ? expected_calls : 1 + expectations_[0].calls; }
-  // The step that a call is, whose answer calls `tool`, when `before` was the step of the call before it (kNone: it is the
-  // first): the most likely successor with that tool (of equals the smallest); for a first call step 0 if it fits; else the first
-  // step with that tool. kNone: no step has it. A tool of class kNone tells nothing where `told` is false.
+  // The step that a call is, whose answer calls `tool`, when `before` was the step of the call before it (kNone: it is the first):
+  // the most likely successor with that tool (of equals the smallest), else the most likely one without a declared tool; for a
+  // first call step 0 where it fits. Else the first step with that tool; kNone: none has it. Where nothing is `told` of the
+  // answer, a tool of class kNone fits every step.
   std::uint32_t match_step(std::uint32_t before, ToolClass tool, bool told) const;
 
   bool verify() const;

@@ -15,15 +15,16 @@
 //   kCompacted   only with an explicit id: nothing of its own is common any more but (part of) what its first prompt had, as when a summary
 //                replaces the conversation. The newest waiting head of the workflow is superseded.
 //   kNew         everything else: a new workflow, or a further thread of an explicit one whose heads all run (then kForked).
-// "Belongs to": d reaches beyond the first prompt of that workflow, less the slack. So a shared system prompt, or the same task asked
+// Heads of several workflows on the same block (equal short prompts) are continued by nobody without an id. "Belongs to": d reaches beyond the first prompt of that workflow, less the slack. So a shared system prompt, or the same task asked
 // again with other words, joins no strangers. An explicit id always wins: then only heads of that workflow are looked at.
 //
 // Bounds are fixed at construction: heads (and so workflows) and blocks. When one is used up the head unused for longest is forgotten,
 // with the blocks that only it needs; a workflow without heads is forgotten with it, and its slot used again (forgotten() names those of
 // the last call). A prompt longer than all blocks is known by its leading part.
 //
-// Cost of a call: O(log blocks) probes, plus a node for each new block; O(blocks) only for kCompacted. Memory: 32 bytes a block (hash map
-// included), ~48 a head and 40 a workflow. Nothing is allocated later. Deterministic: ties go to the smaller id.
+// Cost of a call: O(log blocks) probes, plus a node for each new block; O(blocks) for kRolledBack and kCompacted, and where a new
+// workflow is the first to share a known prefix. Memory: 48 bytes a block (hash map included), ~100 a head and its workflow. Nothing is
+// allocated later. Deterministic: ties go to the newer head, then to the smaller id.
 //
 // Invariants (verify()): every node but those of depth 1 has a parent one block up; children and hanging heads are counted; a node without
 // either does not exist; each live hash is found in the map; every head is in its workflow's list and, in order of use, in the list of all;
@@ -62,7 +63,7 @@ class Lineage {
 
   explicit Lineage(const LineageOptions& options);
 
-  // A prompt of `blocks` chain hashes is sent, by the workflow `id` if the client names it. Its head runs until call_ended.
+  // At least one of max_heads must be free of running calls. A prompt of `blocks` chain hashes is sent, by the workflow `id` if the client names it. Its head runs until call_ended.
   LineageMatch call_started(const BlockHash* chain, std::uint32_t blocks, std::uint64_t id = kNoId);
   void call_ended(std::uint32_t head);
   void workflow_closed(std::uint32_t workflow);  // forgets it; its blocks stay only where others use them
@@ -82,15 +83,19 @@ class Lineage {
     BlockHash hash = 0;
     std::uint32_t parent = kNone;  // of free nodes: the next free one
     std::uint32_t depth = 0;       // number of blocks from the root to here; 0: free
-    std::uint32_t head = kNone;    // whose line it is on: the last one to have come here as its own
+    std::uint32_t head = kNone;    // whose line it is on: the head that made it, or took its line over
+    std::uint32_t generation = 0;  // of that head: if it is another by now, the line is nobody's
     std::uint32_t children = 0;
     std::uint32_t hanging = 0;  // heads that end here
+    std::uint32_t first_hanging = kNone;
+    bool shared = false;  // a second workflow began with it
   };
   struct Head {
     std::uint32_t workflow = kNone;  // kNone: free
     std::uint32_t tail = kNone;      // node of its last block; kNone: a prompt without a full block
     std::uint32_t length = 0;
     std::uint32_t running = 0;  // calls under way
+    std::uint32_t generation = 0;
     bool superseded = false;
     std::uint32_t older = kNone, newer = kNone;    // in order of use; of free heads newer is the next free one
     std::uint32_t previous = kNone, next = kNone;  // in the workflow, newest first
@@ -103,7 +108,7 @@ class Lineage {
     std::uint32_t root_blocks = 0;  // of its first prompt
   };
 
-  std::uint32_t find_node(BlockHash hash) const;
+  std::uint32_t find_node(BlockHash hash, std::uint32_t depth) const;
   std::uint32_t known_depth(const BlockHash* chain, std::uint32_t blocks) const;
   void insert_hash(BlockHash hash, std::uint32_t node);
   void erase_hash(BlockHash hash);
@@ -111,23 +116,25 @@ class Lineage {
   void insert_id(std::uint64_t id, std::uint32_t workflow);
   void erase_id(std::uint64_t id);
 
+  std::uint32_t owner(std::uint32_t node) const;
   std::uint32_t head_to_continue(std::uint32_t node, std::uint32_t workflow) const;
   std::uint32_t common_with(std::uint32_t head, const BlockHash* chain, std::uint32_t known) const;
-  std::uint32_t newest_head(std::uint32_t workflow) const;
+  std::uint32_t newest_head(std::uint32_t workflow, bool waiting, std::uint32_t except) const;
   std::uint32_t add_workflow(std::uint64_t id, std::uint32_t blocks);
   std::uint32_t add_head(std::uint32_t workflow);
-  void extend(std::uint32_t head, const BlockHash* chain, std::uint32_t blocks);
+  std::uint32_t add_node(std::uint32_t parent, BlockHash hash, std::uint32_t head);
+  void extend(std::uint32_t head, const BlockHash* chain, std::uint32_t blocks, std::uint32_t known);
+  void take_over(std::uint32_t node, std::uint32_t from, std::uint32_t to);
   void hang(std::uint32_t head, std::uint32_t node);
   void unhang(std::uint32_t head);
   void prune(std::uint32_t node);
-  void touch(std::uint32_t head);
-  void unlink_use(std::uint32_t head);
+  void link_newest(std::uint32_t head);
+  void unlink(std::uint32_t head);
   void forget_head(std::uint32_t head);
-  bool make_room_for_node(std::uint32_t keep);
+  bool forget_oldest(std::uint32_t except);
 
   LineageOptions options_;
   std::vector<Node> nodes_;
-  std::vector<std::uint32_t> first_hanging_;  // [nodes] head
   std::vector<Head> heads_;
   std::vector<Workflow> workflows_;
   std::vector<std::uint32_t> slots_;     // hash -> node, open addressing, kNone empty

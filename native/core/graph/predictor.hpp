@@ -38,6 +38,7 @@
 #include "../base/types.hpp"
 #include "agent_graph.hpp"
 #include "calibration.hpp"
+#include "hazard.hpp"
 
 namespace saga {
 
@@ -117,102 +118,175 @@ class Predictor {
   // Adds what another predictor has learned (its open workflows stay its own).
   void merge(const Predictor& other);
 
+  // Step kinds: 0 end_turn, 1 not told, 2 tool_use without a class, 3 to 6 tool_use by class; kStepKinds: start (from), end (to).
+  static constexpr std::uint32_t kStepKinds = 7;
+  static std::uint32_t step_kind_of(StopReason stop, ToolClass tool);
+  // Observed transitions, with decay: a row is halved when its sum passes kTransitionWindow. Class 0 counts all.
+  static constexpr double kTransitionWindow = 4096;
+  std::uint32_t class_of(std::uint32_t tenant, std::uint32_t agent_kind) const;  // kNone: has no tables yet
+  double transitions(std::uint32_t agent_class, std::uint32_t from, std::uint32_t to) const {
+    return classes_[agent_class].transitions[from][to];
+  }
+
   const Calibration& calibration() const { return calibration_; }
   const PredictorOptions& options() const { return options_; }
   bool verify() const;
 
  private:
-  // Step kinds: what is known about a call once it has ended.
-  static constexpr std::uint32_t kStepKinds = 7;  // end_turn, not told, tool_use x (no class, four classes)
-  static constexpr std::uint32_t kEnd = kStepKinds;
   static constexpr std::uint32_t kStart = kStepKinds;
-  static constexpr std::uint32_t kGapBuckets = 92;
-  // Gap tables of a class: by step kind; by the declared duration of this gap; by the declared mean of the step.
+  static constexpr std::uint32_t kEnd = kStepKinds;
+  static constexpr std::uint32_t kAll = 0;     // class: sums over all
+  static constexpr std::uint32_t kOthers = 1;  // class: those without tables of their own
+  // Gap tables of a class: by step kind, in seconds; by the declared duration of this gap and by the declared mean of the step, in
+  // multiples of it.
   static constexpr std::uint32_t kHintedGap = kStepKinds;
   static constexpr std::uint32_t kDeclaredGap = kStepKinds + 1;
   static constexpr std::uint32_t kGapTables = kStepKinds + 2;
   static constexpr std::uint32_t kLifeBuckets = 48;
   static constexpr std::uint32_t kTokenBuckets = 48;
-  // Who says how many calls remain: the graph's edges, the declared number of calls, the agent class.
+  // Who says how many calls remain: the edges of the graph, the declared number of calls, the agent class.
   static constexpr std::uint32_t kCallExperts = 3;
 
   struct GapTable {
     // Waits by how and in which bucket they ended. Censored: forgotten, the end not known.
-    float returned[kGapBuckets] = {}, closed[kGapBuckets] = {}, censored[kGapBuckets] = {};
-    // Derived, at the lower bound of each bucket: still waiting, returned before, and sum of return times before (seconds, at most
-    // an hour each).
-    float waiting[kGapBuckets + 1] = {}, returned_before[kGapBuckets + 1] = {}, time_before[kGapBuckets + 1] = {};
-    float return_hazard[kGapBuckets] = {}, close_hazard[kGapBuckets] = {};
-    double events = 0;  // all three kinds, decayed
-    std::uint32_t since_rebuild = 0;
-    std::uint32_t open_waits = 0;
-    std::uint32_t oldest = kNone, newest = kNone;  // open waits: slots of workflows, in order of start
+    float returned[kBuckets], closed[kBuckets], censored[kBuckets];
+    // Derived. Of a bucket: both hazards. At its lower bound: chance to wait for so long, chance to return then or later, and the same
+    // times the time of return (units of the grid; late returns are cut off).
+    float return_hazard[kBuckets], close_hazard[kBuckets];
+    double waiting[kBuckets + 1], returns[kBuckets + 1], return_time[kBuckets + 1];
+    double quantile_50, quantile_90, quantile_95;  // of a gap, at age 0
+    double events;                                 // counts of all three kinds
+    std::uint32_t since_rebuild, open_waits;
+    std::uint32_t oldest, newest;  // open waits: slots of workflows, in order of start (not in class kAll)
+  };
+  // At an age: the three derived columns, interpolated.
+  struct GapPoint {
+    double waiting, returns, return_time;
   };
   struct LifeTable {
-    double ended[kLifeBuckets] = {}, exposure[kLifeBuckets] = {};
-    double rate[kLifeBuckets] = {}, remaining[kLifeBuckets] = {};  // derived: hazard, expected rest at the lower bound
-    double tasks = 0;
-    std::uint32_t since_rebuild = 0;
+    double ended[kLifeBuckets], exposure[kLifeBuckets];
+    double rate[kLifeBuckets], rest[kLifeBuckets + 1];  // derived: hazard, and expected rest at the lower bound
+    double events;
+    std::uint32_t since_rebuild;
   };
   struct TokenTable {
-    float count[kTokenBuckets] = {};
-    double samples = 0, sum = 0;
+    float count[kTokenBuckets];  // half octaves of 1 + tokens
+    double samples, sum;
   };
-  // Variance of log2(1 + tokens) within tasks and between them.
+  // Of log2(1 + tokens), within tasks and between them.
   struct VarianceTable {
-    double within = 0, within_freedom = 0;
-    double means = 0, mean_sum = 0, mean_square_sum = 0, inverse_samples = 0;
+    double within, within_freedom;
+    double tasks, mean_sum, mean_square_sum, inverse_samples;
   };
   struct AgentClass {
     GapTable gaps[kGapTables];
-    LifeTable calls, declared_calls;
-    TokenTable output[kStepKinds], growth[kStepKinds];
+    LifeTable calls, declared_calls;                            // by n, and by kLifeUnit x n / declared number of calls
+    TokenTable output[kStepKinds + 1], growth[kStepKinds + 1];  // of the call behind a step of that kind
     TokenTable any_output, any_growth;
     VarianceTable output_variance, growth_variance;
-    double transitions[kStepKinds + 1][kStepKinds + 1] = {};  // [from; kStart][to; kEnd]
-    double transition_sum[kStepKinds + 1] = {};
-    double expert_error[kCallExperts] = {}, expert_tasks = 0;  // mean shares of the squared error, decayed
-    double hint_error[2] = {}, hint_samples = 0;               // of answer lengths: own estimate, hint
-    double final_told[2] = {}, final_ended[2] = {};  // hint kNo, kYes: how often told, how often it was the last call
-    double tasks = 0;
-    std::uint32_t tenant = kNone, agent_kind = kNone;
+    double transitions[kStepKinds + 1][kStepKinds + 1];
+    double transition_sum[kStepKinds + 1];
+    double expert_error[kCallExperts], expert_tasks;  // shares of the squared error
+    double length_error[2], length_samples;           // of answer lengths: own estimate, hint
+    double final_told[2], final_ended[2];             // hints kNo, kYes: how often told, how often it was the last call
+    double tasks;
+    std::uint32_t tenant, agent_kind;
   };
   struct OwnMean {
     double count = 0, sum = 0, log_sum = 0, log_square_sum = 0;
+    void add(double tokens, double log);
   };
   enum class State : std::uint8_t { kFree, kOpen, kRunning, kWaiting };
-  struct Wait {  // the slot's place in one gap table
+  struct Wait {  // the slot's place in one gap table of its class
     std::uint32_t table = kNone;
     std::uint32_t older = kNone, newer = kNone;
-    double scale = 1;  // ages are multiplied by this
+    double unit = 1;  // microseconds of one unit of the table's grid
   };
   struct Workflow {
     State state = State::kFree;
-    std::uint8_t step_kind = kStart;  // of the last call
     CallHints::Final final_step = CallHints::Final::kNotTold;
-    bool outcome_due = false;  // a prediction of the horizon is not yet counted
+    bool hinted = false;          // by the last call
+    std::uint32_t step_kind = 0;  // of the last ended call
     std::uint32_t agent_class = 0;
     const AgentGraph* declared = nullptr;
-    std::uint32_t step = kNone;  // of the declared graph; while a call runs: of the one before it
-    std::uint32_t running_step = kNone;
-    std::uint32_t calls = 0;  // started
+    std::uint32_t step = kNone;          // of the declared graph, of the last ended call
+    std::uint32_t running_step = kNone;  // told for the running call
+    std::uint32_t calls = 0;             // started
     std::uint32_t ended = 0;
+    std::uint32_t unresolved = 0;  // ended, and not yet known whether they were the last
     std::uint32_t open_calls = 0;
     std::uint32_t prompt_tokens = 0, output_tokens = 0;
-    std::uint32_t hinted_output = 0;
-    double model_output = 0;  // what was expected without the hint
+    std::uint32_t hinted_output = 0;  // of the running or next call
     Time gap_start = 0;
-    Wait waits[4];  // class step kind, class hinted, class declared, all
+    Wait waits[3];  // by step kind, hinted, declared
     OwnMean output, growth;
-    double expert_sum[kCallExperts] = {}, expert_square_sum[kCallExperts] = {};
-    double predicted_return = 0, predicted_within = 0;
+    double expert_sum[kCallExperts] = {}, expert_square_sum[kCallExperts] = {}, expert_samples = 0;
+    double predicted_next = 0, predicted_within = 0;
     Time predicted_p50 = 0, predicted_p90 = 0, predicted_p95 = 0;
   };
+  // Further calls, given that there is one more; and the chance that the last one was the last.
+  struct CallsToCome {
+    double end = 0;
+    double given_more = 0;
+  };
+  struct TokenEstimate {
+    double next = 0;     // of the next call (output) or gap (growth)
+    double average = 0;  // of those to come
+    double ratio = 1;    // of the task's own level to its class
+  };
+
+  // Where the distribution of a workflow's present or next gap stands.
+  struct GapView {
+    const GapTable* table;
+    const BucketGrid* grid;
+    double unit;
+  };
+
+  static const BucketGrid& grid_of(std::uint32_t table) { return table < kHintedGap ? second_grid() : multiple_grid(); }
+  static GapPoint point_at(const GapTable& table, const BucketGrid& grid, double age);
+  static double gap_quantile(const GapTable& table, const BucketGrid& grid, double age, double p);
+  static double life_rest(const LifeTable& table, double x);
+  static double life_rate(const LifeTable& table, double x);
+  static double transition_end(const AgentClass& one, const AgentClass& all, std::uint32_t from);
+  static double variance_ratio(const VarianceTable& one, const VarianceTable& all);
+  static void learn_variance(VarianceTable& table, const OwnMean& own);
+  static void learn_tokens(TokenTable& table, double tokens, std::uint32_t bucket);
+  static double token_quantile(const TokenTable& table, double p);
+
+  std::uint32_t find_or_add_class(std::uint32_t tenant, std::uint32_t agent_kind);
+  void rebuild_gap(std::uint32_t agent_class, std::uint32_t table, Time now);
+  void rebuild_life(std::uint32_t agent_class, bool declared);
+  void rebuild_all(Time now);
+  void count_open(std::uint32_t agent_class, std::uint32_t table, Time now, double* reached) const;
+
+  void begin_wait(std::uint32_t slot, std::uint32_t which, std::uint32_t table, double unit);
+  // How: 0 returned, 1 closed, 2 forgotten.
+  void end_waits(std::uint32_t slot, std::uint32_t how, Time now);
+  void resolve_calls(Workflow& workflow, double ended);
+  void add_transition(std::uint32_t agent_class, std::uint32_t from, std::uint32_t to, double weight);
+  void finish(std::uint32_t slot, double ended, Time now);
+
+  const Wait& best_wait(const Workflow& workflow) const;
+  const GapTable& table_of(const Workflow& workflow, const Wait& wait) const {
+    return classes_[workflow.agent_class].gaps[wait.table];
+  }
+  // After n calls; where their step is known (ended) or only the one before (running).
+  void experts(const Workflow& workflow, std::uint32_t n, bool running, CallsToCome out[kCallExperts]) const;
+  CallsToCome pooled_calls(const Workflow& workflow, std::uint32_t n, bool running) const;
+  double end_probability(const Workflow& workflow, const CallsToCome& calls, Time now) const;
+  TokenEstimate estimate_output(const Workflow& workflow) const;
+  TokenEstimate estimate_growth(const Workflow& workflow) const;
+  double with_length_hint(const Workflow& workflow, double estimate) const;
+  GapView gap_view(const Workflow& workflow) const;
+  std::uint32_t likely_kind(std::uint32_t agent_class, std::uint32_t from) const;
+  double class_mean(const Workflow& workflow, bool growth, std::uint32_t kind, double* any) const;
 
   PredictorOptions options_;
-  std::vector<AgentClass> classes_;      // [0]: all; [1]: those without tables of their own; then by first use
+  std::vector<AgentClass> classes_;      // kAll, kOthers, then by first use
   std::vector<std::uint32_t> class_of_;  // [tenant][kind]
+  std::uint32_t used_classes_ = 2;
   std::vector<Workflow> workflows_;
+  Time now_ = 0;  // of the last event
   Calibration calibration_;
 };
 
