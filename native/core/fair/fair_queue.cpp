@@ -27,7 +27,8 @@ Status FairQueue::check(const FairOptions& options) {
   const bool valid = options.tenants >= 1 && options.tenants < (1u << 30) && options.entries >= 1 &&
                      options.entries < (1u << 30) && options.largest_grant >= 1 &&
                      options.largest_grant <= kLargestCost && options.lag_bound <= options.largest_grant &&
-                     options.default_work >= 1 && options.oldest_every >= 1 && options.epoch >= 1;
+                     options.default_work >= 1 && options.oldest_every >= 1 && options.epoch >= 1 &&
+                     options.evaluations >= 1;
   return valid ? Status::kOk : Status::kInvalidArgument;
 }
 
@@ -42,6 +43,7 @@ FairQueue::FairQueue(const FairOptions& options)
   if (options_.lag_bound == 0) options_.lag_bound = options_.largest_grant;
   if (options_.entries_per_tenant == 0) options_.entries_per_tenant = options_.entries;
   free_.reserve(options_.entries);
+  dated_.reserve(options_.tenants);
   for (FairEntry entry = options_.entries; entry-- > 0;) free_.push_back(entry);
   for (Tenant& tenant : tenants_) set_spans(tenant);
 }
@@ -91,8 +93,7 @@ Status FairQueue::push(const FairCall& call, Time now, FairEntry* out) {
   tenant.newest = id;
   evaluate(entry, now);
   heap_insert(tenant, id);
-  tenant.urgency += entry.urgency;
-  total_urgency_ += entry.urgency;
+  if (entry.urgency > 0) change_urgency(call.tenant, entry.urgency);
   ++size_;
   if (tenant.waiting++ == 0) {
     start_at_clock(tenant);
@@ -107,7 +108,7 @@ Status FairQueue::push(const FairCall& call, Time now, FairEntry* out) {
 void FairQueue::remove(FairEntry id) {
   const TenantId owner = entries_[id].call.tenant;
   Tenant& tenant = tenants_[owner];
-  unlink(tenant, id);
+  unlink(owner, id);
   if (tenant.waiting == 0) {
     classify(owner);
   } else if (tenant.state == State::kEligible) {
@@ -123,8 +124,7 @@ void FairQueue::update(FairEntry id, std::uint64_t work, Time now) {
   const std::uint64_t before = entry.urgency;
   entry.call.work = work;
   evaluate(entry, now);
-  tenant.urgency += entry.urgency - before;
-  total_urgency_ += entry.urgency - before;
+  change_urgency(entry.call.tenant, entry.urgency - before);
   heap_insert(tenant, id);
   if (tenant.state == State::kEligible) set_eligible_key(entry.call.tenant);
 }
@@ -175,21 +175,42 @@ void FairQueue::refresh(Time now) {
   const std::uint64_t epoch = now / options_.epoch;
   if (epoch == epoch_) return;
   epoch_ = epoch;
-  if (size_ == 0) return;
-  total_urgency_ = 0;
-  for (TenantId id = 0; id < options_.tenants; ++id) {
+  std::uint32_t evaluated = 0;
+  for (std::size_t left = dated_.size(); left > 0 && evaluated < options_.evaluations; --left) {
+    if (sweep_ >= dated_.size()) sweep_ = 0;
+    const TenantId id = dated_[sweep_];
     Tenant& tenant = tenants_[id];
-    if (tenant.waiting == 0) continue;
+    std::uint64_t urgency = 0;
     tenant.root = kNone;
-    tenant.urgency = 0;
     for (FairEntry next = tenant.oldest; next != kNone; next = entries_[next].newer) {
       evaluate(entries_[next], now);
       heap_insert(tenant, next);
-      tenant.urgency += entries_[next].urgency;
+      urgency += entries_[next].urgency;
     }
-    total_urgency_ += tenant.urgency;
+    evaluated += tenant.waiting;
+    change_urgency(id, urgency - tenant.urgency);
     if (tenant.state == State::kEligible) set_eligible_key(id);
+    // A tenant without a deadline that can be met has left dated_; another stands in its place.
+    if (urgency > 0) ++sweep_;
   }
+}
+
+void FairQueue::change_urgency(TenantId id, std::uint64_t difference) {
+  Tenant& tenant = tenants_[id];
+  tenant.urgency += difference;  // modulo 2^64: it may be negative
+  total_urgency_ += difference;
+  const bool dated = tenant.dated_place != kNone;
+  if (dated == (tenant.urgency > 0)) return;
+  if (!dated) {
+    tenant.dated_place = static_cast<std::uint32_t>(dated_.size());
+    dated_.push_back(id);
+    return;
+  }
+  const TenantId last = dated_.back();
+  dated_[tenant.dated_place] = last;
+  tenants_[last].dated_place = tenant.dated_place;
+  dated_.pop_back();
+  tenant.dated_place = kNone;
 }
 
 std::int64_t FairQueue::lag(TenantId id) const {
@@ -217,7 +238,7 @@ void FairQueue::grant(TenantId id, FairEntry entry) {
   Tenant& tenant = tenants_[id];
   const std::uint64_t cost = entries_[entry].call.cost;
   tenant.since_oldest = entry == tenant.oldest ? 0 : tenant.since_oldest + 1;
-  unlink(tenant, entry);
+  unlink(id, entry);
   tenant.served += static_cast<std::int64_t>(cost);
   const std::uint64_t paid = std::min(tenant.credit, cost);
   tenant.credit -= paid;
@@ -257,7 +278,7 @@ void FairQueue::raise_tag(Tenant& tenant, std::uint64_t service) {
   const std::uint64_t total = (service << kShift) + tenant.remainder;
   const std::uint64_t step = total / tenant.weight;
   tenant.tag += step;
-  tenant.remainder = total - step * tenant.weight;
+  tenant.remainder = static_cast<std::uint32_t>(total - step * tenant.weight);
 }
 
 void FairQueue::start_at_clock(Tenant& tenant) {
@@ -310,18 +331,18 @@ void FairQueue::set_eligible_key(TenantId id) {
       id, tenant.urgency > 0 ? kNoUrgency - tenant.urgency : kNoUrgency + (entries_[tenant.root].key & kWorkMask));
 }
 
-void FairQueue::unlink(Tenant& tenant, FairEntry id) {
-  Entry& entry = entries_[id];
+void FairQueue::unlink(TenantId id, FairEntry which) {
+  Tenant& tenant = tenants_[id];
+  Entry& entry = entries_[which];
   SAGA_ASSERT(entry.live);
-  heap_erase(tenant, id);
+  heap_erase(tenant, which);
   (entry.older == kNone ? tenant.oldest : entries_[entry.older].newer) = entry.newer;
   (entry.newer == kNone ? tenant.newest : entries_[entry.newer].older) = entry.older;
-  tenant.urgency -= entry.urgency;
-  total_urgency_ -= entry.urgency;
+  if (entry.urgency > 0) change_urgency(id, std::uint64_t{0} - entry.urgency);
   entry.live = false;
   --tenant.waiting;
   --size_;
-  free_.push_back(id);
+  free_.push_back(which);
 }
 
 bool FairQueue::before(FairEntry a, FairEntry b) const {
@@ -431,6 +452,8 @@ bool FairQueue::verify() const {
     }
     if (count != tenant.waiting || older != tenant.newest || sum != tenant.urgency) return false;
     if ((tenant.root == kNone) != (count == 0)) return false;
+    if ((tenant.dated_place == kNone) != (sum == 0)) return false;
+    if (sum > 0 && (tenant.dated_place >= dated_.size() || dated_[tenant.dated_place] != id)) return false;
     waiting += count;
     urgency += sum;
   }

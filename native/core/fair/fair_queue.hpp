@@ -19,10 +19,11 @@
 // Within a tenant: calls of running workflows before new workflows; of each, those whose deadline can still be met by
 // urgency = remaining work / time to the deadline, largest first; then all others (overdue, not attainable, no deadline) by
 // remaining work, least first. Every `oldest_every`-th grant of a tenant goes to its oldest call, so nothing starves.
-// Urgency changes with time: it is evaluated when a call comes, and for all that wait once an epoch (100 ms, as Eq 9 is).
+// Urgency changes with time: it is evaluated when a call comes and again once an epoch (100 ms, as Eq 9 is), for at most about
+// `evaluations` calls an epoch, in turn. No bound depends on it.
 //
-// Cost: push, pop, remove and correct are O(log tenants) + amortised O(log calls of the tenant); refresh() is O(waiting calls)
-// once an epoch, on the first call in it, or earlier when the host has time. All memory is taken at construction.
+// Cost: push, pop, remove and correct are O(log tenants) + amortised O(log calls of the tenant); refresh() is O(evaluations)
+// once an epoch, on the first pop in it, or earlier when the host has time. All memory is taken at construction.
 // Invariants (verify()): the state of each tenant is the one of the table; V never decreases; the weight of the active
 // tenants is the sum of theirs; heaps, lists and counts agree.
 #pragma once
@@ -55,6 +56,7 @@ struct FairOptions {
   std::uint64_t byte_seconds_per_gpu_second = 80'000'000'000;  // exchange rate; 0: memory costs nothing
   std::uint32_t oldest_every = 8;                              // >= 1; 1: first come, first served within a tenant
   Time epoch = 100'000;
+  std::uint32_t evaluations = 4096;  // of calls whose deadline can still be met, an epoch
   Time preempt_after = 500'000;
   std::uint32_t preempt_ratio = 2;
 };
@@ -118,7 +120,7 @@ class FairQueue {
   // that can be met is infinitely more urgent than none, and one that cannot be met preempts nothing).
   bool should_preempt(FairEntry waiting, std::uint64_t running_work, Time running_deadline, Time now) const;
 
-  void refresh(Time now);  // evaluates all urgencies if a new epoch has begun
+  void refresh(Time now);  // evaluates urgencies again if a new epoch has begun
 
   // Urgency in 1/2^32: 0 unless the deadline is declared and attainable (0 < work <= deadline - now), else in (0, 2^32].
   std::uint64_t urgency(std::uint64_t work, Time deadline, Time now) const;
@@ -157,7 +159,8 @@ class FairQueue {
     std::uint32_t root = kNone;    // pairing heap of its waiting calls by key
     std::uint32_t oldest = kNone;  // the same calls in order of arrival
     std::uint32_t newest = kNone;
-    std::uint32_t since_oldest = 0;  // grants since one went to the oldest
+    std::uint32_t since_oldest = 0;     // grants since one went to the oldest
+    std::uint32_t dated_place = kNone;  // in dated_, while its urgency is not 0
     State state = State::kInactive;
   };
   struct Entry {
@@ -205,7 +208,8 @@ class FairQueue {
   void set_spans(Tenant& tenant) const;
   void set_eligible_key(TenantId id);
   void evaluate(Entry& entry, Time now) const;
-  void unlink(Tenant& tenant, FairEntry entry);
+  void change_urgency(TenantId id, std::uint64_t difference);
+  void unlink(TenantId id, FairEntry entry);
   bool before(FairEntry a, FairEntry b) const;
   FairEntry meld(FairEntry a, FairEntry b);
   FairEntry merge_children(FairEntry entry);
@@ -216,9 +220,11 @@ class FairQueue {
   std::vector<Tenant> tenants_;
   std::vector<Entry> entries_;
   std::vector<FairEntry> free_;
-  IndexedHeap timeline_;  // by the V at which the state of a tenant changes by itself: absent, ahead, eligible
-  IndexedHeap eligible_;  // by AFS
-  IndexedHeap urgent_;    // by deadline
+  IndexedHeap timeline_;         // by the V at which the state of a tenant changes by itself: absent, ahead, eligible
+  IndexedHeap eligible_;         // by AFS
+  IndexedHeap urgent_;           // by deadline
+  std::vector<TenantId> dated_;  // tenants with a deadline that can be met, in no order
+  std::uint32_t sweep_ = 0;      // the place in dated_ that is evaluated next
   std::uint64_t now_virtual_ = 0;
   std::uint64_t carry_ = 0;  // service (1/2^16) that has not moved V yet, below active_weight_ unless that fell
   std::uint64_t active_weight_ = 0;
