@@ -97,6 +97,19 @@ SagaPolicy::HeadId SagaPolicy::infer(NodeId path_leaf) const {
   return known >= 2 && tree_.path_pages(heads_[id].path_leaf) <= known + 1 ? id : kNoHead;
 }
 
+// A thread id that was not seen before, with a prompt that continues that of a thread which has called once: ids may be new for
+// each call, and say nothing then. The new thread takes the head over; if the other calls again it is a new one.
+SagaPolicy::HeadId SagaPolicy::adopt(const CallStart& call) {
+  const HeadId id = infer(call.path_leaf);
+  if (id == kNoHead || heads_[id].state != State::kIdle) return kNoHead;
+  if (histories_[id].inferred || histories_[id].thread_calls != 1) return kNoHead;
+  head_of_thread_[histories_[id].thread] = kNoHead;
+  histories_[id].thread = call.thread;
+  histories_[id].thread_calls = 0;
+  head_of_thread_[call.thread] = id;
+  return id;
+}
+
 // The deepest resident node of a path, or its first node.
 NodeId SagaPolicy::place_of(NodeId path_leaf) const {
   NodeId node = path_leaf;
@@ -142,10 +155,13 @@ void SagaPolicy::call_started(const CallStart& call, Time now) {
   }
   const bool inferred = call.thread == kNone;
   id = inferred ? infer(call.path_leaf) : head_of_thread_[call.thread];
+  if (!inferred && id == kNoHead) id = adopt(call);
   NodeId above = kNone;
   if (id == kNoHead) {
     id = new_head();
     if (!inferred) head_of_thread_[call.thread] = id;
+    histories_[id].inferred = inferred;
+    histories_[id].thread = call.thread;
   } else {
     if (heads_[id].state == State::kIdle) gap_ended(id, now);
     const NodeId old_leaf = heads_[id].path_leaf;
@@ -171,6 +187,7 @@ void SagaPolicy::call_started(const CallStart& call, Time now) {
   history.path_pages = tree_.path_pages(call.path_leaf);
   history.new_pages = history.path_pages - tree_.path_pages(above);
   ++history.calls;
+  ++history.thread_calls;
   if (call.prompt_kind == PromptKind::kUser) history.calls_since_human = 0;
   ++history.calls_since_human;
   std::uint32_t gap_level = 0;
@@ -252,7 +269,8 @@ void SagaPolicy::call_ended(const CallEnd& call, Time now) {
     head.unit = static_cast<double>(call.declared_gap) + kDeclaredShift;
   } else {
     head.wait = Wait::kGap;
-    head.wait_class = statistics_->gap_class(call.stop_reason, call.tool_class, ReuseStatistics::kCallsUnknown);
+    const std::uint32_t calls_so_far = history.inferred ? history.calls - 1 : ReuseStatistics::kCallsUnknown;
+    head.wait_class = statistics_->gap_class(call.stop_reason, call.tool_class, calls_so_far);
   }
 }
 
@@ -325,7 +343,7 @@ void SagaPolicy::gap_ended(HeadId id, Time now) {
       statistics_->gap.event(head.wait_class, bucket, 1);
       const std::uint32_t group = GapCorrection::group_of(bucket);
       learn_survived(head, history, group);
-      statistics_->correction.ended(statistics_->gap, head.wait_class, history.features, group);
+      if (history.past()) statistics_->correction.ended(statistics_->gap, head.wait_class, history.features, group);
       break;
     }
     case Wait::kEnded:
@@ -356,7 +374,7 @@ void SagaPolicy::gap_ended(HeadId id, Time now) {
 }
 
 void SagaPolicy::learn_survived(Head& head, const History& history, std::uint32_t groups) {
-  if (groups <= head.survived) return;
+  if (groups <= head.survived || !history.past()) return;
   statistics_->correction.survived(statistics_->gap, head.wait_class, history.features, head.survived, groups);
   head.survived = static_cast<std::uint8_t>(groups);
 }
@@ -487,7 +505,8 @@ void SagaPolicy::add_head(Rating& rating, HeadId id, Time now, bool exact) {
   if (head.wait == Wait::kGap) {
     const std::uint32_t bucket = bucket_of(age);
     const IndexValue* index = statistics_->gap.index(head.wait_class);
-    if (bucket >= GapCorrection::kEnd || (head.own_from == kNone && !statistics_->correction.active())) {
+    const bool plain = !histories_[id].past() || (head.own_from == kNone && !statistics_->correction.active());
+    if (plain || bucket >= GapCorrection::kEnd) {
       add_value(rating, index, bucket, head.since, exact);
       return;
     }

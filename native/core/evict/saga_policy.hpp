@@ -93,7 +93,10 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
     std::uint32_t calls_since_human = 0;
     std::uint32_t gaps = 0;
     std::uint32_t human_gaps = 0;
+    bool inferred = false;  // no thread id
     std::uint32_t path_pages = 0;
+    ThreadId thread = kNone;         // whose it is, if its id was told
+    std::uint32_t thread_calls = 0;  // since it is
     std::uint32_t new_pages = 0;
     std::array<float, 3> last{};      // the last three gaps
     std::array<float, 3> smoothed{};  // rates .4, .15, .04
@@ -103,6 +106,8 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
     float call_time = 0;
     std::array<float, 5> by_tool{};
     std::array<bool, 5> tool_seen{};
+    // Whether there is anything to correct by. Without, the class tables alone count.
+    bool past() const { return gaps + human_gaps > 0; }
     PromptKind kind = PromptKind::kStart;
     StopReason stop = StopReason::kUnknown;
     ToolClass tool = ToolClass::kNone;
@@ -142,6 +147,7 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   HeadId new_head();
   void free_orphan(HeadId id);
   HeadId infer(NodeId path_leaf) const;
+  HeadId adopt(const CallStart& call);
   void supersede(HeadId id, NodeId above, Time now);
   void arrive(NodeId leaf, NodeId above, HeadId id, Time now);
   void hang(HeadId id, NodeId node);
