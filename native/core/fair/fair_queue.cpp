@@ -21,6 +21,8 @@ constexpr std::uint64_t kWorkMask = kByWorkBit - 1;
 // Keys of eligible tenants: those with urgency below this, largest first, the others from here by remaining work.
 constexpr std::uint64_t kNoUrgency = std::uint64_t{1} << 63;
 
+std::uint64_t urgency_in(std::uint64_t key) { return (key & kByWorkBit) != 0 ? 0 : kUrgencyOne - (key & kWorkMask); }
+
 }  // namespace
 
 Status FairQueue::check(const FairOptions& options) {
@@ -36,6 +38,7 @@ FairQueue::FairQueue(const FairOptions& options)
     : options_(options),
       tenants_(options.tenants),
       entries_(options.entries),
+      nodes_(options.entries),
       timeline_(options.tenants),
       eligible_(options.tenants),
       urgent_(options.tenants) {
@@ -64,16 +67,14 @@ std::uint64_t FairQueue::urgency(std::uint64_t work, Time deadline, Time now) co
   return std::max<std::uint64_t>(value, 1);
 }
 
-void FairQueue::evaluate(Entry& entry, Time now) const {
-  const FairCall& call = entry.call;
-  entry.urgency = urgency(call.work, call.deadline, now);
-  if (entry.urgency > 0) {
-    entry.key = kUrgencyOne - entry.urgency;
-  } else {
+std::uint64_t FairQueue::key(const FairCall& call, Time now) const {
+  const std::uint64_t urgent = urgency(call.work, call.deadline, now);
+  std::uint64_t key = kUrgencyOne - urgent;
+  if (urgent == 0) {
     const std::uint64_t work = call.work == kFairWorkUnknown ? options_.default_work : call.work;
-    entry.key = kByWorkBit | std::min(work, kWorkMask);
+    key = kByWorkBit | std::min(work, kWorkMask);
   }
-  if (call.kind == FairClass::kAdmission) entry.key |= kAdmissionBit;
+  return call.kind == FairClass::kAdmission ? key | kAdmissionBit : key;
 }
 
 Status FairQueue::push(const FairCall& call, Time now, FairEntry* out) {
@@ -82,18 +83,16 @@ Status FairQueue::push(const FairCall& call, Time now, FairEntry* out) {
   if (free_.empty() || tenant.waiting >= options_.entries_per_tenant) return Status::kFull;
   const FairEntry id = free_.back();
   free_.pop_back();
-  Entry& entry = entries_[id];
-  entry.call = call;
-  entry.since = now;
-  entry.sequence = ++sequence_;
-  entry.live = true;
-  entry.older = tenant.newest;
-  entry.newer = kNone;
-  (tenant.newest == kNone ? tenant.oldest : entries_[tenant.newest].newer) = id;
+  entries_[id] = {call, now, true};
+  Node& node = nodes_[id];
+  node.sequence = ++sequence_;
+  node.older = tenant.newest;
+  node.newer = kNone;
+  (tenant.newest == kNone ? tenant.oldest : nodes_[tenant.newest].newer) = id;
   tenant.newest = id;
-  evaluate(entry, now);
+  node.key = key(call, now);
   heap_insert(tenant, id);
-  if (entry.urgency > 0) change_urgency(call.tenant, entry.urgency);
+  if (urgency_in(node.key) > 0) change_urgency(call.tenant, urgency_in(node.key));
   ++size_;
   if (tenant.waiting++ == 0) {
     start_at_clock(tenant);
@@ -121,10 +120,10 @@ void FairQueue::update(FairEntry id, std::uint64_t work, Time now) {
   SAGA_ASSERT(entry.live);
   Tenant& tenant = tenants_[entry.call.tenant];
   heap_erase(tenant, id);
-  const std::uint64_t before = entry.urgency;
+  const std::uint64_t before = urgency_in(nodes_[id].key);
   entry.call.work = work;
-  evaluate(entry, now);
-  change_urgency(entry.call.tenant, entry.urgency - before);
+  nodes_[id].key = key(entry.call, now);
+  change_urgency(entry.call.tenant, urgency_in(nodes_[id].key) - before);
   heap_insert(tenant, id);
   if (tenant.state == State::kEligible) set_eligible_key(entry.call.tenant);
 }
@@ -182,10 +181,10 @@ void FairQueue::refresh(Time now) {
     Tenant& tenant = tenants_[id];
     std::uint64_t urgency = 0;
     tenant.root = kNone;
-    for (FairEntry next = tenant.oldest; next != kNone; next = entries_[next].newer) {
-      evaluate(entries_[next], now);
+    for (FairEntry next = tenant.oldest; next != kNone; next = nodes_[next].newer) {
+      nodes_[next].key = key(entries_[next].call, now);
       heap_insert(tenant, next);
-      urgency += entries_[next].urgency;
+      urgency += urgency_in(nodes_[next].key);
     }
     evaluated += tenant.waiting;
     change_urgency(id, urgency - tenant.urgency);
@@ -327,86 +326,86 @@ void FairQueue::leave_heaps(TenantId id) {
 
 void FairQueue::set_eligible_key(TenantId id) {
   const Tenant& tenant = tenants_[id];
-  eligible_.set(
-      id, tenant.urgency > 0 ? kNoUrgency - tenant.urgency : kNoUrgency + (entries_[tenant.root].key & kWorkMask));
+  eligible_.set(id,
+                tenant.urgency > 0 ? kNoUrgency - tenant.urgency : kNoUrgency + (nodes_[tenant.root].key & kWorkMask));
 }
 
 void FairQueue::unlink(TenantId id, FairEntry which) {
   Tenant& tenant = tenants_[id];
-  Entry& entry = entries_[which];
-  SAGA_ASSERT(entry.live);
+  SAGA_ASSERT(entries_[which].live);
   heap_erase(tenant, which);
-  (entry.older == kNone ? tenant.oldest : entries_[entry.older].newer) = entry.newer;
-  (entry.newer == kNone ? tenant.newest : entries_[entry.newer].older) = entry.older;
-  if (entry.urgency > 0) change_urgency(id, std::uint64_t{0} - entry.urgency);
-  entry.live = false;
+  const Node& node = nodes_[which];
+  (node.older == kNone ? tenant.oldest : nodes_[node.older].newer) = node.newer;
+  (node.newer == kNone ? tenant.newest : nodes_[node.newer].older) = node.older;
+  if (urgency_in(node.key) > 0) change_urgency(id, std::uint64_t{0} - urgency_in(node.key));
+  entries_[which].live = false;
   --tenant.waiting;
   --size_;
   free_.push_back(which);
 }
 
 bool FairQueue::before(FairEntry a, FairEntry b) const {
-  const Entry& left = entries_[a];
-  const Entry& right = entries_[b];
+  const Node& left = nodes_[a];
+  const Node& right = nodes_[b];
   return left.key != right.key ? left.key < right.key : left.sequence < right.sequence;
 }
 
 // A pairing heap in the entries themselves: tenants share the memory, and merging is a few stores.
 FairEntry FairQueue::meld(FairEntry a, FairEntry b) {
   if (before(b, a)) std::swap(a, b);
-  Entry& parent = entries_[a];
-  Entry& child = entries_[b];
+  Node& parent = nodes_[a];
+  Node& child = nodes_[b];
   child.sibling = parent.child;
-  if (parent.child != kNone) entries_[parent.child].parent = b;
+  if (parent.child != kNone) nodes_[parent.child].parent = b;
   child.parent = a;
   parent.child = b;
   return a;
 }
 
 FairEntry FairQueue::merge_children(FairEntry id) {
-  FairEntry next = entries_[id].child;
-  entries_[id].child = kNone;
+  FairEntry next = nodes_[id].child;
+  nodes_[id].child = kNone;
   FairEntry pairs = kNone;  // linked by sibling, last pair first
   while (next != kNone) {
     const FairEntry first = next;
-    const FairEntry second = entries_[first].sibling;
-    next = second == kNone ? kNone : entries_[second].sibling;
-    entries_[first].sibling = kNone;
+    const FairEntry second = nodes_[first].sibling;
+    next = second == kNone ? kNone : nodes_[second].sibling;
+    nodes_[first].sibling = kNone;
     FairEntry pair = first;
     if (second != kNone) {
-      entries_[second].sibling = kNone;
+      nodes_[second].sibling = kNone;
       pair = meld(first, second);
     }
-    entries_[pair].sibling = pairs;
+    nodes_[pair].sibling = pairs;
     pairs = pair;
   }
   FairEntry root = kNone;
   while (pairs != kNone) {
-    const FairEntry rest = entries_[pairs].sibling;
-    entries_[pairs].sibling = kNone;
+    const FairEntry rest = nodes_[pairs].sibling;
+    nodes_[pairs].sibling = kNone;
     root = root == kNone ? pairs : meld(root, pairs);
     pairs = rest;
   }
-  if (root != kNone) entries_[root].parent = kNone;
+  if (root != kNone) nodes_[root].parent = kNone;
   return root;
 }
 
 void FairQueue::heap_insert(Tenant& tenant, FairEntry id) {
-  Entry& entry = entries_[id];
+  Node& entry = nodes_[id];
   entry.child = entry.sibling = entry.parent = kNone;
   tenant.root = tenant.root == kNone ? id : meld(tenant.root, id);
 }
 
 void FairQueue::heap_erase(Tenant& tenant, FairEntry id) {
-  Entry& entry = entries_[id];
+  Node& entry = nodes_[id];
   const FairEntry children = merge_children(id);
   if (tenant.root == id) {
     tenant.root = children;
     return;
   }
-  Entry& previous = entries_[entry.parent];
+  Node& previous = nodes_[entry.parent];
   (previous.child == id ? previous.child : previous.sibling) = entry.sibling;
-  if (entry.sibling != kNone) entries_[entry.sibling].parent = entry.parent;
+  if (entry.sibling != kNone) nodes_[entry.sibling].parent = entry.parent;
   if (children != kNone) tenant.root = meld(tenant.root, children);
 }
 
@@ -438,16 +437,17 @@ bool FairQueue::verify() const {
     std::uint32_t count = 0;
     std::uint64_t sum = 0;
     FairEntry older = kNone;
-    for (FairEntry next = tenant.oldest; next != kNone; next = entries_[next].newer) {
-      const Entry& entry = entries_[next];
-      if (!entry.live || entry.call.tenant != id || entry.older != older || ++count > tenant.waiting) return false;
-      if (older != kNone && entries_[older].sequence >= entry.sequence) return false;
+    for (FairEntry next = tenant.oldest; next != kNone; next = nodes_[next].newer) {
+      const Node& node = nodes_[next];
+      if (!entries_[next].live || entries_[next].call.tenant != id || node.older != older || ++count > tenant.waiting)
+        return false;
+      if (older != kNone && nodes_[older].sequence >= node.sequence) return false;
       if (before(next, tenant.root)) return false;
-      if ((entry.parent == kNone) != (next == tenant.root)) return false;
-      for (FairEntry child = entry.child; child != kNone; child = entries_[child].sibling) {
+      if ((node.parent == kNone) != (next == tenant.root)) return false;
+      for (FairEntry child = node.child; child != kNone; child = nodes_[child].sibling) {
         if (before(child, next)) return false;
       }
-      sum += entry.urgency;
+      sum += urgency_in(node.key);
       older = next;
     }
     if (count != tenant.waiting || older != tenant.newest || sum != tenant.urgency) return false;

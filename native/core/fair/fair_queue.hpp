@@ -163,14 +163,16 @@ class FairQueue {
     std::uint32_t dated_place = kNone;  // in dated_, while its urgency is not 0
     State state = State::kInactive;
   };
+  // What the heaps and lists touch, apart from the rest: it stays in the cache.
+  struct Node {
+    std::uint64_t key = 0;  // smaller goes first; holds the urgency
+    std::uint64_t sequence = 0;
+    std::uint32_t child = kNone, sibling = kNone, parent = kNone;  // parent: or the sibling before
+    std::uint32_t older = kNone, newer = kNone;
+  };
   struct Entry {
     FairCall call;
     Time since = 0;
-    std::uint64_t key = 0;  // smaller goes first
-    std::uint64_t sequence = 0;
-    std::uint64_t urgency = 0;
-    std::uint32_t child = kNone, sibling = kNone, parent = kNone;  // parent: or the sibling before
-    std::uint32_t older = kNone, newer = kNone;
     bool live = false;
   };
 
@@ -192,7 +194,7 @@ class FairQueue {
     if (fits(entries_[first].call)) return first;
     if (tenant.since_oldest + 1 >= 2 * std::uint64_t{options_.oldest_every} && first == tenant.oldest) return kNone;
     FairEntry next = tenant.oldest;
-    for (std::uint32_t i = 0; i < kCandidates && next != kNone; ++i, next = entries_[next].newer) {
+    for (std::uint32_t i = 0; i < kCandidates && next != kNone; ++i, next = nodes_[next].newer) {
       if (next != first && fits(entries_[next].call)) return next;
     }
     return kNone;
@@ -207,7 +209,7 @@ class FairQueue {
   void start_at_clock(Tenant& tenant);
   void set_spans(Tenant& tenant) const;
   void set_eligible_key(TenantId id);
-  void evaluate(Entry& entry, Time now) const;
+  std::uint64_t key(const FairCall& call, Time now) const;
   void change_urgency(TenantId id, std::uint64_t difference);
   void unlink(TenantId id, FairEntry entry);
   bool before(FairEntry a, FairEntry b) const;
@@ -219,6 +221,7 @@ class FairQueue {
   FairOptions options_;
   std::vector<Tenant> tenants_;
   std::vector<Entry> entries_;
+  std::vector<Node> nodes_;  // of the entries
   std::vector<FairEntry> free_;
   IndexedHeap timeline_;         // by the V at which the state of a tenant changes by itself: absent, ahead, eligible
   IndexedHeap eligible_;         // by AFS
