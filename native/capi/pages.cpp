@@ -7,6 +7,7 @@
 
 #include "../core/pages/page_table.hpp"
 #include "check.hpp"
+#include "page_table_handle.hpp"
 
 using namespace saga;
 using namespace saga::capi;
@@ -19,19 +20,6 @@ static_assert(sizeof(saga_token_range_t) == sizeof(TokenRange));
 static_assert(offsetof(saga_token_range_t, sequence) == offsetof(TokenRange, sequence));
 static_assert(offsetof(saga_token_range_t, first_token) == offsetof(TokenRange, first_token));
 static_assert(offsetof(saga_token_range_t, token_count) == offsetof(TokenRange, token_count));
-
-struct saga_page_table_t {
-  explicit saga_page_table_t(const PageTableOptions& options)
-      : table(options), copies(options.max_blocks_per_sequence) {
-    hashes.reserve(options.max_blocks_per_sequence);
-    shared.reserve(options.max_blocks_per_sequence);
-  }
-  PageTable table;
-  // Working memory of the functions that change the table, so that they allocate nothing.
-  std::vector<BlockCopy> copies;
-  std::vector<BlockHash> hashes;
-  std::vector<std::pair<std::uint64_t, BlockHash>> shared;
-};
 
 namespace {
 
@@ -172,7 +160,7 @@ saga_status_t saga_page_table_create(const saga_page_table_options_t* options, s
   });
 }
 
-void saga_page_table_destroy(saga_page_table_t* table) { delete table; }
+void saga_page_table_destroy(saga_page_table_t* table) { let_go(table); }
 
 saga_status_t saga_page_table_match(const saga_page_table_t* table, const uint64_t* hashes, size_t count,
                                     uint32_t token_count, saga_tier_t slowest, saga_prefix_hit_t* hit) {
@@ -186,6 +174,7 @@ saga_status_t saga_page_table_open(saga_page_table_t* table, const uint64_t* has
   if (sequence == nullptr || hit == nullptr || !prompt_valid(table, hashes, count, token_count, slowest)) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
+  if (table->attached) return SAGA_ERR_WRONG_STATE;
   const OpenResult opened = table->table.open(to_span(hashes, count), token_count, static_cast<Tier>(slowest));
   if (opened.status != PageStatus::kOk) return to_c(opened.status);
   *sequence = opened.sequence;
@@ -196,6 +185,7 @@ saga_status_t saga_page_table_open(saga_page_table_t* table, const uint64_t* has
 saga_status_t saga_page_table_allocate_slots(saga_page_table_t* table, uint32_t sequence, uint32_t new_tokens,
                                              saga_block_copy_t* copy, uint32_t* copied) {
   if (table == nullptr || copy == nullptr || copied == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
+  if (table->attached) return SAGA_ERR_WRONG_STATE;
   if (!table->table.is_open(sequence)) return SAGA_ERR_NOT_FOUND;
   const AllocateResult allocated = table->table.allocate_slots(sequence, new_tokens);
   if (allocated.status != PageStatus::kOk) return to_c(allocated.status);
@@ -207,6 +197,7 @@ saga_status_t saga_page_table_allocate_slots(saga_page_table_t* table, uint32_t 
 saga_status_t saga_page_table_cache_full_blocks(saga_page_table_t* table, uint32_t sequence, const uint64_t* hashes,
                                                 size_t count) {
   if (table == nullptr || !is_array(hashes, count)) return SAGA_ERR_INVALID_ARGUMENT;
+  if (table->attached) return SAGA_ERR_WRONG_STATE;
   const PageTable& pages = table->table;
   if (!pages.is_open(sequence)) return SAGA_ERR_NOT_FOUND;
   if (pages.is_busy(sequence)) return SAGA_ERR_BUSY;
@@ -219,6 +210,7 @@ saga_status_t saga_page_table_cache_full_blocks(saga_page_table_t* table, uint32
 
 saga_status_t saga_page_table_fork(saga_page_table_t* table, uint32_t parent, uint32_t* sequence) {
   if (table == nullptr || sequence == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
+  if (table->attached) return SAGA_ERR_WRONG_STATE;
   if (!table->table.is_open(parent)) return SAGA_ERR_NOT_FOUND;
   const ForkResult forked = table->table.fork(parent);
   if (forked.status == PageStatus::kOk) *sequence = forked.sequence;
@@ -227,6 +219,7 @@ saga_status_t saga_page_table_fork(saga_page_table_t* table, uint32_t parent, ui
 
 saga_status_t saga_page_table_truncate(saga_page_table_t* table, uint32_t sequence, uint32_t token_count) {
   if (table == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
+  if (table->attached) return SAGA_ERR_WRONG_STATE;
   if (!table->table.is_open(sequence)) return SAGA_ERR_NOT_FOUND;
   if (token_count > table->table.token_count(sequence)) return SAGA_ERR_INVALID_ARGUMENT;
   return to_c(table->table.truncate(sequence, token_count));
@@ -234,6 +227,7 @@ saga_status_t saga_page_table_truncate(saga_page_table_t* table, uint32_t sequen
 
 saga_status_t saga_page_table_free(saga_page_table_t* table, uint32_t sequence) {
   if (table == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
+  if (table->attached) return SAGA_ERR_WRONG_STATE;
   if (!table->table.is_open(sequence)) return SAGA_ERR_NOT_FOUND;
   return to_c(table->table.free(sequence));
 }
@@ -294,6 +288,7 @@ saga_status_t saga_page_table_plan_swap_out(saga_page_table_t* table, uint32_t s
       plan == nullptr || copy_count == nullptr) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
+  if (table->attached) return SAGA_ERR_WRONG_STATE;
   if (!table->table.is_open(sequence)) return SAGA_ERR_NOT_FOUND;
   if (capacity < table->table.block_count(sequence)) return SAGA_ERR_INVALID_ARGUMENT;
   const PlanResult result = table->table.plan_swap_out(sequence, static_cast<Tier>(target), table->copies);
@@ -305,6 +300,7 @@ saga_status_t saga_page_table_plan_swap_in(saga_page_table_t* table, uint32_t se
   if (table == nullptr || !is_array(copies, capacity) || plan == nullptr || copy_count == nullptr) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
+  if (table->attached) return SAGA_ERR_WRONG_STATE;
   if (!table->table.is_open(sequence)) return SAGA_ERR_NOT_FOUND;
   if (capacity < table->table.block_count(sequence)) return SAGA_ERR_INVALID_ARGUMENT;
   return planned(table, table->table.plan_swap_in(sequence, table->copies), copies, plan, copy_count);

@@ -100,7 +100,7 @@ void BatchFormer::add_hashes(CallId id, std::span<const BlockHash> hashes) {
   Call& call = at(id);
   // Not one for the block of the last token, which is never computed; nor beyond the row.
   const std::uint32_t most = std::min((call.limit - 1) / block_size_, max_blocks_);
-  SAGA_ASSERT(call.hash_count + hashes.size() <= call.limit / block_size_);
+  SAGA_ASSERT(call.hash_count + hashes.size() <= hash_limit(id));
   const auto count = std::min<std::size_t>(hashes.size(), most - std::min(most, call.hash_count));
   std::copy_n(hashes.begin(), count, this->hashes(id) + call.hash_count);
   call.hash_count += static_cast<std::uint32_t>(count);

@@ -191,6 +191,8 @@ class BatchFormer {
   // A block that is computed already is cached with the next one that is filled, or when the call ends.
   void add_hashes(CallId call, std::span<const BlockHash> hashes);
   std::uint32_t hash_count(CallId call) const { return at(call).hash_count; }
+  // Full blocks that the call can ever have.
+  std::uint32_t hash_limit(CallId call) const { return at(call).limit / block_size_; }
 
   void set_priority(CallId call, std::int32_t priority);
   // Of all calls of the workflow; returns how many. O(max_calls).

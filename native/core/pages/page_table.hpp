@@ -219,8 +219,6 @@ class PageTable {
   void commit(PlanId plan);
   void abort(PlanId plan);
   bool is_pending(PlanId plan) const { return plan < plans_.size() && plans_[plan].pending; }
-  // Of a pending plan; kNone for one of plan_copy.
-  SequenceId plan_sequence(PlanId plan) const { return plans_[plan].sequence; }
 
   // ---- Cached blocks
 

@@ -7,6 +7,8 @@
  * Ids of sequences and plans are small integers; the one freed last is given out next. An id that is not open, or a plan that
  * is not pending, gives SAGA_ERR_NOT_FOUND. An id that was freed and given out again cannot be told from the new one.
  *
+ * While a batch former works on the table (batch.h), what opens or changes a sequence gives SAGA_ERR_WRONG_STATE.
+ *
  * Copies, of copy-on-write and of plans, are to be executed in the order reported, before anything is written into a block
  * that was given out later. All counts of tokens and blocks are exact, never estimates.
  */

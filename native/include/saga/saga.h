@@ -303,6 +303,8 @@ SAGA_API saga_status_t saga_engine_replay(const uint8_t* journal, size_t size, s
 
 /* Page tables of a worker whose KV blocks SAGA owns. */
 #include "pages.h"
+/* Batches over such a page table. */
+#include "batch.h"
 /* Workloads, cache replay and cluster simulation. */
 #include "simulate.h"
 
