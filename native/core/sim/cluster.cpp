@@ -4,6 +4,7 @@
 
 #include "../base/assert.hpp"
 #include "event_queue.hpp"
+#include "saga_paper.hpp"
 
 namespace saga {
 
@@ -76,6 +77,8 @@ SimWorkerOptions worker_options(const PageTree& tree, const ClusterOptions& opti
   worker.link_bytes_per_second = options.link_bytes_per_second;
   worker.kv_bytes_per_token = options.kv_bytes_per_token;
   worker.max_leases = options.max_leases;
+  worker.preempt_after = preempt_after_of(options.policy);
+  worker.preemption_gap = SagaPaper::kPreemptionGap;
   worker.leases_before_waiting = leases_before_waiting_of(options.policy);
   worker.lease_budget_percent = worker.leases_before_waiting ? 100 : options.lease_budget_percent;
   worker.single_step = options.single_step;

@@ -6,9 +6,15 @@
 #include "kv_flow.hpp"
 #include "kv_router.hpp"
 #include "placement_policy.hpp"
+#include "saga_paper.hpp"
 #include "thunder_agent.hpp"
 
 namespace saga {
+namespace {
+
+constexpr double kLargestParameter = 1e9;
+
+}  // namespace
 
 PolicyKind eviction_of(const ClusterPolicyOptions& options) {
   switch (options.kind) {
@@ -18,6 +24,11 @@ PolicyKind eviction_of(const ClusterPolicyOptions& options) {
       return PolicyKind::kTtl;
     case ClusterPolicyKind::kKvFlow:
       return PolicyKind::kStepsToExecution;
+    case ClusterPolicyKind::kSagaPaper:
+      if (!options.has(kPartEviction)) return options.has(kPartTtl) ? PolicyKind::kTtl : PolicyKind::kLru;
+      return options.has(kPartTtl) ? PolicyKind::kSagaPaper : PolicyKind::kWaLru;
+    case ClusterPolicyKind::kSaga:
+      return options.has(kPartEviction) ? PolicyKind::kSaga : PolicyKind::kLru;
     default:
       return PolicyKind::kLru;
   }
@@ -39,6 +50,10 @@ bool leases_before_waiting_of(const ClusterPolicyOptions& options) {
   return options.kind == ClusterPolicyKind::kContinuum;
 }
 
+Time preempt_after_of(const ClusterPolicyOptions& options) {
+  return options.kind == ClusterPolicyKind::kSagaPaper ? SagaPaper::preemption_threshold(options) : 0;
+}
+
 PlacementKind baseline_placement_of(ClusterPolicyKind kind) {
   return kind == ClusterPolicyKind::kRoundRobin ? PlacementKind::kRoundRobin : PlacementKind::kAffinity;
 }
@@ -48,7 +63,7 @@ bool valid(const ClusterPolicyOptions& options) {
     return false;
   }
   for (const double parameter : options.parameters) {
-    if (parameter - parameter != 0 && parameter == parameter) return false;  // infinite
+    if (parameter > kLargestParameter || parameter < -kLargestParameter) return false;
   }
   return true;
 }
@@ -69,6 +84,8 @@ std::unique_ptr<PlacementPolicy> make_cluster_policy(const ClusterPolicyOptions&
       return std::make_unique<ThunderAgent>(options, workload);
     case ClusterPolicyKind::kKvFlow:
       return std::make_unique<KvFlow>(options, cluster, workload);
+    case ClusterPolicyKind::kSagaPaper:
+      return std::make_unique<SagaPaper>(options, cluster, workload);
     default:
       break;
   }

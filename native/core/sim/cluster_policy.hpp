@@ -81,10 +81,13 @@ bool priority_scheduling_of(const ClusterPolicyOptions& options);
 // Whether the workers let leases hold all of their memory, and admit nobody at their expense (sim_worker.hpp).
 bool leases_before_waiting_of(const ClusterPolicyOptions& options);
 
+// After what time of waiting the workers let a call preempt one of clearly lower priority (sim_worker.hpp); 0: never.
+Time preempt_after_of(const ClusterPolicyOptions& options);
+
 // The baseline placement of the kinds that have no scheduler of their own (kRoundRobin to kTtl).
 PlacementKind baseline_placement_of(ClusterPolicyKind kind);
 
-// False: unknown bits in `without`, or an infinite parameter.
+// False: unknown bits in `without`, or a parameter beyond a thousand million.
 bool valid(const ClusterPolicyOptions& options);
 
 // A policy for one run. The workload bounds its tables and nothing else; both references are not kept.

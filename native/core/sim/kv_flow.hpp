@@ -40,9 +40,6 @@ class KvFlow final : public PlacementPolicy {
   BaselinePlacement affinity_;
   SessionTable sessions_;
   PrefetchQueue prefetch_;
-  std::vector<CallId> last_call_;      // per thread; kNone: none, or its task is over
-  std::vector<ThreadId> next_thread_;  // of the same task
-  std::vector<ThreadId> first_thread_;
 };
 
 }  // namespace saga

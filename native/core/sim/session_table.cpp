@@ -1,13 +1,18 @@
 #include "session_table.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "../base/assert.hpp"
 
 namespace saga {
 
-SessionTable::SessionTable(std::uint32_t tasks, std::uint32_t workers, Time time_limit)
-    : time_limit_(time_limit), sessions_(tasks), context_(workers, 0) {}
+SessionTable::SessionTable(std::uint32_t tasks, std::uint32_t threads, std::uint32_t workers, Time time_limit)
+    : time_limit_(time_limit),
+      sessions_(tasks),
+      context_(workers, 0),
+      last_call_(threads, kNone),
+      next_thread_(threads, kNone) {}
 
 WorkerId SessionTable::least_context() const {
   return static_cast<WorkerId>(std::min_element(context_.begin(), context_.end()) - context_.begin());
@@ -71,8 +76,26 @@ void SessionTable::task_over(std::uint32_t task) {
   SAGA_ASSERT(session.open_calls == 0);
   unlink_idle(task);
   context_[session.worker] -= session.counted;
+  for (ThreadId thread = session.first_thread; thread != kNone; thread = std::exchange(next_thread_[thread], kNone)) {
+    last_call_[thread] = kNone;
+  }
   session = {};
   --bound_;
+}
+
+void SessionTable::thread_called(std::uint32_t task, ThreadId thread, CallId call) {
+  Session& session = sessions_[task];
+  SAGA_ASSERT(session.worker != kNone);
+  if (last_call_[thread] == kNone) next_thread_[thread] = std::exchange(session.first_thread, thread);
+  last_call_[thread] = call;
+}
+
+void SessionTable::drop_threads(std::uint32_t task, ClusterControl& cluster) {
+  Session& session = sessions_[task];
+  for (ThreadId thread = session.first_thread; thread != kNone; thread = std::exchange(next_thread_[thread], kNone)) {
+    cluster.drop(std::exchange(last_call_[thread], kNone), session.worker);
+  }
+  session.first_thread = kNone;
 }
 
 void SessionTable::forget_idle(Time now) {
@@ -94,6 +117,14 @@ bool SessionTable::verify() const {
     ++bound;
     idle += session.open_calls == 0;
   }
+  std::size_t listed = 0;
+  for (const Session& session : sessions_) {
+    for (ThreadId thread = session.first_thread; thread != kNone; thread = next_thread_[thread]) {
+      if (last_call_[thread] == kNone || ++listed > last_call_.size()) return false;
+    }
+  }
+  for (const CallId call : last_call_) listed -= call != kNone;
+  if (listed != 0) return false;
   std::uint32_t previous = kNone;
   for (std::uint32_t task = first_idle_; task != kNone; previous = task, task = sessions_[task].next) {
     const Session& session = sessions_[task];

@@ -187,7 +187,7 @@ void SimWorker::enqueue(const Waiting& call, bool front) {
 void SimWorker::submit(CallId call, std::int32_t priority, Time now) {
   sync(now);
   const bool overtaken_by_none = !options_.priority_scheduling && !waiting_.empty();
-  enqueue({call, priority, next_order_++, 0, false}, false);
+  enqueue({call, priority, next_order_++, 0, false, now}, false);
   if (in_step_) {
     // First come, first served: who queues behind a call that cannot be admitted changes nothing in the plan.
     if (!overtaken_by_none) cut_plan(now);
@@ -291,7 +291,7 @@ void SimWorker::preempt(std::size_t index, Time now) {
   cache_.preempt(slot, now);
   ++counters_.preemptions;
   counters_.preempted_tokens += sequence.computed;
-  enqueue({sequence.call, sequence.priority, sequence.order, sequence.generated, true}, true);
+  enqueue({sequence.call, sequence.priority, sequence.order, sequence.generated, true, now}, true);
   sequence = {};
   running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(index));
   free_slots_.push_back(slot);
@@ -385,6 +385,21 @@ bool SimWorker::admit(std::uint32_t& budget, Time now) {
   return true;
 }
 
+// The head of the queue could not be admitted: makes room for it if it may.
+bool SimWorker::preempt_for_head(std::uint32_t& budget, Time now) {
+  if (options_.preempt_after == 0 || !options_.priority_scheduling || running_.empty()) return false;
+  const Waiting& head = waiting_.front();
+  if (now - head.since < options_.preempt_after) return false;
+  const std::size_t victim = newest_running();
+  const Sequence& running = sequences_[running_[victim]];
+  if (running.priority - std::int64_t{head.priority} <= options_.preemption_gap) return false;
+  while (revoke_lease(now)) {
+  }
+  budget += running.scheduled;
+  preempt(victim, now);
+  return true;
+}
+
 // Preempted anything; scheduled anything.
 std::pair<bool, bool> SimWorker::compose_step(Time now) {
   std::uint32_t budget = options_.token_budget;
@@ -411,7 +426,7 @@ std::pair<bool, bool> SimWorker::compose_step(Time now) {
   }
   if (!preempted) {
     while (!waiting_.empty() && budget > 0 && running_.size() + loading_ < options_.max_sequences) {
-      if (!admit(budget, now)) break;
+      if (!admit(budget, now) && !preempt_for_head(budget, now)) break;
     }
   }
   return {preempted, budget < options_.token_budget};
@@ -442,7 +457,7 @@ void SimWorker::begin_step(Time now) {
 // leases_before_waiting they are like calls.
 bool SimWorker::head_stays_blocked() const {
   if (running_.size() + loading_ >= options_.max_sequences) return true;
-  if (host_.capacity() > 0 || running_.size() >= options_.token_budget) return false;
+  if (host_.capacity() > 0 || running_.size() >= options_.token_budget || options_.preempt_after > 0) return false;
   const bool keeps = options_.leases_before_waiting;
   const Waiting& head = waiting_.front();
   std::uint32_t pinned = 0;

@@ -24,6 +24,9 @@
 // nothing. Leased pages that no running call uses are not in use (running_pages()). With `leases_before_waiting` a
 // waiting call gets leased pages only where nothing runs or loads, so that nothing else would ever make room for it.
 //
+// With `preempt_after` (no part of vLLM's rules) the head of the queue, once it has waited that long for pages, preempts
+// running calls of clearly lower priority.
+//
 // **Lazy decoding.** While all running calls decode and nothing can be admitted, nothing happens for many steps but
 // that contexts grow. The worker then plans up to the first end of an answer (or the first page that might not be had)
 // and walks through the steps in a tight loop, taking each page at the begin of its step. Everything outside that could
@@ -75,6 +78,10 @@ struct SimWorkerOptions {
   std::uint32_t lease_budget_percent = 50;  // of the pages
   // Nobody is admitted at the expense of a lease while anybody runs or loads.
   bool leases_before_waiting = false;
+  // Under priority scheduling: a head of the queue that has waited so long preempts the running call with the largest
+  // priority number, if that is larger by more than the gap. 0: never.
+  Time preempt_after = 0;
+  std::int64_t preemption_gap = 0;
   bool single_step = false;
 };
 
@@ -199,6 +206,7 @@ class SimWorker {
     std::uint64_t order = 0;
     std::uint32_t generated = 0;
     bool admitted_before = false;
+    Time since = 0;
   };
   struct Lease {
     LeaseId id = kNoLease;
@@ -219,6 +227,7 @@ class SimWorker {
   std::size_t newest_running() const;  // index in running_ of the call that is preempted next
   void preempt(std::size_t index, Time now);
   bool admit(std::uint32_t& budget, Time now);
+  bool preempt_for_head(std::uint32_t& budget, Time now);
   std::pair<bool, bool> compose_step(Time now);
   std::uint32_t pages_to_pin(NodeId leaf, std::uint32_t matched) const;
   std::uint32_t pages_without_call(NodeId leaf, std::uint32_t matched) const;
