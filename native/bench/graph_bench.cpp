@@ -39,13 +39,9 @@ void bench_predictor(std::uint32_t workflows, std::uint32_t classes, bool declar
   graph.expected_calls = 25;
   graph.prepare();
 
-  // All randomness is drawn before the clock starts.
-  constexpr std::uint32_t kDraws = 1u << 16;
-  saga::Random random(7);
-  std::vector<std::uint64_t> draws(kDraws);
-  for (auto& draw : draws) draw = random.next();
   std::vector<std::uint32_t> prompt(workflows, 2000);
   std::uint64_t opened = 0;
+  std::uint64_t drawn = 0;
   const auto open = [&](std::uint32_t w, Time now) {
     predictor.workflow_opened(w, static_cast<std::uint32_t>(opened++ % classes), 1, declared ? &graph : nullptr, now);
     prompt[w] = 2000;
@@ -55,7 +51,7 @@ void bench_predictor(std::uint32_t workflows, std::uint32_t classes, bool declar
   const auto run = [&](std::uint32_t rounds) {
     std::uint64_t events = 0;
     for (std::uint32_t i = 0; i < rounds; ++i) {
-      const std::uint64_t draw = draws[i % kDraws];
+      const std::uint64_t draw = saga::mix64(drawn++);
       const auto w = static_cast<std::uint32_t>(draw % workflows);
       now += (draw >> 40) & 0xFFFF;
       predictor.call_started(w, prompt[w], saga::PromptKind::kTool, now);
@@ -258,6 +254,11 @@ void trace_lineage(const std::vector<Request>& requests, const std::vector<Event
   std::uint64_t right = 0, joined_strangers = 0, split = 0, calls = 0, kinds[5] = {}, same_as_before = 0,
                 continuing = 0;
   double cost = 0;
+  // Joined to another session whose call shares as much with the prompt as the thread's own: content cannot tell them apart.
+  std::uint64_t twins = 0;
+  // Split off where less than half of the prompt is the thread's last one.
+  std::uint64_t departures = 0;
+  std::unordered_map<std::uint32_t, std::vector<saga::BlockHash>> newest_chain;
   for (const Event& event : events) {
     const Request& request = requests[event.request];
     if (!event.start) {
@@ -276,19 +277,29 @@ void trace_lineage(const std::vector<Request>& requests, const std::vector<Event
     ++kinds[static_cast<std::uint32_t>(match.kind)];
     const bool first_of_thread = seen_threads.insert(request.thread).second;
     const auto before = workflow_of.find(request.session);
+    bool wrong = false;
+    bool off = false;
     if (match.kind == saga::LineageKind::kNew) {
       session_of[match.workflow] = request.session;
       if (first_of_thread) {
         ++right;
       } else {
         ++split;
+        off = true;
       }
     } else if (session_of[match.workflow] == request.session) {
       ++right;
     } else {
       ++joined_strangers;
+      wrong = true;
       session_of[match.workflow] = request.session;
     }
+    std::vector<saga::BlockHash>& own = newest_chain[request.thread];
+    const auto own_common = static_cast<std::size_t>(
+        std::mismatch(own.begin(), own.end(), request.chain.begin(), request.chain.end()).first - own.begin());
+    twins += wrong && own_common <= match.common_blocks;
+    departures += off && own_common < request.chain.size() / 2;
+    own = request.chain;
     if (before != workflow_of.end() && !first_of_thread) {
       ++continuing;
       same_as_before += before->second == match.workflow;
@@ -296,14 +307,18 @@ void trace_lineage(const std::vector<Request>& requests, const std::vector<Event
     workflow_of[request.session] = match.workflow;
   }
   const auto share = [calls](std::uint64_t n) { return 100.0 * static_cast<double>(n) / static_cast<double>(calls); };
+  std::printf("lineage, slack %u: right workflow %.2f %%\n", slack, share(right));
+  std::printf("  split off %.2f %% (of these %.2f with less than half of the thread's last prompt)\n", share(split),
+              share(departures));
+  std::printf("  joined another session %.2f %% (of these %.2f with the same content as its own)\n",
+              share(joined_strangers), share(twins));
   std::printf(
-      "lineage, slack %2u: right workflow %6.2f %%  split off %5.2f %%  joined another session %5.2f %%  (new %.2f, "
-      "continued %.2f, "
-      "forked %.2f, rolled back %.2f)  same workflow as the session's last call %.2f %%  %.0f ns a call, %u blocks, "
-      "verify %d\n",
-      slack, share(right), share(split), share(joined_strangers), share(kinds[0]), share(kinds[1]), share(kinds[2]),
-      share(kinds[3]), 100.0 * static_cast<double>(same_as_before) / static_cast<double>(continuing),
-      cost / static_cast<double>(calls), lineage.blocks(), lineage.verify());
+      "  new %.2f %%, continued %.2f, forked %.2f, rolled back %.2f; in the workflow of the session's last call %.2f "
+      "%%\n",
+      share(kinds[0]), share(kinds[1]), share(kinds[2]), share(kinds[3]),
+      100.0 * static_cast<double>(same_as_before) / static_cast<double>(continuing));
+  std::printf("  %.0f ns a call, %u blocks, verify %d\n", cost / static_cast<double>(calls), lineage.blocks(),
+              lineage.verify());
 }
 
 // What a forecast at the end of a call said about the rest of its thread.

@@ -109,8 +109,7 @@ std::uint32_t Lineage::owner(std::uint32_t node) const {
   return heads_[head].workflow != kNone && heads_[head].generation == nodes_[node].generation ? head : kNone;
 }
 
-std::uint32_t Lineage::head_to_continue(std::uint32_t node, std::uint32_t workflow) const {
-  if (node == kNone) return kNone;
+std::uint32_t Lineage::head_hanging(std::uint32_t node, std::uint32_t workflow) const {
   std::uint32_t best = kNone;
   std::uint32_t seen = workflow;
   const auto better = [this](std::uint32_t a, std::uint32_t b) {
@@ -124,8 +123,10 @@ std::uint32_t Lineage::head_to_continue(std::uint32_t node, std::uint32_t workfl
     seen = heads_[h].workflow;
     if (heads_[h].running == 0 && better(h, best)) best = h;
   }
-  if (best != kNone || seen != workflow) return best;
-  // Nobody hangs here: the head of this line may, a little behind.
+  return best;
+}
+
+std::uint32_t Lineage::head_behind(std::uint32_t node, std::uint32_t workflow) const {
   const std::uint32_t h = owner(node);
   if (h == kNone || heads_[h].running > 0 || heads_[h].tail == kNone) return kNone;
   if (workflow != kNone && heads_[h].workflow != workflow) return kNone;
@@ -135,6 +136,15 @@ std::uint32_t Lineage::head_to_continue(std::uint32_t node, std::uint32_t workfl
   std::uint32_t above = heads_[h].tail;
   for (std::uint32_t i = tail_depth; i > depth; --i) above = nodes_[above].parent;
   return above == node ? h : kNone;
+}
+
+std::uint32_t Lineage::head_above(std::uint32_t node, std::uint32_t workflow) const {
+  for (; node != kNone; node = nodes_[node].parent) {
+    if (nodes_[node].hanging == 0) continue;
+    const std::uint32_t head = head_hanging(node, workflow);
+    if (head != kNone) return head;
+  }
+  return kNone;
 }
 
 std::uint32_t Lineage::common_with(std::uint32_t head, const BlockHash* chain, std::uint32_t known) const {
@@ -329,7 +339,14 @@ LineageMatch Lineage::call_started(const BlockHash* chain, std::uint32_t blocks,
   };
 
   std::uint32_t workflow = id == kNoId ? kNone : find_workflow(id);
-  std::uint32_t head = id == kNoId || workflow != kNone ? head_to_continue(node, workflow) : kNone;
+  std::uint32_t head = kNone;
+  if (node != kNone && (id == kNoId || workflow != kNone)) {
+    // A head just here or just behind; or else the nearest one that all of the prompt's known part goes beyond: where two workflows
+    // have the same content, the line may have been known before this one came along it.
+    head = head_hanging(node, workflow);
+    if (head == kNone && nodes_[node].hanging == 0) head = head_behind(node, workflow);
+    if (head == kNone && nodes_[node].hanging == 0) head = head_above(nodes_[node].parent, workflow);
+  }
   std::uint32_t left = kNone;
   if (head != kNone) {
     match.kind = LineageKind::kContinued;

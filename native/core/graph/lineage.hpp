@@ -117,7 +117,9 @@ class Lineage {
   void erase_id(std::uint64_t id);
 
   std::uint32_t owner(std::uint32_t node) const;
-  std::uint32_t head_to_continue(std::uint32_t node, std::uint32_t workflow) const;
+  std::uint32_t head_hanging(std::uint32_t node, std::uint32_t workflow) const;
+  std::uint32_t head_behind(std::uint32_t node, std::uint32_t workflow) const;
+  std::uint32_t head_above(std::uint32_t node, std::uint32_t workflow) const;
   std::uint32_t common_with(std::uint32_t head, const BlockHash* chain, std::uint32_t known) const;
   std::uint32_t newest_head(std::uint32_t workflow, bool waiting, std::uint32_t except) const;
   std::uint32_t add_workflow(std::uint64_t id, std::uint32_t blocks);

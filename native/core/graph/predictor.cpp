@@ -27,16 +27,12 @@ constexpr double kLearnedGaps = 64;  // waits from which on a class knows more t
 constexpr double kMicroseconds = 1e6;
 constexpr double kMaxCalls = 1e6;
 constexpr double kExpertPrior[] = {0.2, 0.3, 0.5};
+constexpr double kCommonError = 0.9;  // of the smallest share
 constexpr double kLengthPrior[] = {0.7, 0.3};
 constexpr double kFinalPseudo = 20;
 constexpr double kFinalPrior[] = {0.01, 0.95};  // share of last calls among those told kNo, kYes
 
-constexpr double kEndTurnEnds = 0.5;
-constexpr double kUntoldEnds = 0.1;
-constexpr double kToolEnds = 0.02;
 constexpr double kAnyEnds = 0.05;
-
-double prior_end(std::uint32_t kind) { return kind == 0 ? kEndTurnEnds : kind == 1 ? kUntoldEnds : kToolEnds; }
 
 struct HazardPair {
   double returned, closed;
@@ -81,7 +77,7 @@ double life_bound(std::uint32_t bucket) {
 
 bool due(std::uint32_t since, double events, std::uint32_t open) {
   const double by_events = std::min(2048.0, events / 8);
-  return since >= 16 && since >= by_events && since >= open / 4;
+  return since >= 16 && since >= by_events && since >= open;
 }
 
 }  // namespace
@@ -127,8 +123,8 @@ std::uint32_t Predictor::find_or_add_class(std::uint32_t tenant, std::uint32_t a
   classes_[entry].agent_kind = agent_kind;
   // Without counts of its own it predicts what is known over all.
   for (std::uint32_t t = 0; t < kGapTables; ++t) rebuild_gap(entry, t, now_);
-  rebuild_life(entry, false);
-  rebuild_life(entry, true);
+  rebuild_life(entry, false, now_);
+  rebuild_life(entry, true, now_);
   return entry;
 }
 
@@ -196,6 +192,14 @@ void Predictor::rebuild_gap(std::uint32_t agent_class, std::uint32_t t, Time now
   table.quantile_50 = gap_quantile(table, grid, 0, 0.50);
   table.quantile_90 = gap_quantile(table, grid, 0, 0.90);
   table.quantile_95 = gap_quantile(table, grid, 0, 0.95);
+  if (t < kStepKinds) rebuild_end_factors(classes_[agent_class]);
+}
+
+void Predictor::rebuild_end_factors(AgentClass& one) {
+  double ends = kPseudoSteps * kAnyEnds;
+  for (std::uint32_t k = 0; k < kStepKinds; ++k) ends += one.step_count[k] * (1 - one.gaps[k].returns[0]);
+  const double any = ends / (one.step_count_sum + kPseudoSteps);
+  for (std::uint32_t k = 0; k < kStepKinds; ++k) one.end_factor[k] = odds(1 - one.gaps[k].returns[0]) / odds(any);
 }
 
 Predictor::GapPoint Predictor::point_at(const GapTable& table, const BucketGrid& grid, double age) {
@@ -229,7 +233,25 @@ double Predictor::gap_quantile(const GapTable& table, const BucketGrid& grid, do
   return at > age ? at - age : 0;
 }
 
-void Predictor::rebuild_life(std::uint32_t agent_class, bool declared) {
+// A wait that lasts may be the end already: it counts for as much of an end as its age makes likely. Without that the ends of clients that
+// never close their workflows would be learned only when these are forgotten.
+void Predictor::count_open_life(std::uint32_t agent_class, bool declared, Time now, double* ended,
+                                double* exposure) const {
+  for (std::uint32_t t = 0; t < kStepKinds; ++t) {
+    const GapTable& table = classes_[agent_class].gaps[t];
+    for (std::uint32_t s = table.oldest; s != kNone; s = workflows_[s].waits[0].newer) {
+      const Workflow& workflow = workflows_[s];
+      if (declared && workflow.declared == nullptr) continue;
+      const double unit = declared ? kLifeUnit / workflow.declared->total_calls() : 1;
+      const std::uint32_t bucket = bucket_of(now - workflow.gap_start);
+      const std::uint32_t life = life_bucket((workflow.ended - 0.5) * unit);
+      ended[life] += 1 - table.returns[bucket] / table.waiting[bucket];
+      exposure[life] += workflow.unresolved * unit;
+    }
+  }
+}
+
+void Predictor::rebuild_life(std::uint32_t agent_class, bool declared, Time now) {
   AgentClass& one = classes_[agent_class];
   LifeTable& table = declared ? one.declared_calls : one.calls;
   const AgentClass& all = classes_[kAll];
@@ -243,13 +265,21 @@ void Predictor::rebuild_life(std::uint32_t agent_class, bool declared) {
     }
     table.events *= 0.5;
   }
+  double ended[kLifeBuckets] = {};
+  double exposure[kLifeBuckets] = {};
+  if (agent_class != kAll) {
+    count_open_life(agent_class, declared, now, ended, exposure);
+  } else {
+    for (std::uint32_t c = kOthers; c < used_classes_; ++c) count_open_life(c, declared, now, ended, exposure);
+  }
   table.rest[kLifeBuckets] = 0;
   for (std::uint32_t k = kLifeBuckets; k-- > 0;) {
     const double above = parent != nullptr ? parent->rate[k] : prior;
     const double width = life_bound(k + 1) - life_bound(k);
     // As long as a few tasks spend in the bucket, at the rate of the table above.
     const double pseudo = kPseudoTasks * std::min(width, 1 / above);
-    const double rate = std::max(blend(table.ended[k], table.exposure[k], above, pseudo), 1e-6);
+    const double rate =
+        std::max(blend(table.ended[k] + ended[k], table.exposure[k] + exposure[k], above, pseudo), 1e-6);
     table.rate[k] = rate;
     if (k == kLifeBuckets - 1) {
       table.rest[k + 1] = 1 / rate;
@@ -274,8 +304,8 @@ void Predictor::rebuild_all(Time now) {
   // Class kAll first: the others rest on it.
   for (std::uint32_t c = kAll; c < used_classes_; ++c) {
     for (std::uint32_t t = 0; t < kGapTables; ++t) rebuild_gap(c, t, now);
-    rebuild_life(c, false);
-    rebuild_life(c, true);
+    rebuild_life(c, false, now);
+    rebuild_life(c, true, now);
   }
 }
 
@@ -334,17 +364,20 @@ double Predictor::variance_ratio(const VarianceTable& one, const VarianceTable& 
   return std::clamp(here.within / here.between, 1.0 / 16, 64.0);
 }
 
-double Predictor::transition_end(const AgentClass& one, const AgentClass& all, std::uint32_t from) {
-  const double above = blend(all.transitions[from][kEnd], all.transition_sum[from], prior_end(from), kPseudoSteps);
-  return blend(one.transitions[from][kEnd], one.transition_sum[from], above, kPseudoSteps);
-}
-
 void Predictor::add_transition(std::uint32_t agent_class, std::uint32_t from, std::uint32_t to, double weight) {
   for (const std::uint32_t c : {agent_class, kAll}) {
     AgentClass& one = classes_[c];
     if (one.transition_sum[from] >= kTransitionWindow) {
       for (double& count : one.transitions[from]) count *= 0.5;
       one.transition_sum[from] *= 0.5;
+    }
+    if (to != kEnd) {
+      if (one.step_count_sum >= kMaxTokenSamples) {
+        for (double& count : one.step_count) count *= 0.5;
+        one.step_count_sum *= 0.5;
+      }
+      one.step_count[to] += 1;
+      one.step_count_sum += 1;
     }
     one.transitions[from][to] += weight;
     one.transition_sum[from] += weight;
@@ -393,7 +426,13 @@ void Predictor::end_waits(std::uint32_t slot, std::uint32_t how, Time now) {
   if (how != 2 || gap > options_.reuse_horizon) calibration_.within_horizon_known(workflow.predicted_within, within);
 }
 
-void Predictor::resolve_calls(Workflow& workflow, double ended) {
+std::uint32_t Predictor::open_waits(std::uint32_t agent_class) const {
+  std::uint32_t sum = 0;
+  for (std::uint32_t t = 0; t < kStepKinds; ++t) sum += classes_[agent_class].gaps[t].open_waits;
+  return sum;
+}
+
+void Predictor::resolve_calls(Workflow& workflow, double ended, Time now) {
   if (workflow.unresolved == 0) return;
   const double calls = workflow.unresolved;
   const double n = workflow.ended;
@@ -405,7 +444,7 @@ void Predictor::resolve_calls(Workflow& workflow, double ended) {
     table.ended[bucket] += ended;
     table.events += calls;
     ++table.since_rebuild;
-    if (due(table.since_rebuild, table.events, 0)) rebuild_life(c, declared);
+    if (due(table.since_rebuild, table.events, open_waits(c))) rebuild_life(c, declared, now);
   };
   const double unit = workflow.declared != nullptr ? kLifeUnit / workflow.declared->total_calls() : 0;
   for (const std::uint32_t c : {kAll, workflow.agent_class}) {
@@ -441,7 +480,7 @@ void Predictor::call_started(std::uint32_t slot, std::uint32_t prompt_tokens, Pr
   Workflow& workflow = workflows_[slot];
   if (workflow.state == State::kWaiting) {
     end_waits(slot, 0, now);
-    resolve_calls(workflow, 0);
+    resolve_calls(workflow, 0, now);
     // A prompt that shrank, or starts anew, is another conversation: what it adds is not a tool's result.
     if (kind != PromptKind::kStart && prompt_tokens >= workflow.prompt_tokens) {
       const std::uint64_t before = std::uint64_t{workflow.prompt_tokens} + workflow.output_tokens;
@@ -577,7 +616,7 @@ void Predictor::finish(std::uint32_t slot, double ended, Time now) {
   Workflow& workflow = workflows_[slot];
   const std::uint32_t c = workflow.agent_class;
   if (workflow.state == State::kWaiting) {
-    resolve_calls(workflow, ended);
+    resolve_calls(workflow, ended, now);
     add_transition(c, workflow.step_kind, kEnd, ended);
     if (ended > 0.5 && workflow.expert_samples > 0) {
       const double n = workflow.ended;
@@ -644,7 +683,6 @@ const Predictor::Wait& Predictor::best_wait(const Workflow& workflow) const {
 void Predictor::experts(const Workflow& workflow, std::uint32_t n, bool running, CallsToCome out[kCallExperts]) const {
   for (std::uint32_t e = 0; e < kCallExperts; ++e) out[e] = {0, -1};
   const AgentClass& one = classes_[workflow.agent_class];
-  const AgentClass& all = classes_[kAll];
   const auto by_life = [n](const LifeTable& table, double unit) {
     CallsToCome calls;
     calls.end = n == 0 ? 0 : std::min(0.999, life_rate(table, (n - 0.5) * unit) * unit);
@@ -675,14 +713,7 @@ void Predictor::experts(const Workflow& workflow, std::uint32_t n, bool running,
   }
   if (running || n == 0) return;
   // Life tables know the number of calls; what the last answer was moves the odds by as much as it does over all numbers.
-  double ends = 0;
-  double steps = 0;
-  for (std::uint32_t k = 0; k < kStepKinds; ++k) {
-    ends += one.transitions[k][kEnd];
-    steps += one.transition_sum[k];
-  }
-  const double factor =
-      odds(transition_end(one, all, workflow.step_kind)) / odds(blend(ends, steps, kAnyEnds, kPseudoSteps));
+  const double factor = one.end_factor[workflow.step_kind];
   for (std::uint32_t e = 1; e < kCallExperts; ++e) {
     if (out[e].given_more < 0) continue;
     const double moved = odds(out[e].end) * factor;
@@ -696,12 +727,19 @@ Predictor::CallsToCome Predictor::pooled_calls(const Workflow& workflow, std::ui
   if (workflow.declared == nullptr) return said[2];
   const AgentClass& one = classes_[workflow.agent_class];
   const AgentClass& all = classes_[kAll];
+  double share[kCallExperts];
+  double least = 1;
+  for (std::uint32_t e = 0; e < kCallExperts; ++e) {
+    const double above = blend(all.expert_error[e], all.expert_tasks, kExpertPrior[e], kPseudoTasks);
+    share[e] = blend(one.expert_error[e], one.expert_tasks, above, kPseudoTasks);
+    if (said[e].given_more >= 0) least = std::min(least, share[e]);
+  }
   CallsToCome pooled;
   double sum = 0;
   for (std::uint32_t e = 0; e < kCallExperts; ++e) {
     if (said[e].given_more < 0) continue;
-    const double above = blend(all.expert_error[e], all.expert_tasks, kExpertPrior[e], kPseudoTasks);
-    const double weight = 1 / (blend(one.expert_error[e], one.expert_tasks, above, kPseudoTasks) + 0.02);
+    // Most of the error is the chance that all have in common: what counts is the excess.
+    const double weight = 1 / (share[e] - kCommonError * least + 0.02);
     pooled.end += weight * said[e].end;
     pooled.given_more += weight * said[e].given_more;
     sum += weight;
@@ -950,6 +988,8 @@ void Predictor::merge(const Predictor& other) {
       for (std::uint32_t j = 0; j <= kStepKinds; ++j) to.transitions[k][j] += from.transitions[k][j];
       to.transition_sum[k] += from.transition_sum[k];
     }
+    for (std::uint32_t k = 0; k < kStepKinds; ++k) to.step_count[k] += from.step_count[k];
+    to.step_count_sum += from.step_count_sum;
     add_tokens(to.any_output, from.any_output);
     add_tokens(to.any_growth, from.any_growth);
     const auto add_variance = [](VarianceTable& table, const VarianceTable& more) {

@@ -22,7 +22,7 @@
 // two sources say different numbers (of calls, of tokens) they are weighted by the squared errors that they made on finished
 // workflows. A task's own mean joins its class by shrinkage with k = variance within / variance between tasks pseudo-observations.
 //
-// Learning happens only when something has ended. Tables of a gap are rebuilt after max(16, min(2048, events / 8), open waits / 4)
+// Learning happens only when something has ended. Tables of a gap are rebuilt after max(16, min(2048, events / 8), open waits)
 // events of theirs, so a rebuild is amortised O(1) an event.
 //
 // Cost: an event O(1), a forecast O(1) (a few table look-ups, two binary searches over 92 buckets); figures in bench/RESULTS.md.
@@ -186,6 +186,10 @@ class Predictor {
     VarianceTable output_variance, growth_variance;
     double transitions[kStepKinds + 1][kStepKinds + 1];
     double transition_sum[kStepKinds + 1];
+    // How often each step kind came, forgotten at one pace (rows and tables forget at their own), and by how much an end behind it
+    // has other odds than behind any.
+    double step_count[kStepKinds], step_count_sum;
+    double end_factor[kStepKinds];
     double expert_error[kCallExperts], expert_tasks;  // shares of the squared error
     double length_error[2], length_samples;           // of answer lengths: own estimate, hint
     double final_told[2], final_ended[2];             // hints kNo, kYes: how often told, how often it was the last call
@@ -247,7 +251,6 @@ class Predictor {
   static double gap_quantile(const GapTable& table, const BucketGrid& grid, double age, double p);
   static double life_rest(const LifeTable& table, double x);
   static double life_rate(const LifeTable& table, double x);
-  static double transition_end(const AgentClass& one, const AgentClass& all, std::uint32_t from);
   static double variance_ratio(const VarianceTable& one, const VarianceTable& all);
   static void learn_variance(VarianceTable& table, const OwnMean& own);
   static void learn_tokens(TokenTable& table, double tokens, std::uint32_t bucket);
@@ -255,14 +258,17 @@ class Predictor {
 
   std::uint32_t find_or_add_class(std::uint32_t tenant, std::uint32_t agent_kind);
   void rebuild_gap(std::uint32_t agent_class, std::uint32_t table, Time now);
-  void rebuild_life(std::uint32_t agent_class, bool declared);
+  void rebuild_life(std::uint32_t agent_class, bool declared, Time now);
+  void count_open_life(std::uint32_t agent_class, bool declared, Time now, double* ended, double* exposure) const;
+  static void rebuild_end_factors(AgentClass& one);
   void rebuild_all(Time now);
   void count_open(std::uint32_t agent_class, std::uint32_t table, Time now, double* reached) const;
 
+  std::uint32_t open_waits(std::uint32_t agent_class) const;
   void begin_wait(std::uint32_t slot, std::uint32_t which, std::uint32_t table, double unit);
   // How: 0 returned, 1 closed, 2 forgotten.
   void end_waits(std::uint32_t slot, std::uint32_t how, Time now);
-  void resolve_calls(Workflow& workflow, double ended);
+  void resolve_calls(Workflow& workflow, double ended, Time now);
   void add_transition(std::uint32_t agent_class, std::uint32_t from, std::uint32_t to, double weight);
   void finish(std::uint32_t slot, double ended, Time now);
 
