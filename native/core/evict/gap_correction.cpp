@@ -1,7 +1,7 @@
 #include "gap_correction.hpp"
 
 #include <algorithm>
-#include <cmath>
+#include <bit>
 
 #include "../base/assert.hpp"
 #include "../base/real.hpp"
@@ -9,7 +9,7 @@
 namespace saga {
 namespace {
 
-constexpr double kLossRate = 1.0 / 512;
+constexpr std::uint64_t kLossMemory = 512;
 constexpr std::uint64_t kDecidedBefore = 64;  // the gate does not open
 
 double clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
@@ -24,6 +24,14 @@ double quick_exp(double x) {
   const double p = 1 + r * (1 + r * (0.5 + r * (1.0 / 6 + r * (1.0 / 24 + r * (1.0 / 120 + r * (1.0 / 720))))));
   const auto k = std::bit_cast<std::int64_t>(shifted) - std::bit_cast<std::int64_t>(kMagic);
   return p * std::bit_cast<double>(static_cast<std::uint64_t>(k + 1023) << 52);
+}
+
+// 1 / sqrt(x), x >= 1, to 5e-6: a first guess from the bits, and two steps of Newton's. Unlike a root and a division it is
+// computed for four groups at once.
+inline float inverse_root(float x) {
+  float y = std::bit_cast<float>(0x5f3759dfu - (std::bit_cast<std::uint32_t>(x) >> 1));
+  y = y * (1.5f - 0.5f * x * y * y);
+  return y * (1.5f - 0.5f * x * y * y);
 }
 
 }  // namespace
@@ -63,7 +71,8 @@ void GapCorrection::rebuild(const HazardTree& gap) {
   for (std::uint32_t g = 0; g < kCorrected; ++g) {
     Loss& loss = loss_[g];
     // Better by two standard errors of a mean over the memory of the average.
-    const double spread = std::max(0.0, loss.square - loss.advantage * loss.advantage) * kLossRate;
+    const double spread =
+        std::max(0.0, loss.square - loss.advantage * loss.advantage) / static_cast<double>(kLossMemory);
     loss.counts = loss.decided >= kDecidedBefore && loss.advantage > 0 && loss.advantage * loss.advantage > 4 * spread;
     active_ |= loss.counts;
   }
@@ -81,20 +90,20 @@ const GapCorrection::ClassView& GapCorrection::view(const HazardTree& gap, Hazar
   return views_[id];
 }
 
-void GapCorrection::sum(const Features& features, std::array<float, kGroups>& z) const {
-  z.fill(0);
+std::array<float, GapCorrection::kGroups> GapCorrection::sum(const Features& features) const {
+  std::array<float, kGroups> z{};
   for (std::uint32_t f = 0; f < kFeatures; ++f) {
     const auto& weight = weights_[f * kBins + features[f]].weight;
     for (std::uint32_t g = 0; g < kGroups; ++g) z[g] += weight[g];
   }
+  return z;
 }
 
 void GapCorrection::predict(const HazardTree& gap, HazardTree::ClassId id, const Features& features, std::uint32_t from,
                             IndexValue* index) const {
   const ClassView& seen = view(gap, id);
   const HazardTable& table = gap.table(id);
-  std::array<float, kGroups> z;
-  sum(features, z);
+  const std::array<float, kGroups> z = sum(features);
 
   // S and L from `from` on, S(from) = 1.
   std::array<double, kBuckets + 1> survival;
@@ -140,40 +149,41 @@ void GapCorrection::predict(const HazardTree& gap, HazardTree::ClassId id, const
   }
 }
 
-void GapCorrection::learn(const HazardTree& gap, HazardTree::ClassId id, const Features& features, std::uint32_t group,
-                          bool event) {
-  const float base = view(gap, id).log_odds[group];
-  float z = base;
-  for (std::uint32_t f = 0; f < kFeatures; ++f) z += weights_[f * kBins + features[f]].weight[group];
-  const double odds = real_exp(clamp(static_cast<double>(z), -30, 30));
-  const double corrected = real_ln(1 + odds) - (event ? static_cast<double>(z) : 0);
-  const double plain = real_ln(1 + real_exp(static_cast<double>(base))) - (event ? static_cast<double>(base) : 0);
-  Loss& loss = loss_[group];
-  ++loss.decided;
-  const double rate = std::max(kLossRate, 1 / static_cast<double>(loss.decided));
-  const double advantage = plain - corrected;
-  loss.plain += rate * (plain - loss.plain);
-  loss.corrected += rate * (corrected - loss.corrected);
-  loss.advantage += rate * (advantage - loss.advantage);
-  loss.square += rate * (advantage * advantage - loss.square);
-
-  const auto error = static_cast<float>((event ? 1.0 : 0.0) - odds / (1 + odds));
+void GapCorrection::learn(const HazardTree& gap, HazardTree::ClassId id, const Features& features, std::uint32_t from,
+                          std::uint32_t to, bool ended) {
+  const std::uint32_t end = std::min(ended ? to + 1 : to, kCorrected);
+  if (from >= end) return;
+  const ClassView& seen = view(gap, id);
+  const std::array<float, kGroups> z = sum(features);
+  // All groups in one sweep over the weights: those that have learned nothing have error and decay 0.
+  std::array<float, kGroups> error{};
+  std::array<float, kGroups> decay{};
+  for (std::uint32_t g = from; g < end; ++g) {
+    const bool event = ended && g == to;
+    const double base = static_cast<double>(seen.log_odds[g]);
+    const double all = clamp(base + static_cast<double>(z[g]), -30, 30);
+    const double odds = real_exp(all);
+    const double corrected = real_ln(1 + odds) - (event ? all : 0);
+    const double plain = seen.mass[g] - (event ? base : 0);
+    Loss& loss = loss_[g];
+    ++loss.decided;
+    const double rate = loss.decided > kLossMemory ? 1.0 / kLossMemory : 1 / static_cast<double>(loss.decided);
+    const double advantage = plain - corrected;
+    loss.plain += rate * (plain - loss.plain);
+    loss.corrected += rate * (corrected - loss.corrected);
+    loss.advantage += rate * (advantage - loss.advantage);
+    loss.square += rate * (advantage * advantage - loss.square);
+    error[g] = static_cast<float>((event ? 1.0 : 0.0) - odds / (1 + odds));
+    decay[g] = 0.05f;
+  }
   for (std::uint32_t f = 0; f < kFeatures; ++f) {
     Weights& w = weights_[f * kBins + features[f]];
-    const float step = error - 0.05f * w.weight[group];
-    w.square[group] += step * step;
-    w.weight[group] += 0.03f * step / std::sqrt(w.square[group]);
+    for (std::uint32_t g = 0; g < kGroups; ++g) {
+      const float step = error[g] - decay[g] * w.weight[g];
+      w.square[g] += step * step;
+      w.weight[g] += 0.03f * step * inverse_root(w.square[g]);
+    }
   }
-}
-
-void GapCorrection::survived(const HazardTree& gap, HazardTree::ClassId id, const Features& features,
-                             std::uint32_t from, std::uint32_t to) {
-  for (std::uint32_t g = from; g < std::min(to, kCorrected); ++g) learn(gap, id, features, g, false);
-}
-
-void GapCorrection::ended(const HazardTree& gap, HazardTree::ClassId id, const Features& features,
-                          std::uint32_t group) {
-  if (group < kCorrected) learn(gap, id, features, group, true);
 }
 
 }  // namespace saga

@@ -50,11 +50,9 @@ class GapCorrection {
   void predict(const HazardTree& gap, HazardTree::ClassId id, const Features& features, std::uint32_t from,
                IndexValue* index) const;
 
-  // Groups [from, to) were survived.
-  void survived(const HazardTree& gap, HazardTree::ClassId id, const Features& features, std::uint32_t from,
-                std::uint32_t to);
-  // The gap ended in this group.
-  void ended(const HazardTree& gap, HazardTree::ClassId id, const Features& features, std::uint32_t group);
+  // The gap got through the groups [from, to); with `ended` it then ended in group `to`.
+  void learn(const HazardTree& gap, HazardTree::ClassId id, const Features& features, std::uint32_t from,
+             std::uint32_t to, bool ended);
 
   // Mean log loss of the class tables and of the correction, and whether the correction counts, by group.
   struct Loss {
@@ -79,8 +77,7 @@ class GapCorrection {
   };
   const ClassView& view(const HazardTree& gap, HazardTree::ClassId id) const;
   static void fill(ClassView& view, const HazardTable& table);
-  void sum(const Features& features, std::array<float, kGroups>& z) const;
-  void learn(const HazardTree& gap, HazardTree::ClassId id, const Features& features, std::uint32_t group, bool event);
+  std::array<float, kGroups> sum(const Features& features) const;
 
   struct Weights {
     std::array<float, kGroups> weight{};

@@ -23,6 +23,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../base/random.hpp"
 #include "../base/types.hpp"
 #include "../graph/hazard.hpp"
 #include "gap_correction.hpp"
@@ -43,8 +44,10 @@ class OpenWaits {
 
 class ReuseStatistics {
  public:
-  static constexpr std::uint32_t kPagesPerEvent = 16;  // of base
-  static constexpr Time kForget = 40'000'000'000;      // waits are at risk up to this age
+  // Of `base` every other node is counted, so that eight pages of them stand for sixteen.
+  static constexpr std::uint32_t kPagesPerEvent = 8;
+  static bool counts_in_base(std::uint32_t node) { return (mix64(node) & 1) == 0; }
+  static constexpr Time kForget = 40'000'000'000;  // waits are at risk up to this age
 
   ReuseStatistics();
   ReuseStatistics(const ReuseStatistics&) = delete;

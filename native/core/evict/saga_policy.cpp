@@ -131,7 +131,21 @@ void SagaPolicy::hang(HeadId id, NodeId node) {
   head.next = first;
   if (first != kNoHead) heads_[first].previous = id;
   first = id;
+  if (++nodes_[node].heads > kMostHeads) give_up_oldest(node);
   touch(node);
+}
+
+// Running and waiting heads stay.
+void SagaPolicy::give_up_oldest(NodeId node) {
+  HeadId oldest = kNoHead;
+  for (HeadId id = nodes_[node].first_head; id != kNoHead; id = heads_[id].next) {
+    const Head& head = heads_[id];
+    if (head.state == State::kRunning || head.state == State::kWaiting) continue;
+    if (oldest == kNoHead || head.since < heads_[oldest].since || (head.since == heads_[oldest].since && id < oldest)) {
+      oldest = id;
+    }
+  }
+  if (oldest != kNoHead) unhang(oldest);
 }
 
 void SagaPolicy::unhang(HeadId id) {
@@ -139,6 +153,7 @@ void SagaPolicy::unhang(HeadId id) {
   if (head.hangs_at == kNone) return;
   (head.previous == kNoHead ? nodes_[head.hangs_at].first_head : heads_[head.previous].next) = head.next;
   if (head.next != kNoHead) heads_[head.next].previous = head.previous;
+  --nodes_[head.hangs_at].heads;
   touch(head.hangs_at);
   head.hangs_at = kNone;
 }
@@ -227,7 +242,9 @@ void SagaPolicy::arrive(NodeId leaf, NodeId above, HeadId id, Time now) {
       heads_[orphan.parent].came_back = true;
       free_orphan(owner);
     }
-    if (node.threads > 0) {
+    if (!ReuseStatistics::counts_in_base(n)) {
+      // Not of the sample.
+    } else if (node.threads > 0) {
       const std::uint32_t pages = tree_.node(n).pages;
       statistics_->base.event(statistics_->base_class(node.threads), bucket_of(now - node.last_foreign), pages);
       statistics_->learned_pages(pages);
@@ -341,9 +358,10 @@ void SagaPolicy::gap_ended(HeadId id, Time now) {
   switch (head.wait) {
     case Wait::kGap: {
       statistics_->gap.event(head.wait_class, bucket, 1);
-      const std::uint32_t group = GapCorrection::group_of(bucket);
-      learn_survived(head, history, group);
-      if (history.past()) statistics_->correction.ended(statistics_->gap, head.wait_class, history.features, group);
+      if (history.past()) {
+        statistics_->correction.learn(statistics_->gap, head.wait_class, history.features, head.survived,
+                                      GapCorrection::group_of(bucket), true);
+      }
       break;
     }
     case Wait::kEnded:
@@ -375,7 +393,7 @@ void SagaPolicy::gap_ended(HeadId id, Time now) {
 
 void SagaPolicy::learn_survived(Head& head, const History& history, std::uint32_t groups) {
   if (groups <= head.survived || !history.past()) return;
-  statistics_->correction.survived(statistics_->gap, head.wait_class, history.features, head.survived, groups);
+  statistics_->correction.learn(statistics_->gap, head.wait_class, history.features, head.survived, groups, false);
   head.survived = static_cast<std::uint8_t>(groups);
 }
 
@@ -718,16 +736,23 @@ bool SagaPolicy::verify() const {
     const Head& head = heads_[id];
     if (head.state == State::kFree) continue;
     ++used;
+    if (head.hangs_at == kNone) {
+      if (head.state == State::kRunning && head.path_leaf != kNone) return false;
+      continue;
+    }
     if (head.hangs_at != place_of(head.path_leaf)) return false;
-    hanging += head.hangs_at != kNone;
+    ++hanging;
   }
   if (used + free_heads_.size() != heads_.size() || histories_.size() != heads_.size()) return false;
   for (NodeId node = 0; node < nodes_.size(); ++node) {
     const Node& state = nodes_[node];
     HeadId previous = kNoHead;
+    std::uint32_t heads = 0;
     for (HeadId id = state.first_head; id != kNoHead; previous = id, id = heads_[id].next) {
       if (heads_[id].hangs_at != node || heads_[id].previous != previous || ++listed > hanging) return false;
+      ++heads;
     }
+    if (heads != state.heads) return false;
     if (state.owner < kDropped && heads_[state.owner].state == State::kFree) return false;
     if ((state.threads > 0) != (state.owner != kNoHead)) return false;
     if ((state.key_slot == kNone) != (state.timer_slot == kNone)) return false;

@@ -119,6 +119,7 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
     HeadId first_head = kNone;
     std::uint32_t key_slot = kNone;
     std::uint32_t timer_slot = kNone;
+    std::uint16_t heads = 0;   // that hang here
     std::uint8_t threads = 0;  // that ever came onto it, saturating
     bool touched = false;      // in touched_
   };
@@ -142,6 +143,7 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   };
 
   static constexpr HeadId kNoHead = kNone;
+  static constexpr std::uint32_t kMostHeads = 32;
   static constexpr HeadId kDropped = kNone - 1;  // owner: an orphan that is gone
 
   HeadId new_head();
@@ -151,6 +153,7 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   void supersede(HeadId id, NodeId above, Time now);
   void arrive(NodeId leaf, NodeId above, HeadId id, Time now);
   void hang(HeadId id, NodeId node);
+  void give_up_oldest(NodeId node);
   void unhang(HeadId id);
   NodeId place_of(NodeId path_leaf) const;
   void gap_ended(HeadId id, Time now);
@@ -192,7 +195,7 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   std::vector<HeadId> free_heads_;
   std::vector<HeadId> head_of_thread_;
   std::vector<HeadId> head_of_call_;  // for calls whose end is still to come
-  std::vector<NodeId> known_;         // nodes that some thread has come onto
+  std::vector<NodeId> known_;         // nodes that some thread has come onto, those of the sample of `base`
   std::vector<NodeId> touched_;
   std::vector<KeyEntry> keys_;
   std::vector<TimerEntry> timers_;

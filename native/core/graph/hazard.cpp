@@ -1,7 +1,6 @@
 #include "hazard.hpp"
 
 #include <algorithm>
-#include <bit>
 
 #include "../base/assert.hpp"
 #include "../base/real.hpp"
@@ -9,7 +8,6 @@
 namespace saga {
 namespace {
 
-constexpr Time kFirstBucket = 62'500;  // microseconds
 constexpr double kHazardMost = 0.999;
 
 constexpr BucketGrid make_second_grid() {
@@ -38,17 +36,6 @@ constexpr BucketGrid make_multiple_grid() {
 constexpr BucketGrid kSecondGrid = make_second_grid();
 constexpr BucketGrid kMultipleGrid = make_multiple_grid();
 
-constexpr std::array<Time, kBuckets + 1> kBucketStart = [] {
-  std::array<Time, kBuckets + 1> start{};
-  for (std::uint32_t k = 1; k <= kBuckets; ++k) {
-    const double microseconds = kSecondGrid.start[k] * 1e6;
-    start[k] = static_cast<Time>(microseconds);
-    if (static_cast<double>(start[k]) < microseconds) ++start[k];
-  }
-  return start;
-}();
-static_assert(kBucketStart[1] == kFirstBucket && kBucketStart[5] == 2 * kFirstBucket);
-
 // The bucket of an age and the part of it that has passed.
 struct Place {
   std::uint32_t bucket;
@@ -65,19 +52,21 @@ Place place_of(const BucketGrid& grid, double age) {
 
 }  // namespace
 
+namespace hazard_detail {
+constexpr std::array<Time, kBuckets + 1> kBucketStart = [] {
+  std::array<Time, kBuckets + 1> start{};
+  for (std::uint32_t k = 1; k <= kBuckets; ++k) {
+    const double microseconds = kSecondGrid.start[k] * 1e6;
+    start[k] = static_cast<Time>(microseconds);
+    if (static_cast<double>(start[k]) < microseconds) ++start[k];
+  }
+  return start;
+}();
+static_assert(kBucketStart[1] == kFirstBucket && kBucketStart[5] == 2 * kFirstBucket);
+}  // namespace hazard_detail
+
 const BucketGrid& second_grid() { return kSecondGrid; }
 const BucketGrid& multiple_grid() { return kMultipleGrid; }
-
-std::uint32_t bucket_of(Time age) {
-  if (age < kFirstBucket) return 0;
-  if (age >= kBucketStart[kBuckets - 1]) return kBuckets - 1;
-  const auto octave = static_cast<std::uint32_t>(std::bit_width(age / kFirstBucket)) - 1;
-  std::uint32_t bucket = 4 * octave + 1;
-  for (int i = 0; i < 3; ++i) bucket += age >= kBucketStart[bucket + 1];
-  return bucket;
-}
-
-Time bucket_start(std::uint32_t bucket) { return kBucketStart[bucket]; }
 
 std::uint32_t multiple_bucket_of(double multiple) { return place_of(kMultipleGrid, multiple).bucket; }
 

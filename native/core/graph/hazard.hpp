@@ -22,6 +22,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -45,8 +46,19 @@ const BucketGrid& second_grid();
 const BucketGrid& multiple_grid();
 
 // Buckets of the grid of seconds, from microseconds. bucket_start(b) is the first age in bucket b.
-std::uint32_t bucket_of(Time age);
-Time bucket_start(std::uint32_t bucket);  // bucket <= kBuckets
+namespace hazard_detail {
+inline constexpr Time kFirstBucket = 62'500;
+extern const std::array<Time, kBuckets + 1> kBucketStart;
+}  // namespace hazard_detail
+inline Time bucket_start(std::uint32_t bucket) { return hazard_detail::kBucketStart[bucket]; }  // bucket <= kBuckets
+inline std::uint32_t bucket_of(Time age) {
+  const auto& start = hazard_detail::kBucketStart;
+  if (age < hazard_detail::kFirstBucket) return 0;
+  if (age >= start[kBuckets - 1]) return kBuckets - 1;
+  const std::uint32_t octave = static_cast<std::uint32_t>(std::bit_width(age / hazard_detail::kFirstBucket)) - 1;
+  const std::uint32_t bucket = 4 * octave + 1;
+  return bucket + (age >= start[bucket + 1]) + (age >= start[bucket + 2]) + (age >= start[bucket + 3]);
+}
 // Of the grid of multiples.
 std::uint32_t multiple_bucket_of(double multiple);
 

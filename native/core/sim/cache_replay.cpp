@@ -82,11 +82,8 @@ class CacheReplay {
     info.prompt_kind = workload_.prompt_kind[call];
     const std::uint32_t slot = free_slots_.back();
     const std::uint32_t pages = tree_.path_pages(info.prompt_leaf);
+    const std::uint64_t begun = clock();
     const std::uint32_t hits = cache_.start(slot, info, pages, now);
-    result_.requested_pages += pages;
-    result_.missed_pages += pages - hits;
-    requested_cost_ += page_cost(tree_.page_tokens(), 0, pages);
-    missed_cost_ += page_cost(tree_.page_tokens(), hits, pages);
     cache_.insert(slot, pages - hits);
     if (pinned()) {
       free_slots_.pop_back();
@@ -94,34 +91,50 @@ class CacheReplay {
     } else {
       cache_.unpin(slot);
     }
-    cut(now);
+    cut(now, begun);
+    result_.requested_pages += pages;
+    result_.missed_pages += pages - hits;
+    requested_cost_ += page_cost(tree_.page_tokens(), 0, pages);
+    missed_cost_ += page_cost(tree_.page_tokens(), hits, pages);
   }
 
   void end(std::uint32_t request) {
     const CallId call = schedule_.call[request];
     const Time now = schedule_.end[request];
     CallEnd info{call, workload_.stop_reason[call], workload_.tool_class[call], tree_.prompt_leaf(call)};
+    info.output_tokens = workload_.output_tokens[call];
     if (!schedule_.session_end.empty()) info.session_end = schedule_.session_end[request] != 0;
     if (!schedule_.declared_gap.empty()) info.declared_gap = schedule_.declared_gap[request];
+    const std::uint64_t begun = clock();
     if (!pinned()) {
       cache_.policy().call_ended(info, now);
+      result_.policy_ns += clock() - begun;
       return;
     }
     const std::uint32_t slot = slot_of_request_[request];
     cache_.end(slot, info, now);
     free_slots_.push_back(slot);
-    cut(now);
+    cut(now, begun);
   }
 
-  void cut(Time now) {
-    if (cache_.used() <= cache_.capacity()) return;
-    if (cache_.evictable() > 0) {
-      const std::uint64_t before = options_.now_ns != nullptr ? options_.now_ns() : 0;
-      cache_.trim(now);
-      if (options_.now_ns != nullptr) result_.cut_ns += options_.now_ns() - before;
-      ++result_.cuts;
+  std::uint64_t clock() const { return options_.now_ns != nullptr ? options_.now_ns() : 0; }
+
+  // The end of a phase that began at `begun`.
+  void cut(Time now, std::uint64_t begun) {
+    if (cache_.used() > cache_.capacity()) {
+      if (cache_.evictable() > 0) {
+        const std::uint64_t before = clock();
+        cache_.trim(now);
+        const std::uint64_t after = clock();
+        result_.cut_ns += after - before;
+        result_.policy_ns += after - begun;
+        ++result_.cuts;
+        result_.overflows += cache_.used() > cache_.capacity();
+        return;
+      }
+      ++result_.overflows;
     }
-    if (cache_.used() > cache_.capacity()) ++result_.overflows;
+    result_.policy_ns += clock() - begun;
   }
 
   const Workload& workload_;
