@@ -32,6 +32,7 @@
 #include <utility>
 #include <vector>
 
+#include "../base/huge_array.hpp"
 #include "../base/status.hpp"
 #include "../base/types.hpp"
 #include "indexed_heap.hpp"
@@ -220,8 +221,8 @@ class FairQueue {
 
   FairOptions options_;
   std::vector<Tenant> tenants_;
-  std::vector<Entry> entries_;
-  std::vector<Node> nodes_;  // of the entries
+  HugeArray<Entry> entries_;
+  HugeArray<Node> nodes_;  // of the entries
   std::vector<FairEntry> free_;
   IndexedHeap timeline_;         // by the V at which the state of a tenant changes by itself: absent, ahead, eligible
   IndexedHeap eligible_;         // by AFS
