@@ -2,7 +2,7 @@
  * SAGA: a workflow-atomic scheduler for LLM inference.
  *
  * `Scheduler` decides where the calls of agent workflows go, `BlockHasher` names the blocks of their prompts, `PageTable` keeps
- * the KV blocks of a worker. What reads traces and simulates caches and clusters is `saga-scheduler/simulate`.
+ * the KV blocks of a worker, `BatchFormer` forms its batches. What reads traces and simulates caches and clusters is `saga-scheduler/simulate`.
  *
  * @packageDocumentation
  */
@@ -15,6 +15,17 @@ export {
   SagaStateError,
   type SagaErrorCode,
 } from './errors.js';
+export {
+  BatchFormer,
+  type Batch,
+  type BatchArrays,
+  type BatchCall,
+  type BatchFormerOptions,
+  type BatchFormerStats,
+  type BatchOrder,
+  type CallStatus,
+  type PreemptionMode,
+} from './batch.js';
 export { BlockHasher, type BlockHasherOptions, type HashAlgorithm, type RequestKeys } from './hasher.js';
 export {
   PageTable,

@@ -76,8 +76,45 @@ declare namespace native {
     resetPrefixCache(tier: number): number;
     /** Number of hashes. */
     cachedHashes(tier: number, hashes: BigUint64Array): number;
+    /**
+     * `options`: maxCalls, maxSequences, tokenBudget, maxPrefillChunk, maxCopies, order, preemption, slowestHit, sessionAffinity,
+     * hitAfterCompletion, starvationLimit (negative: none), width of the block tables. `arrays` are registered and written
+     * later: words (13), stats (17), and those of `BatchArrays` (src/batch.ts) in order.
+     */
+    createBatchFormer(options: Float64Array, arrays: readonly ArrayBufferView[]): BatchFormer | number;
     /** Number of events. */
     drainEvents(hashes: BigUint64Array, blocks: Uint32Array, tiers: Uint8Array, kinds: Uint8Array): number;
+    stats(): number;
+    verify(): number;
+    digest(): bigint | number;
+    destroy(): number;
+  }
+
+  /** `words` and the other arrays are the registered ones. */
+  interface BatchFormer {
+    /** The call. */
+    submit(
+      now: number,
+      promptTokens: number,
+      maxNewTokens: number,
+      priority: number,
+      workflow: number,
+      urgency: number,
+      hashes: BigUint64Array,
+    ): number;
+    addHashes(call: number, hashes: BigUint64Array): number;
+    setPriority(call: number, priority: number): number;
+    /** Number of calls. */
+    setUrgency(workflow: number, urgency: number): number;
+    cancel(call: number): number;
+    /** Number of calls. */
+    cancelWorkflow(workflow: number): number;
+    /** In `words` from the eighth on: state, known and computed tokens, hashes, hit tokens, preemptions. */
+    callStatus(call: number): number;
+    /** Number of calls; in `words`: calls, decode calls, tokens, admitted, updates, copies, preempted. */
+    form(now: number): number;
+    /** Number of calls that ended. */
+    complete(calls: number): number;
     stats(): number;
     verify(): number;
     digest(): bigint | number;

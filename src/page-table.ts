@@ -141,6 +141,8 @@ const rangeWords = 3;
  * Copies, of copy-on-write and of plans, are to be executed in the order reported, before anything is written into a block that
  * was given out later.
  *
+ * While a `BatchFormer` works on the table, what opens or changes a sequence throws `SAGA_ERR_WRONG_STATE`.
+ *
  * Every method throws `SagaArgumentError` for an argument outside its range, and `SagaStateError` `SAGA_ERR_NOT_FOUND` for a
  * sequence or plan that is not open, `SAGA_ERR_CLOSED` after {@link close}. A method that throws has changed nothing.
  *
@@ -507,6 +509,12 @@ export class PageTable {
       tiers: events.tiers.slice(0, count),
       kinds: events.kinds.slice(0, count),
     };
+  }
+
+  /** @internal For `BatchFormer`: the arguments are those of the native function. */
+  createBatchFormer(options: Float64Array, arrays: readonly ArrayBufferView[]): native.BatchFormer | number {
+    this.#open();
+    return this.#native.createBatchFormer(options, arrays);
   }
 
   stats(): PageTableStats {

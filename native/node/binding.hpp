@@ -94,6 +94,9 @@ class Bound {
   std::int64_t native_bytes_ = 0;
 };
 
+// Functions of a batch former on the table; the arguments are those of createBatchFormer (batch.cpp).
+Napi::Value create_batch_former(const Napi::CallbackInfo& info, saga_page_table_t* table);
+
 void register_hash(Napi::Env env, Napi::Object exports);
 void register_engine(Napi::Env env, Napi::Object exports);
 void register_pages(Napi::Env env, Napi::Object exports);

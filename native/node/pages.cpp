@@ -270,6 +270,9 @@ Napi::Value digest(const Napi::CallbackInfo& info) {
   return Napi::BigInt::New(info.Env(), digest);
 }
 
+// createBatchFormer(options, arrays): see batch.cpp
+Napi::Value batch_former(const Napi::CallbackInfo& info) { return create_batch_former(info, table_of(info)); }
+
 // Frees the table now rather than when its functions are collected. Afterwards every function answers
 // SAGA_ERR_INVALID_ARGUMENT, because the C interface refuses NULL.
 Napi::Value destroy(const Napi::CallbackInfo& info) {
@@ -337,6 +340,7 @@ Napi::Value create(const Napi::CallbackInfo& info) {
   bound->bind<cached_hashes>(env, methods, "cachedHashes");
   bound->bind<drain_events>(env, methods, "drainEvents");
   bound->bind<stats>(env, methods, "stats");
+  bound->bind<batch_former>(env, methods, "createBatchFormer");
   bound->bind<verify>(env, methods, "verify");
   bound->bind<digest>(env, methods, "digest");
   bound->bind<destroy>(env, methods, "destroy");
