@@ -65,7 +65,7 @@ export async function evictionDecisions(): Promise<Measurement[]> {
   for (let round = 0; round < rounds; ++round) {
     for (let i = 0; i < policies.length; ++i) {
       const policy = round % 2 === 0 ? i : policies.length - 1 - i;
-      const result = new Float64Array(8);
+      const result = new Float64Array(9);
       const status = await native.runCacheReplay(
         replay,
         Float64Array.of(policy, 1, capacity, 1e15, 0, 1),

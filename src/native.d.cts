@@ -147,6 +147,16 @@ declare namespace native {
     readonly callFirstRun: Uint32Array;
     readonly runFirstId: Float64Array;
     readonly runLength: Uint32Array;
+    /** Per tenant, above 0. */
+    readonly tenantWeight?: Float64Array;
+    /** Per task: number of its graph, 2^32 - 1 for none. */
+    readonly taskGraph?: Uint32Array;
+    /** Five numbers a graph: steps, edges, first prompt tokens, expected calls, expected seconds. */
+    readonly graphRows?: Float64Array;
+    /** Four numbers a step, graph by graph: tool class, output tokens, observation tokens, gap in seconds. */
+    readonly graphSteps?: Float64Array;
+    /** Three numbers an edge, graph by graph: from, to, probability. */
+    readonly graphEdges?: Float64Array;
   }
 }
 
@@ -181,18 +191,21 @@ declare const native: {
   createPageTable(options: Float64Array, words: Uint32Array, stats: Float64Array): native.PageTable | number;
 
   createWorkload(columns: native.Columns): native.Workload | number;
+  /** `sessionEnd`: 1 for the last call of its thread. `declaredGap`: microseconds, NaN where nothing is declared. */
   createCacheReplay(
     workload: native.Workload,
     pageTokens: number,
     call: Uint32Array,
     start: Float64Array,
     end: Float64Array,
+    sessionEnd?: Uint8Array,
+    declaredGap?: Float64Array,
   ): native.CacheReplay | number;
   cacheReplayDistinctPages(replay: native.CacheReplay): number;
   /**
-   * `options`: policy, model, capacityPages, requestLimit, inferThreads, timing. `result` (8): requests, requestedPages,
-   * missedPages, evictedPages, requestedCost, missedCost, evictionNanoseconds, overflows. `progress[0]`: requests done.
-   * Resolves to 0 or minus a status.
+   * `options`: policy, model, capacityPages, requestLimit, inferThreads, timing. `result` (9): requests, requestedPages,
+   * missedPages, evictedPages, requestedCost, missedCost, evictionNanoseconds, overflows, policyNanoseconds. `progress[0]`:
+   * requests done. Resolves to 0 or minus a status.
    */
   runCacheReplay(
     replay: native.CacheReplay,
@@ -206,11 +219,13 @@ declare const native: {
    */
   createCluster(workload: native.Workload, options: Float64Array): Promise<native.Cluster | number>;
   /**
-   * `options`: placement, eviction, live, rate, seed. `journal`: a file to write, or ''. `result` (28): tasksCompleted,
-   * completion mean, p50, p95, p99, completion without gaps likewise, idealSeconds, prefixHitRate, capacityPages,
-   * requestedPages, missedPages, evictedPages, beladyRatio, costRatio, regeneratedTokens, memoryUtilization, sloAttainment,
-   * sloAttainmentPaper, throughputTokensPerSecond, outputTokens, preemptions, steps, engine digest high and low 32 bits, journal
-   * bytes. `progress[0]`: tasks completed. Resolves to 0 or minus a status (-2: the journal cannot be opened, -6: not written).
+   * `options` (14): policy, hints, without, live, rate, seed, 8 parameters (NaN: default). `journal`: a file to write, or ''.
+   * `result` (37): tasksCompleted, completion mean, p50, p95, p99, completion without gaps likewise, idealSeconds,
+   * prefixHitRate, capacityPages, requestedPages, missedPages, evictedPages, beladyRatio, costRatio, regeneratedTokens,
+   * memoryUtilization, sloAttainment, sloAttainmentPaper, throughputTokensPerSecond, outputTokens, preemptions, steps, engine
+   * digest high and low 32 bits, journal bytes, prefilledTokens, loadedTokens, preemptedTokens, copiedPages, leases granted,
+   * refused, expired, released, revoked. `taskSeconds`: a place for each task. `progress[0]`: tasks completed. Resolves to 0 or
+   * minus a status (-2: the journal cannot be opened, -6: not written).
    */
   runCluster(
     cluster: native.Cluster,
@@ -218,6 +233,7 @@ declare const native: {
     journal: string,
     result: Float64Array,
     progress: BigUint64Array,
+    taskSeconds?: Float64Array,
   ): Promise<number>;
   /** `options` as of runCluster. `result[0]`: tasks a second. `progress[0]`: runs done. */
   clusterSaturation(

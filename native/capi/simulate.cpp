@@ -16,7 +16,9 @@ static_assert(SAGA_EVICTION_LRU == static_cast<int>(PolicyKind::kLru) &&
               SAGA_EVICTION_LRU_PREFIX == static_cast<int>(PolicyKind::kLruPrefix) &&
               SAGA_EVICTION_WA_LRU == static_cast<int>(PolicyKind::kWaLru) &&
               SAGA_EVICTION_TTL == static_cast<int>(PolicyKind::kTtl) &&
-              SAGA_EVICTION_BELADY == static_cast<int>(PolicyKind::kBelady));
+              SAGA_EVICTION_BELADY == static_cast<int>(PolicyKind::kBelady) &&
+              SAGA_EVICTION_SAGA_PAPER == static_cast<int>(PolicyKind::kSagaPaper) &&
+              SAGA_EVICTION_SAGA == static_cast<int>(PolicyKind::kSaga));
 static_assert(SAGA_CACHE_ATOMIC == static_cast<int>(CacheModel::kAtomic) &&
               SAGA_CACHE_PINNED == static_cast<int>(CacheModel::kPinned));
 
@@ -24,6 +26,28 @@ static_assert(SAGA_HARDWARE_H100_TP4 == static_cast<int>(Hardware::kH100Tp4) &&
               SAGA_HARDWARE_H100_TP8 == static_cast<int>(Hardware::kH100Tp8) &&
               SAGA_HARDWARE_A100_TP4 == static_cast<int>(Hardware::kA100Tp4) &&
               SAGA_HARDWARE_A100_TP8 == static_cast<int>(Hardware::kA100Tp8));
+
+static_assert(SAGA_POLICY_ROUND_ROBIN == static_cast<int>(ClusterPolicyKind::kRoundRobin) &&
+              SAGA_POLICY_AFFINITY == static_cast<int>(ClusterPolicyKind::kAffinity) &&
+              SAGA_POLICY_WA_LRU == static_cast<int>(ClusterPolicyKind::kWaLru) &&
+              SAGA_POLICY_TTL == static_cast<int>(ClusterPolicyKind::kTtl) &&
+              SAGA_POLICY_KV_ROUTER == static_cast<int>(ClusterPolicyKind::kKvRouter) &&
+              SAGA_POLICY_CONTINUUM == static_cast<int>(ClusterPolicyKind::kContinuum) &&
+              SAGA_POLICY_THUNDER_AGENT == static_cast<int>(ClusterPolicyKind::kThunderAgent) &&
+              SAGA_POLICY_KV_FLOW == static_cast<int>(ClusterPolicyKind::kKvFlow) &&
+              SAGA_POLICY_SAGA_PAPER == static_cast<int>(ClusterPolicyKind::kSagaPaper) &&
+              SAGA_POLICY_SAGA == static_cast<int>(ClusterPolicyKind::kSaga) &&
+              SAGA_POLICY_SAGA + 1 == kClusterPolicyKindCount && SAGA_POLICY_PARAMETERS == kPolicyParameters);
+static_assert(SAGA_PART_PREDICTION == static_cast<int>(kPartPrediction) &&
+              SAGA_PART_EVICTION == static_cast<int>(kPartEviction) &&
+              SAGA_PART_AFFINITY == static_cast<int>(kPartAffinity) &&
+              SAGA_PART_STEALING == static_cast<int>(kPartStealing) &&
+              SAGA_PART_PREFETCH == static_cast<int>(kPartPrefetch) &&
+              SAGA_PART_ADMISSION == static_cast<int>(kPartAdmission) &&
+              SAGA_PART_FAIRNESS == static_cast<int>(kPartFairness) && SAGA_PART_TTL == static_cast<int>(kPartTtl) &&
+              2 * SAGA_PART_TTL - 1 == kAllParts);
+static_assert(SAGA_HINTS_NONE == static_cast<int>(ClusterHints::kNone) &&
+              SAGA_HINTS_GRAPH == static_cast<int>(ClusterHints::kGraph));
 
 struct saga_workload_t {
   std::shared_ptr<const Workload> workload;
@@ -58,26 +82,26 @@ bool page_size_fits(std::uint32_t page_tokens, std::uint32_t block_tokens) {
   return in_range(page_tokens, 1, 1u << 20) && (page_tokens % block_tokens == 0 || block_tokens % page_tokens == 0);
 }
 
+// Policies that the engine itself decides by.
+bool runs_through_engine(ClusterPolicyKind kind) { return kind <= ClusterPolicyKind::kTtl; }
+
 // The options of a run on a cluster, or false.
 bool run_options(const saga_cluster_t& cluster, const saga_run_options_t& given, ClusterOptions* options) {
-  if (given.placement > SAGA_PLACEMENT_AFFINITY) return false;
+  if (given.policy > SAGA_POLICY_SAGA_PAPER || given.hints > SAGA_HINTS_GRAPH || given.reserved != 0) return false;
   *options = cluster.options;
-  if (given.placement == SAGA_PLACEMENT_ROUND_ROBIN && given.eviction == SAGA_EVICTION_LRU) {
-    options->policy.kind = ClusterPolicyKind::kRoundRobin;
-  } else if (given.placement == SAGA_PLACEMENT_AFFINITY && given.eviction == SAGA_EVICTION_LRU) {
-    options->policy.kind = ClusterPolicyKind::kAffinity;
-  } else if (given.placement == SAGA_PLACEMENT_AFFINITY && given.eviction == SAGA_EVICTION_WA_LRU) {
-    options->policy.kind = ClusterPolicyKind::kWaLru;
-  } else if (given.placement == SAGA_PLACEMENT_AFFINITY && given.eviction == SAGA_EVICTION_TTL) {
-    options->policy.kind = ClusterPolicyKind::kTtl;
-  } else {
-    return false;
-  }
+  options->policy.kind = static_cast<ClusterPolicyKind>(given.policy);
   options->policy.seed = given.seed;
+  options->policy.without = given.without;
+  for (std::uint32_t i = 0; i < kPolicyParameters; ++i) options->policy.parameters[i] = given.parameters[i];
+  options->hints = static_cast<ClusterHints>(given.hints);
   options->seed = given.seed;
   options->rate = given.rate;
   options->live = given.live;
-  return true;
+  const bool has_parts = given.policy == SAGA_POLICY_SAGA_PAPER || given.policy == SAGA_POLICY_SAGA;
+  if ((given.without != 0 && !has_parts) || (given.journal != nullptr && !runs_through_engine(options->policy.kind))) {
+    return false;
+  }
+  return valid(options->policy);
 }
 
 saga_cache_options_t default_cache_options() {
@@ -103,8 +127,9 @@ saga_cluster_options_t default_cluster_options() {
 
 saga_run_options_t default_run_options() {
   saga_run_options_t options{};
-  options.placement = SAGA_PLACEMENT_AFFINITY;
-  options.eviction = SAGA_EVICTION_LRU;
+  options.policy = SAGA_POLICY_AFFINITY;
+  options.hints = SAGA_HINTS_GRAPH;
+  for (double& parameter : options.parameters) parameter = ClusterPolicyOptions::kDefault;
   return options;
 }
 
@@ -121,8 +146,12 @@ saga_status_t saga_workload_create(const saga_workload_columns_t* columns, saga_
   if (workload == nullptr || !read_options(columns, &given) || !workload_columns_valid(given)) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
-  return guarded([&] {
-    auto copy = std::make_shared<const Workload>(copy_workload(given));
+  return guarded([&]() -> saga_status_t {
+    auto copy = std::make_shared<Workload>(copy_workload(given));
+    for (AgentGraph& graph : copy->graphs) {
+      if (!graph.verify()) return SAGA_ERR_INVALID_ARGUMENT;
+      graph.prepare();
+    }
     std::shared_ptr<const std::vector<Time>> expected;
     if (given.task_expected != nullptr) {
       expected = std::make_shared<const std::vector<Time>>(given.task_expected, given.task_expected + given.task_count);
@@ -134,26 +163,35 @@ saga_status_t saga_workload_create(const saga_workload_columns_t* columns, saga_
 
 void saga_workload_destroy(saga_workload_t* workload) { delete workload; }
 
-saga_status_t saga_cache_replay_create(const saga_workload_t* workload, uint32_t page_tokens, const uint32_t* call,
-                                       const uint64_t* start, const uint64_t* end, size_t count,
-                                       saga_cache_replay_t** replay) {
-  if (workload == nullptr || replay == nullptr || !is_array(call, count) || !is_array(start, count) ||
-      !is_array(end, count) || count > workload->workload->calls() ||
-      !page_size_fits(page_tokens, workload->workload->block_tokens)) {
+saga_status_t saga_cache_replay_create(const saga_workload_t* workload, uint32_t page_tokens,
+                                       const saga_cache_schedule_t* schedule, saga_cache_replay_t** replay) {
+  saga_cache_schedule_t given{};
+  if (workload == nullptr || replay == nullptr || !read_options(schedule, &given) ||
+      !is_array(given.call, given.count) || !is_array(given.start, given.count) || !is_array(given.end, given.count) ||
+      given.count > workload->workload->calls() || !page_size_fits(page_tokens, workload->workload->block_tokens)) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
   return guarded([&]() -> saga_status_t {
     std::vector<bool> seen(workload->workload->calls());
-    for (std::size_t i = 0; i < count; ++i) {
-      if (call[i] >= seen.size() || seen[call[i]] || end[i] < start[i] || end[i] > kMostTime ||
-          (i > 0 && start[i] < start[i - 1])) {
+    for (std::uint32_t i = 0; i < given.count; ++i) {
+      const CallId call = given.call[i];
+      if (call >= seen.size() || seen[call] || given.end[i] < given.start[i] || given.end[i] > kMostTime ||
+          (i > 0 && given.start[i] < given.start[i - 1]) ||
+          (given.session_end != nullptr && given.session_end[i] > 1) ||
+          (given.declared_gap != nullptr && given.declared_gap[i] > kMostTime &&
+           given.declared_gap[i] != kNotDeclared)) {
         return SAGA_ERR_INVALID_ARGUMENT;
       }
-      seen[call[i]] = true;
+      seen[call] = true;
     }
-    CacheSchedule schedule{{call, call + count}, {start, start + count}, {end, end + count}, {}, {}};
-    *replay = new (std::nothrow) saga_cache_replay_t{
-        workload->workload, PageTree::for_cache(*workload->workload, page_tokens), std::move(schedule)};
+    CacheSchedule copy;
+    copy.call.assign(given.call, given.call + given.count);
+    copy.start.assign(given.start, given.start + given.count);
+    copy.end.assign(given.end, given.end + given.count);
+    if (given.session_end != nullptr) copy.session_end.assign(given.session_end, given.session_end + given.count);
+    if (given.declared_gap != nullptr) copy.declared_gap.assign(given.declared_gap, given.declared_gap + given.count);
+    *replay = new (std::nothrow)
+        saga_cache_replay_t{workload->workload, PageTree::for_cache(*workload->workload, page_tokens), std::move(copy)};
     return *replay == nullptr ? SAGA_ERR_OUT_OF_MEMORY : SAGA_OK;
   });
 }
@@ -173,8 +211,9 @@ void saga_cache_options_init_sized(saga_cache_options_t* options, uint32_t struc
 saga_status_t saga_cache_replay_run(const saga_cache_replay_t* replay, const saga_cache_options_t* options,
                                     saga_cache_result_t* result, uint64_t* progress) {
   saga_cache_options_t given = default_cache_options();
-  if (replay == nullptr || result == nullptr || !read_options(options, &given) || given.policy > SAGA_EVICTION_BELADY ||
-      given.model > SAGA_CACHE_PINNED || given.capacity_pages == 0 || given.infer_threads > 1 || given.reserved != 0) {
+  if (replay == nullptr || result == nullptr || !read_options(options, &given) ||
+      given.policy > SAGA_EVICTION_SAGA || given.model > SAGA_CACHE_PINNED || given.capacity_pages == 0 ||
+      given.infer_threads > 1 || given.reserved != 0) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
   CacheReplayOptions run;
@@ -195,6 +234,7 @@ saga_status_t saga_cache_replay_run(const saga_cache_replay_t* replay, const sag
     result->missed_cost = replayed.missed_cost;
     result->eviction_nanoseconds = replayed.cut_ns;
     result->overflows = replayed.overflows;
+    result->policy_nanoseconds = replayed.cut_ns;
     return SAGA_OK;
   });
 }
@@ -257,14 +297,26 @@ saga_status_t saga_cluster_run(const saga_cluster_t* cluster, const saga_run_opt
     return SAGA_ERR_INVALID_ARGUMENT;
   }
   return guarded([&]() -> saga_status_t {
-    EnginePlacement engine(*cluster->workload, cluster->tree, run.workers, cluster->capacity_pages,
-                           baseline_placement_of(run.policy.kind), run.seed, given.journal, given.journal_context);
     ClusterResult played;
-    const Status status =
-        simulate_cluster(*cluster->workload, cluster->tree, run, &played, as_atomic(progress), &engine, &engine);
-    engine.finish_journal();
-    if (status != Status::kOk) return saga::capi::to_c(status);
-    if (engine.status() != Status::kOk) return saga::capi::to_c(engine.status());
+    std::uint64_t digest = 0;
+    if (runs_through_engine(run.policy.kind)) {
+      EnginePlacement engine(*cluster->workload, cluster->tree, run.workers, cluster->capacity_pages,
+                             baseline_placement_of(run.policy.kind), run.seed, given.journal, given.journal_context);
+      const Status status =
+          simulate_cluster(*cluster->workload, cluster->tree, run, &played, as_atomic(progress), &engine, &engine);
+      engine.finish_journal();
+      if (status != Status::kOk) return saga::capi::to_c(status);
+      if (engine.status() != Status::kOk) return saga::capi::to_c(engine.status());
+      digest = engine.engine().digest();
+    } else {
+      const Status status = simulate_cluster(*cluster->workload, cluster->tree, run, &played, as_atomic(progress));
+      if (status != Status::kOk) return saga::capi::to_c(status);
+    }
+    if (given.task_seconds != nullptr) {
+      for (std::size_t task = 0; task < played.task_completion.size(); ++task) {
+        given.task_seconds[task] = static_cast<double>(played.task_completion[task]) / 1e6;
+      }
+    }
     *result = saga_run_result_t{};
     result->tasks_completed = played.tasks_completed;
     result->completion = to_c(played.completion);
@@ -285,7 +337,16 @@ saga_status_t saga_cluster_run(const saga_cluster_t* cluster, const saga_run_opt
     result->output_tokens = played.output_tokens;
     result->preemptions = played.preemptions;
     result->steps = played.steps;
-    result->engine_digest = engine.engine().digest();
+    result->engine_digest = digest;
+    result->prefilled_tokens = played.prefilled_tokens;
+    result->loaded_tokens = played.loaded_tokens;
+    result->preempted_tokens = played.preempted_tokens;
+    result->copied_pages = played.copied_pages;
+    result->leases_granted = played.leases.granted;
+    result->leases_refused = played.leases.refused;
+    result->leases_expired = played.leases.expired;
+    result->leases_released = played.leases.released;
+    result->leases_revoked = played.leases.revoked;
     return SAGA_OK;
   });
 }

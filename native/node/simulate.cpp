@@ -22,13 +22,14 @@ template <typename T>
 struct Held {
   T* object;
   std::int64_t bytes;
+  std::size_t tasks;  // of a workload and what is made of it
 };
 
 template <typename T, void (*Destroy)(T*)>
-Napi::Value wrap(Napi::Env env, T* object, const napi_type_tag& tag, std::int64_t bytes) {
+Napi::Value wrap(Napi::Env env, T* object, const napi_type_tag& tag, std::int64_t bytes, std::size_t tasks) {
   Napi::MemoryManagement::AdjustExternalMemory(env, bytes);
   auto external =
-      Napi::External<Held<T>>::New(env, new Held<T>{object, bytes}, [](Napi::Env finalizing, Held<T>* held) {
+      Napi::External<Held<T>>::New(env, new Held<T>{object, bytes, tasks}, [](Napi::Env finalizing, Held<T>* held) {
         Napi::MemoryManagement::AdjustExternalMemory(finalizing, -held->bytes);
         Destroy(held->object);
         delete held;
@@ -68,6 +69,38 @@ std::uint64_t steady_nanoseconds() {
           .count());
 }
 
+// Numbers come as doubles; what is no such integer becomes a number that the C interface refuses.
+std::uint32_t small_integer(double value) {
+  return value >= 0 && value < 0x1p32 ? static_cast<std::uint32_t>(value) : UINT32_MAX;
+}
+
+// Declared graphs from rows of numbers: graphs [steps, edges, first prompt tokens, expected calls, expected seconds], steps
+// [tool class, output tokens, observation tokens, gap seconds], edges [from, to, probability].
+struct Graphs {
+  std::vector<saga_agent_graph_t> graph;
+  std::vector<saga_agent_step_t> step;
+  std::vector<saga_agent_edge_t> edge;
+
+  Graphs(const Elements<double>& graphs, const Elements<double>& steps, const Elements<double>& edges) {
+    std::uint32_t first_step = 0;
+    std::uint32_t first_edge = 0;
+    for (std::size_t i = 0; i + 5 <= graphs.count; i += 5) {
+      const double* row = graphs.data + i;
+      graph.push_back({first_step, small_integer(row[0]), first_edge, small_integer(row[1]), row[2], row[3], row[4]});
+      first_step += graph.back().step_count;
+      first_edge += graph.back().edge_count;
+    }
+    for (std::size_t i = 0; i + 4 <= steps.count; i += 4) {
+      const double* row = steps.data + i;
+      step.push_back({small_integer(row[0]), 0, row[1], row[2], row[3]});
+    }
+    for (std::size_t i = 0; i + 3 <= edges.count; i += 3) {
+      const double* row = edges.data + i;
+      edge.push_back({small_integer(row[0]), small_integer(row[1]), row[2]});
+    }
+  }
+};
+
 // createWorkload(columns): see NativeColumns in src/workload/columns.ts
 Napi::Value create_workload(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
@@ -90,13 +123,18 @@ Napi::Value create_workload(const Napi::CallbackInfo& info) {
   const auto first_run = words("callFirstRun");
   const auto run_id = numbers("runFirstId");
   const auto run_length = words("runLength");
+  // What may be left out.
+  const auto tenant_weight = elements<double>(env, given.Get("tenantWeight"));
+  const auto task_graph = words("taskGraph");
+  const auto doubles = [&](const char* name) { return elements<double>(env, given.Get(name)); };
+  const Graphs graphs(doubles("graphRows"), doubles("graphSteps"), doubles("graphEdges"));
   const std::size_t tasks = tenant.count;
   const std::size_t calls = thread.count;
   const bool sizes_agree = first_call.count == tasks + 1 && expected.size() == tasks && prompt_tokens.count == calls &&
                            output_tokens.count == calls && prompt_kind.count == calls && stop_reason.count == calls &&
                            tool_class.count == calls && first_predecessor.count == calls + 1 &&
                            first_run.count == calls + 1 && gap.size() == predecessor.count &&
-                           run_length.count == run_id.size();
+                           run_length.count == run_id.size() && (task_graph.count == 0 || task_graph.count == tasks);
   if (!sizes_agree) return failure(info, SAGA_ERR_INVALID_ARGUMENT);
   saga_workload_columns_t columns{};
   columns.struct_size = sizeof columns;
@@ -120,28 +158,52 @@ Napi::Value create_workload(const Napi::CallbackInfo& info) {
   columns.call_first_run = first_run.data;
   columns.run_first_id = run_id.data();
   columns.run_length = run_length.data;
+  columns.tenant_count = static_cast<std::uint32_t>(tenant_weight.count);
+  columns.graph_count = static_cast<std::uint32_t>(graphs.graph.size());
+  columns.step_count = static_cast<std::uint32_t>(graphs.step.size());
+  columns.edge_count = static_cast<std::uint32_t>(graphs.edge.size());
+  columns.tenant_weight = tenant_weight.data;
+  columns.task_graph = task_graph.count == 0 ? nullptr : task_graph.data;
+  columns.graph = graphs.graph.data();
+  columns.step = graphs.step.data();
+  columns.edge = graphs.edge.data();
   saga_workload_t* workload = nullptr;
   const saga_status_t status = saga_workload_create(&columns, &workload);
   if (status != SAGA_OK) return failure(info, status);
-  const std::size_t copied = 12 * tasks + 23 * calls + 12 * predecessor.count + 12 * run_id.size();
-  return wrap<saga_workload_t, saga_workload_destroy>(env, workload, kWorkloadTag, static_cast<std::int64_t>(copied));
+  const std::size_t copied = 16 * tasks + 23 * calls + 12 * predecessor.count + 12 * run_id.size();
+  return wrap<saga_workload_t, saga_workload_destroy>(env, workload, kWorkloadTag, static_cast<std::int64_t>(copied),
+                                                      tasks);
 }
 
-// createCacheReplay(workload, pageTokens, call: Uint32Array, start: Float64Array, end: Float64Array)
+// createCacheReplay(workload, pageTokens, call: Uint32Array, start: Float64Array, end: Float64Array, sessionEnd?: Uint8Array,
+// declaredGap?: Float64Array (microseconds, NaN: not told))
 Napi::Value create_cache_replay(const Napi::CallbackInfo& info) {
   const auto* workload = unwrap<saga_workload_t>(info[0], kWorkloadTag);
   const auto call = elements<std::uint32_t>(info.Env(), info[2]);
   const auto start = integers(elements<double>(info.Env(), info[3]));
   const auto end = integers(elements<double>(info.Env(), info[4]));
-  if (start.size() != call.count || end.size() != call.count) return failure(info, SAGA_ERR_INVALID_ARGUMENT);
+  const auto session_end = elements<std::uint8_t>(info.Env(), info[5]);
+  const auto gap = integers(elements<double>(info.Env(), info[6]));  // NaN becomes UINT64_MAX: not told
+  const auto fits = [&](std::size_t count) { return count == 0 || count == call.count; };
+  if (start.size() != call.count || end.size() != call.count || !fits(session_end.count) || !fits(gap.size())) {
+    return failure(info, SAGA_ERR_INVALID_ARGUMENT);
+  }
+  saga_cache_schedule_t schedule{};
+  schedule.struct_size = sizeof schedule;
+  schedule.count = static_cast<std::uint32_t>(call.count);
+  schedule.call = call.data;
+  schedule.start = start.data();
+  schedule.end = end.data();
+  schedule.session_end = session_end.count == 0 ? nullptr : session_end.data;
+  schedule.declared_gap = gap.empty() ? nullptr : gap.data();
   saga_cache_replay_t* replay = nullptr;
-  const saga_status_t status =
-      saga_cache_replay_create(workload, u32(info, 1), call.data, start.data(), end.data(), call.count, &replay);
+  const saga_status_t status = saga_cache_replay_create(workload, u32(info, 1), &schedule, &replay);
   if (status != SAGA_OK) return failure(info, status);
   // It keeps the workload, and its tree has up to two nodes a call.
   const std::int64_t bytes =
-      held_by<saga_workload_t>(info[0], kWorkloadTag)->bytes + static_cast<std::int64_t>(call.count * 84);
-  return wrap<saga_cache_replay_t, saga_cache_replay_destroy>(info.Env(), replay, kCacheReplayTag, bytes);
+      held_by<saga_workload_t>(info[0], kWorkloadTag)->bytes + static_cast<std::int64_t>(call.count * 93);
+  return wrap<saga_cache_replay_t, saga_cache_replay_destroy>(info.Env(), replay, kCacheReplayTag, bytes,
+                                                              held_by<saga_workload_t>(info[0], kWorkloadTag)->tasks);
 }
 
 Napi::Value distinct_pages(const Napi::CallbackInfo& info) {
@@ -186,7 +248,7 @@ Napi::Value start_run(const Napi::CallbackInfo& info, Run run) {
 }
 
 // runCacheReplay(replay, options: Float64Array of 6 [policy, model, capacityPages, requestLimit, inferThreads, timing],
-// result: Float64Array of 8 in the order of saga_cache_result_t, progress)
+// result: Float64Array of 9 in the order of saga_cache_result_t, progress)
 Napi::Value run_cache_replay(const Napi::CallbackInfo& info) {
   const auto* replay = unwrap<saga_cache_replay_t>(info[0], kCacheReplayTag);
   const auto values = elements<double>(info.Env(), info[1]);
@@ -202,7 +264,7 @@ Napi::Value run_cache_replay(const Napi::CallbackInfo& info) {
     options.infer_threads = static_cast<std::uint32_t>(values.data[4]);
     options.nanoseconds = values.data[5] != 0 ? steady_nanoseconds : nullptr;
   }
-  const bool sizes_fit = values.count == 6 && result.count == 8;
+  const bool sizes_fit = values.count == 6 && result.count == 9;
   double* out = result.data;
   return start_run(info, [=] {
     saga_cache_result_t replayed{};
@@ -216,7 +278,8 @@ Napi::Value run_cache_replay(const Napi::CallbackInfo& info) {
                               replayed.requested_cost,
                               replayed.missed_cost,
                               static_cast<double>(replayed.eviction_nanoseconds),
-                              static_cast<double>(replayed.overflows)};
+                              static_cast<double>(replayed.overflows),
+                              static_cast<double>(replayed.policy_nanoseconds)};
     for (std::size_t i = 0; i < std::size(written); ++i) out[i] = written[i];
     return SAGA_OK;
   });
@@ -244,7 +307,8 @@ class CreateCluster : public Napi::AsyncWorker {
   void OnOK() override {
     if (status_ == SAGA_OK) {
       // It keeps the workload, and its tree is of that order.
-      deferred_.Resolve(wrap<saga_cluster_t, saga_cluster_destroy>(Env(), cluster_, kClusterTag, 4 * workload_->bytes));
+      deferred_.Resolve(wrap<saga_cluster_t, saga_cluster_destroy>(Env(), cluster_, kClusterTag, 4 * workload_->bytes,
+                                                                   workload_->tasks));
     } else {
       deferred_.Resolve(Napi::Number::New(Env(), -static_cast<double>(status_)));
     }
@@ -285,12 +349,14 @@ Napi::Value create_cluster(const Napi::CallbackInfo& info) {
 saga_run_options_t run_options_of(const Elements<double>& values) {
   saga_run_options_t options;
   saga_run_options_init(&options);
-  if (values.count == 5) {
-    options.placement = static_cast<std::uint32_t>(values.data[0]);
-    options.eviction = static_cast<std::uint32_t>(values.data[1]);
-    options.live = static_cast<std::uint32_t>(values.data[2]);
-    options.rate = values.data[3];
-    options.seed = static_cast<std::uint64_t>(values.data[4]);
+  if (values.count == 6 + SAGA_POLICY_PARAMETERS) {
+    options.policy = static_cast<std::uint32_t>(values.data[0]);
+    options.hints = static_cast<std::uint32_t>(values.data[1]);
+    options.without = static_cast<std::uint32_t>(values.data[2]);
+    options.live = static_cast<std::uint32_t>(values.data[3]);
+    options.rate = values.data[4];
+    options.seed = static_cast<std::uint64_t>(values.data[5]);
+    for (std::size_t i = 0; i < SAGA_POLICY_PARAMETERS; ++i) options.parameters[i] = values.data[6 + i];
   } else {
     options.struct_size = 0;  // refused
   }
@@ -312,16 +378,25 @@ struct JournalFile {
   }
 };
 
-// runCluster(cluster, options: Float64Array of 5 [placement, eviction, live, rate, seed], journal: path or '',
-// result: Float64Array of 28, see src/native.d.cts, progress)
+std::size_t tasks_of_cluster(const Napi::Value& cluster) {
+  const auto* held = held_by<saga_cluster_t>(cluster, kClusterTag);
+  return held == nullptr ? 0 : held->tasks;
+}
+
+// runCluster(cluster, options: Float64Array of 14 [policy, hints, without, live, rate, seed, 8 parameters], journal: path or '',
+// result: Float64Array of 37, see src/native.d.cts, progress, taskSeconds?: Float64Array with a place for each task)
 Napi::Value run_cluster(const Napi::CallbackInfo& info) {
   const auto* cluster = unwrap<saga_cluster_t>(info[0], kClusterTag);
   saga_run_options_t options = run_options_of(elements<double>(info.Env(), info[1]));
   const auto path = std::make_shared<const std::string>(info[2].As<Napi::String>().Utf8Value());
   const auto result = elements<double>(info.Env(), info[3]);
   std::uint64_t* progress = elements<std::uint64_t>(info.Env(), info[4]).data;
-  return start_run(info, [cluster, options, path, result, progress]() -> saga_status_t {
-    if (result.count != 28) return SAGA_ERR_INVALID_ARGUMENT;
+  const auto task_seconds = elements<double>(info.Env(), info[5]);
+  if (task_seconds.count != 0) options.task_seconds = task_seconds.data;
+  const bool sizes_fit =
+      result.count == 37 && (task_seconds.count == 0 || task_seconds.count == tasks_of_cluster(info[0]));
+  return start_run(info, [cluster, options, path, result, progress, sizes_fit]() -> saga_status_t {
+    if (!sizes_fit) return SAGA_ERR_INVALID_ARGUMENT;
     saga_run_options_t run = options;
     JournalFile journal;
     if (!path->empty()) {
@@ -363,8 +438,17 @@ Napi::Value run_cluster(const Napi::CallbackInfo& info) {
                               static_cast<double>(played.steps),
                               static_cast<double>(played.engine_digest >> 32),
                               static_cast<double>(played.engine_digest & 0xFFFFFFFFu),
-                              static_cast<double>(journal.bytes)};
-    static_assert(std::size(written) == 28);
+                              static_cast<double>(journal.bytes),
+                              static_cast<double>(played.prefilled_tokens),
+                              static_cast<double>(played.loaded_tokens),
+                              static_cast<double>(played.preempted_tokens),
+                              static_cast<double>(played.copied_pages),
+                              static_cast<double>(played.leases_granted),
+                              static_cast<double>(played.leases_refused),
+                              static_cast<double>(played.leases_expired),
+                              static_cast<double>(played.leases_released),
+                              static_cast<double>(played.leases_revoked)};
+    static_assert(std::size(written) == 37);
     for (std::size_t i = 0; i < std::size(written); ++i) result.data[i] = written[i];
     return SAGA_OK;
   });

@@ -1,4 +1,5 @@
 /* The C interface of workloads and simulations, used from C: a small workload worked out by hand, and every refusal. */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -36,6 +37,14 @@ static const uint32_t first_run[] = {0, 1, 2, 4};
 static const uint64_t run_first_id[] = {10, 10, 10, 99};
 static const uint32_t run_length[] = {4, 6, 2, 1};
 
+/* Two graphs: a loop of two steps, and a single step. */
+static const saga_agent_graph_t graph[] = {{0, 2, 0, 2, 64, 3, 20}, {2, 1, 2, 0, 0, 0, 0}};
+static const saga_agent_step_t step[] = {
+    {SAGA_TOOL_WEB_API, 0, 16, 16, 1}, {SAGA_TOOL_NONE, 0, 1, 0, 0}, {0, 0, 1, 0, 0}};
+static const saga_agent_edge_t edge[] = {{0, 0, 0.25}, {0, 1, 0.75}};
+static const uint32_t task_graph[] = {0, UINT32_MAX};
+static const double tenant_weight[] = {3, 1};
+
 static saga_workload_columns_t columns(void) {
   saga_workload_columns_t c;
   memset(&c, 0, sizeof c);
@@ -60,6 +69,20 @@ static saga_workload_columns_t columns(void) {
   c.call_first_run = first_run;
   c.run_first_id = run_first_id;
   c.run_length = run_length;
+  return c;
+}
+
+static saga_workload_columns_t declared(void) {
+  saga_workload_columns_t c = columns();
+  c.tenant_count = 2;
+  c.graph_count = 2;
+  c.step_count = 3;
+  c.edge_count = 2;
+  c.tenant_weight = tenant_weight;
+  c.task_graph = task_graph;
+  c.graph = graph;
+  c.step = step;
+  c.edge = edge;
   return c;
 }
 
@@ -112,6 +135,62 @@ static void refused_columns(void) {
   CHECK(workload == NULL);
 }
 
+/* What clients declare: as a whole, and every refusal. */
+static void declarations(void) {
+  saga_workload_t* workload = NULL;
+  saga_workload_columns_t c = declared();
+  static const double weightless[] = {3, 0};
+  static const double heavy[] = {3, HUGE_VAL};
+  static const double unknown_weight[] = {NAN, 1};
+  static const uint32_t no_such_graph[] = {2, 0};
+  static const saga_agent_graph_t shifted[] = {{0, 2, 0, 2, 64, 3, 20}, {1, 1, 2, 0, 0, 0, 0}};
+  static const saga_agent_graph_t too_long[] = {{0, 2, 0, 2, 64, 3, 20}, {2, 2, 2, 0, 0, 0, 0}};
+  static const saga_agent_graph_t hollow[] = {{0, 3, 0, 2, 64, 3, 20}, {3, 0, 2, 0, 0, 0, 0}};
+  static const saga_agent_graph_t negative[] = {{0, 2, 0, 2, -1, 3, 20}, {2, 1, 2, 0, 0, 0, 0}};
+  static const saga_agent_graph_t endless[] = {{0, 2, 0, 2, 64, 3, HUGE_VAL}, {2, 1, 2, 0, 0, 0, 0}};
+  static const saga_agent_step_t bad_tool[] = {{5, 0, 16, 16, 1}, {0, 0, 1, 0, 0}, {0, 0, 1, 0, 0}};
+  static const saga_agent_step_t bad_gap[] = {{0, 0, 16, 16, NAN}, {0, 0, 1, 0, 0}, {0, 0, 1, 0, 0}};
+  static const saga_agent_step_t bad_reserved[] = {{0, 1, 16, 16, 1}, {0, 0, 1, 0, 0}, {0, 0, 1, 0, 0}};
+  static const saga_agent_edge_t foreign[] = {{0, 0, 0.25}, {0, 2, 0.75}};
+  static const saga_agent_edge_t unsorted[] = {{0, 1, 0.75}, {0, 0, 0.25}};
+  static const saga_agent_edge_t too_likely[] = {{0, 0, 0.5}, {0, 1, 0.75}};
+  static const saga_agent_edge_t unlikely[] = {{0, 0, -0.5}, {0, 1, 0.75}};
+  static const saga_agent_edge_t unknown[] = {{0, 0, NAN}, {0, 1, 0.75}};
+  OK(saga_workload_create(&c, &workload));
+  saga_workload_destroy(workload);
+  workload = NULL;
+#define REFUSED_DECLARATION(field, value) \
+  c = declared();                         \
+  c.field = value;                        \
+  INVALID(saga_workload_create(&c, &workload))
+  REFUSED_DECLARATION(tenant_weight, NULL);
+  REFUSED_DECLARATION(tenant_weight, weightless);
+  REFUSED_DECLARATION(tenant_weight, heavy);
+  REFUSED_DECLARATION(tenant_weight, unknown_weight);
+  REFUSED_DECLARATION(tenant_count, (1u << 20) + 1);
+  REFUSED_DECLARATION(task_graph, no_such_graph);
+  REFUSED_DECLARATION(graph, NULL);
+  REFUSED_DECLARATION(graph, shifted);
+  REFUSED_DECLARATION(graph, too_long);
+  REFUSED_DECLARATION(graph, hollow);
+  REFUSED_DECLARATION(graph, negative);
+  REFUSED_DECLARATION(graph, endless);
+  REFUSED_DECLARATION(graph_count, 1);
+  REFUSED_DECLARATION(step, NULL);
+  REFUSED_DECLARATION(step, bad_tool);
+  REFUSED_DECLARATION(step, bad_gap);
+  REFUSED_DECLARATION(step, bad_reserved);
+  REFUSED_DECLARATION(step_count, 2);
+  REFUSED_DECLARATION(edge, NULL);
+  REFUSED_DECLARATION(edge, foreign);
+  REFUSED_DECLARATION(edge, unsorted);
+  REFUSED_DECLARATION(edge, too_likely);
+  REFUSED_DECLARATION(edge, unlikely);
+  REFUSED_DECLARATION(edge, unknown);
+  REFUSED_DECLARATION(edge_count, 1);
+  CHECK(workload == NULL);
+}
+
 static void cache_replay(const saga_workload_t* workload) {
   static const uint32_t call[] = {0, 2, 1};
   static const uint64_t start[] = {0, 100, 200};
@@ -126,17 +205,47 @@ static void cache_replay(const saga_workload_t* workload) {
   uint64_t pages = 0;
   uint64_t progress = 0;
 
-  INVALID(saga_cache_replay_create(NULL, 16, call, start, end, 3, &replay));
-  INVALID(saga_cache_replay_create(workload, 16, NULL, start, end, 3, &replay));
-  INVALID(saga_cache_replay_create(workload, 16, call, start, end, 3, NULL));
-  INVALID(saga_cache_replay_create(workload, 24, call, start, end, 3, &replay));
-  INVALID(saga_cache_replay_create(workload, 0, call, start, end, 3, &replay));
-  INVALID(saga_cache_replay_create(workload, 16, unknown, start, end, 3, &replay));
-  INVALID(saga_cache_replay_create(workload, 16, call, start, early, 3, &replay));
-  INVALID(saga_cache_replay_create(workload, 16, twice, start, end, 3, &replay));
-  INVALID(saga_cache_replay_create(workload, 16, call, start, never, 3, &replay));
-  INVALID(saga_cache_replay_create(workload, 16, call, end, end, 4, &replay));
-  OK(saga_cache_replay_create(workload, 16, call, start, end, 3, &replay));
+  static const uint8_t ends[] = {0, 1, 1};
+  static const uint8_t no_flag[] = {0, 2, 1};
+  static const uint64_t gaps[] = {150, UINT64_MAX, UINT64_MAX};
+  static const uint64_t long_gap[] = {UINT64_MAX - 1, UINT64_MAX, UINT64_MAX};
+  saga_cache_schedule_t schedule;
+  memset(&schedule, 0, sizeof schedule);
+  schedule.struct_size = sizeof schedule;
+  schedule.count = 3;
+  schedule.call = call;
+  schedule.start = start;
+  schedule.end = end;
+  {
+    const saga_cache_schedule_t good = schedule;
+    INVALID(saga_cache_replay_create(NULL, 16, &good, &replay));
+    INVALID(saga_cache_replay_create(workload, 16, NULL, &replay));
+    INVALID(saga_cache_replay_create(workload, 16, &good, NULL));
+    INVALID(saga_cache_replay_create(workload, 24, &good, &replay));
+    INVALID(saga_cache_replay_create(workload, 0, &good, &replay));
+#define REFUSED_SCHEDULE(field, value) \
+  schedule = good;                     \
+  schedule.field = value;              \
+  INVALID(saga_cache_replay_create(workload, 16, &schedule, &replay))
+    REFUSED_SCHEDULE(struct_size, 3);
+    REFUSED_SCHEDULE(call, NULL);
+    REFUSED_SCHEDULE(call, unknown);
+    REFUSED_SCHEDULE(call, twice);
+    REFUSED_SCHEDULE(start, NULL);
+    REFUSED_SCHEDULE(end, early);
+    REFUSED_SCHEDULE(end, never);
+    REFUSED_SCHEDULE(count, 4);
+    REFUSED_SCHEDULE(session_end, no_flag);
+    REFUSED_SCHEDULE(declared_gap, long_gap);
+    CHECK(replay == NULL);
+    schedule = good;
+    schedule.session_end = ends;
+    schedule.declared_gap = gaps;
+    OK(saga_cache_replay_create(workload, 16, &schedule, &replay));
+    saga_cache_replay_destroy(replay);
+    schedule = good;
+    OK(saga_cache_replay_create(workload, 16, &schedule, &replay));
+  }
   OK(saga_cache_replay_distinct_pages(replay, &pages));
   CHECK(pages == 7); /* six of the first task, one private of the second */
   INVALID(saga_cache_replay_distinct_pages(NULL, &pages));
@@ -149,7 +258,8 @@ static void cache_replay(const saga_workload_t* workload) {
   OK(saga_cache_replay_run(replay, &options, &result, &progress));
   /* 4 missed; of 3 the first two hit; of 6 the first four. */
   CHECK(result.requests == 3 && result.requested_pages == 13 && result.missed_pages == 4 + 1 + 2);
-  CHECK(result.evicted_pages == 0 && result.overflows == 0 && result.eviction_nanoseconds == 0 && progress == 3);
+  CHECK(result.evicted_pages == 0 && result.overflows == 0 && result.eviction_nanoseconds == 0 &&
+        result.policy_nanoseconds == 0 && progress == 3);
   /* LRU with room for 5: the last call needs 6 pages, all its own pinned. The second call's private page goes first only when
    * it is the oldest: after call 2 the list holds, oldest first, pages 3, 2 of the first prompt, then those of call 2. */
   options.capacity_pages = 5;
@@ -171,7 +281,7 @@ static void cache_replay(const saga_workload_t* workload) {
   saga_cache_options_init(&options); \
   options.field = value;             \
   INVALID(saga_cache_replay_run(replay, &options, &result, NULL))
-  REFUSED_RUN(policy, 5);
+  REFUSED_RUN(policy, 7);
   REFUSED_RUN(model, 2);
   REFUSED_RUN(capacity_pages, 0);
   REFUSED_RUN(infer_threads, 2);
@@ -238,6 +348,7 @@ static void cluster(const saga_workload_t* workload) {
   uint64_t progress = 0;
   uint32_t live = 0;
   double rate = 0;
+  double task_seconds[2] = {0, 0};
 
   saga_cluster_options_init(&options);
   CHECK(options.workers == 16 && options.hardware == SAGA_HARDWARE_A100_TP4 && options.page_tokens == 16 &&
@@ -267,8 +378,8 @@ static void cluster(const saga_workload_t* workload) {
   OK(saga_cluster_create(workload, &options, &made));
 
   saga_run_options_init(&run);
-  CHECK(run.placement == SAGA_PLACEMENT_AFFINITY && run.eviction == SAGA_EVICTION_LRU && run.live == 0 &&
-        run.seed == 0);
+  CHECK(run.policy == SAGA_POLICY_AFFINITY && run.hints == SAGA_HINTS_GRAPH && run.without == 0 && run.live == 0 &&
+        run.seed == 0 && run.task_seconds == NULL && isnan(run.parameters[0]) && isnan(run.parameters[7]));
   INVALID(saga_cluster_run(made, &run, &result, NULL)); /* neither live nor rate */
   run.live = 1;
   run.rate = 1;
@@ -295,12 +406,37 @@ static void cluster(const saga_workload_t* workload) {
   run.journal = NULL;
   OK(saga_cluster_run(made, &run, &again, NULL));
   CHECK(memcmp(&result, &again, sizeof result) == 0);
-  run.placement = 2;
+  run.hints = SAGA_HINTS_NONE;
+  run.task_seconds = task_seconds;
+  OK(saga_cluster_run(made, &run, &again, NULL));
+  CHECK(again.completion.mean == result.completion.mean && again.engine_digest != 0);
+  CHECK(fabs((task_seconds[0] + task_seconds[1]) / 2 - result.completion.mean) < 1e-9);
+  CHECK(task_seconds[0] > 1 && task_seconds[1] > 0 && task_seconds[1] < task_seconds[0]);
+  CHECK(again.prefilled_tokens == result.prefilled_tokens && again.prefilled_tokens > 0);
+  CHECK(again.leases_granted == 0 && again.leases_refused == 0 && again.copied_pages == 0 && again.loaded_tokens == 0);
+#define REFUSED_OPTION(field, value) \
+  saga_run_options_init(&run);       \
+  run.live = 1;                      \
+  run.field = value;                 \
+  INVALID(saga_cluster_run(made, &run, &result, NULL))
+  REFUSED_OPTION(struct_size, 3);
+  REFUSED_OPTION(policy, 10);
+  REFUSED_OPTION(hints, 2);
+  REFUSED_OPTION(without, SAGA_PART_STEALING); /* affinity has no parts */
+  REFUSED_OPTION(reserved, 1);
+  REFUSED_OPTION(parameters[3], HUGE_VAL);
+  REFUSED_OPTION(rate, 1);
+  REFUSED_OPTION(live, 0);
+  saga_run_options_init(&run);
+  run.live = 1;
+  run.policy = SAGA_POLICY_KV_ROUTER;
+  OK(saga_cluster_run(made, &run, &result, NULL));
+  CHECK(result.tasks_completed == 2 && result.engine_digest == 0);
+  run.journal = keep; /* it does not run through the engine */
   INVALID(saga_cluster_run(made, &run, &result, NULL));
-  run.placement = SAGA_PLACEMENT_ROUND_ROBIN;
-  run.eviction = SAGA_EVICTION_BELADY;
-  INVALID(saga_cluster_run(made, &run, &result, NULL));
-  run.eviction = SAGA_EVICTION_TTL;
+  saga_run_options_init(&run);
+  run.live = 1;
+  run.policy = SAGA_POLICY_TTL;
   INVALID(saga_cluster_run(NULL, &run, &result, NULL));
   INVALID(saga_cluster_run(made, NULL, &result, NULL));
   INVALID(saga_cluster_run(made, &run, NULL, NULL));
@@ -324,6 +460,7 @@ int main(void) {
   const saga_workload_columns_t c = columns();
   saga_workload_t* workload = NULL;
   refused_columns();
+  declarations();
   OK(saga_workload_create(&c, &workload));
   cache_replay(workload);
   cluster(workload);

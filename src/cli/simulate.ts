@@ -10,7 +10,15 @@ import type { Command } from 'commander';
 import { SagaError } from '../errors.js';
 import type { SimulationBackend } from '../simulate/backend.js';
 import { openInput } from '../simulate/input.js';
-import { optionError, parseSimulateOptions, type RawOptions } from '../simulate/options.js';
+import {
+  cachePolicies,
+  clusterPolicies,
+  enginePolicies,
+  optionError,
+  parseSimulateOptions,
+  policyParts,
+  type RawOptions,
+} from '../simulate/options.js';
 import { chartOf } from '../simulate/plot.js';
 import { ProgressDisplay, type Environment, type ProgressStream } from '../simulate/progress.js';
 import { simulateCache, simulateCluster, type CacheReport, type ClusterReport } from '../simulate/run.js';
@@ -130,6 +138,8 @@ Examples:
     saga simulate --trace requests.jsonl --live 128 --cache-shares 0.5,1,2 --policies lru,belady
   A trace with arrival times but no call durations:
     saga simulate --trace mooncake.jsonl --model atomic --cache-tokens 1000000,5000000 --json
+  What telling the end of sessions is worth to a policy:
+    saga simulate --trace requests.jsonl --cache-shares 1,2,5 --policies lru,saga-paper --hints end
   A cluster at half, nine tenths and more than its saturation:
     saga simulate --mode cluster --workers 16 --hardware a100-tp4 --workload swe-bench --load 0.5,0.9,1.1
 
@@ -152,9 +162,15 @@ export function registerSimulate(program: Command): void {
     .optionsGroup('Both modes:')
     .option(
       '--policies <list>',
-      'cache: lru,lru-prefix,wa-lru,ttl,belady; cluster: round-robin,affinity,wa-lru,ttl; default all',
+      `cache: ${cachePolicies.join(',')}; cluster: ${clusterPolicies.join(',')}; default all`,
     )
     .option('--live <n>', 'cache: sessions live at once, default 32; cluster: closed loop of n tasks')
+    .option(
+      '--hints <level>',
+      'what clients tell. cache: none, end (of a thread), end+tool (how long its tool takes, exactly) or end+tool-noisy (within ' +
+        'a factor e^0.5), default none; cluster: none or graph (declared graphs, and that a task is over), default graph for ' +
+        'generated workloads, none for traces',
+    )
     .option('--page-tokens <n>', 'tokens of a page; default 512 in cache mode, 16 in cluster mode')
     .option('--json', 'print one JSON object instead of the table')
     .option('--plot <file>', 'write a chart (SVG)')
@@ -166,7 +182,7 @@ export function registerSimulate(program: Command): void {
     .option('--cache-tokens <list>', 'cache sizes in tokens')
     .option('--cache-shares <list>', 'cache sizes in per cent of the distinct pages; default 0.25,0.5,1,2,5')
     .option('--first <percent>', 'only the first so many per cent of the requests (cold start)')
-    .option('--timing', 'measure the time of eviction decisions')
+    .option('--timing', 'measure the time in the policy a requested page; lru is always among the policies')
     .optionsGroup('Cluster mode:')
     .option('--workers <n>', 'default 16')
     .option('--hardware <name>', 'a100-tp4, a100-tp8, h100-tp4 or h100-tp8; default a100-tp4')
@@ -179,7 +195,11 @@ export function registerSimulate(program: Command): void {
     .option('--step-tokens <n>', 'tokens in one step; default 2048')
     .option('--host-tier-tokens <n>', 'pages in host memory a worker; default 0 (off)')
     .option('--link-gigabytes <n>', 'bandwidth of each link in GB/s; default 25')
-    .option('--journal <file>', "write the scheduling engine's journal (one policy, one load)")
+    .option('--without <parts>', `take parts out of saga-paper and saga: ${policyParts.join(',')}`)
+    .option(
+      '--journal <file>',
+      `write the scheduling engine's journal (one load, one policy of ${enginePolicies.join(', ')})`,
+    )
     .addHelpText('after', examples)
     .action(async (options: RawOptions) => {
       process.exitCode = await simulate(options);

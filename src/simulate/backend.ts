@@ -2,7 +2,7 @@
  * What the simulations need of the native side (`native-backend.ts`); tests put a fake in its place.
  */
 import type { CacheSchedule, WorkloadColumns } from '../workload/columns.js';
-import type { CacheModel, CachePolicy, ClusterPolicy, Hardware } from './options.js';
+import type { CacheModel, CachePolicy, ClusterHints, ClusterPolicy, Hardware } from './options.js';
 
 /** Called while a run is under way with how much of it is done, from 0 to 1. */
 export type OnProgress = (done: number) => void;
@@ -36,8 +36,10 @@ export interface CacheRunResult {
   evictedPages: number;
   /** Weighted tokens: a token at position p counts 1 + p / 60,000. */
   missedCost: number;
-  /** Time of all evictions; 0 without `timing`. */
+  /** Time of all evictions, what the cache does for them included; 0 without `timing`. */
   evictionNanoseconds: number;
+  /** Time in the policy: starts, ends, changes, timers and victims; 0 without `timing`. */
+  policyNanoseconds: number;
 }
 
 /** Runs of one workload on clusters of one kind. */
@@ -63,10 +65,16 @@ export interface ClusterHardware {
   linkBytesPerSecond: number;
 }
 
-/** Which policy, and with which seed. */
+/** Which policy, with which seed, and what it is told. */
 export interface SaturationOptions {
   policy: ClusterPolicy;
   seed: number;
+  /** Default: `graph` where the workload declares graphs, else `none`. */
+  hints?: ClusterHints;
+  /** Parts taken out (names of `policyParts`), of those that the policy has. Default: none. */
+  without?: readonly string[];
+  /** Parameters of the policy by name, see `policyParameters` in `options.ts`; finite. Default: the policy's own. */
+  parameters?: Readonly<Record<string, number>>;
 }
 
 /** One run of cluster mode. Exactly one of `rate` (tasks a second, open loop) and `live` (tasks, closed loop) is above 0. */
@@ -75,6 +83,17 @@ export interface ClusterRunOptions extends SaturationOptions {
   live: number;
   /** A file to write the engine's journal of events to. Default: none. */
   journal?: string;
+  /** Whether the result holds the completion time of each task. Default: no. */
+  taskSeconds?: boolean;
+}
+
+/** What became of the leases that a policy asked for. */
+export interface LeaseCounts {
+  granted: number;
+  refused: number;
+  expired: number;
+  released: number;
+  revoked: number;
 }
 
 /** A distribution over tasks in seconds; percentiles by nearest rank. */
@@ -106,10 +125,21 @@ export interface ClusterRunResult {
   throughputTokensPerSecond: number;
   outputTokens: number;
   preemptions: number;
-  /** Digest of the scheduling engine's state after the run, 16 hexadecimal digits. */
-  stateDigest: string;
+  /** Tokens of preempted calls that are lost. */
+  preemptedTokens: number;
+  /** Prompt tokens computed, those computed again after a preemption included. */
+  prefilledTokens: number;
+  /** Prompt tokens loaded from host memory. */
+  loadedTokens: number;
+  /** Pages copied between workers. */
+  copiedPages: number;
+  leases: LeaseCounts;
+  /** Digest of the scheduling engine's state after the run, 16 hexadecimal digits; null where the policy does not run through it. */
+  stateDigest: string | null;
   /** Bytes of the journal; 0 without one. */
   journalBytes: number;
+  /** Per task of the workload its completion time in seconds; only if it was asked for. */
+  taskSeconds?: Float64Array;
 }
 
 /** The native side. */

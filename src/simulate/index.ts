@@ -41,6 +41,7 @@
 export { SagaError, type SagaErrorCode } from '../errors.js';
 export {
   callCount,
+  noGraph,
   promptKindNumber,
   stopReasonNumber,
   taskCount,
@@ -70,16 +71,22 @@ export {
 } from '../workload/paper-workloads.js';
 export { summarize, workloadStatistics, type Summary, type WorkloadStatistics } from '../workload/statistics.js';
 export { scheduleOf, type ScheduleOptions } from '../workload/schedule.js';
-export { type ClusterRunResult, type Distribution } from './backend.js';
+export { cacheHints, withHints, type CacheHints } from '../workload/hints.js';
+export { AgentGraph } from '../graph/agent-graph.js';
+export { type ClusterRunResult, type Distribution, type LeaseCounts } from './backend.js';
 export {
   cacheModels,
   cachePolicies,
+  clusterHints,
   clusterPolicies,
   hardwareNames,
+  policyParts,
   type CacheModel,
   type CachePolicy,
+  type ClusterHints,
   type ClusterPolicy,
   type Hardware,
+  type PolicyPart,
 } from './options.js';
 export {
   type CacheReport,
@@ -93,6 +100,7 @@ export { tableOf } from './table.js';
 
 import { SagaError } from '../errors.js';
 import type { WorkloadColumns } from '../workload/columns.js';
+import type { CacheHints } from '../workload/hints.js';
 import { nativeBackend } from './native-backend.js';
 import {
   optionError,
@@ -100,10 +108,12 @@ import {
   type CacheModel,
   type CacheOptions,
   type CachePolicy,
+  type ClusterHints,
   type ClusterOptions,
   type ClusterPolicy,
   type Hardware,
   type Mode,
+  type PolicyPart,
 } from './options.js';
 import {
   simulateCache as runCache,
@@ -140,7 +150,14 @@ export interface CacheSimulationOptions extends SimulationOptions {
   gapCap?: number;
   /** Only the first so many per cent of the requests, from an empty cache. Default: all. */
   first?: number;
-  /** Measure the time of eviction decisions; the report is then another each time. Default `false`. */
+  /** What clients tell with their answers. Default `none`. `end+tool-noisy` draws from `seed`. */
+  hints?: CacheHints;
+  /** Of whatever is drawn. Default 42. */
+  seed?: number;
+  /**
+   * Measure the time in the policy, of `lru` in any case; runs are then one at a time, and the report is another each time.
+   * Default `false`.
+   */
   timing?: boolean;
 }
 
@@ -174,7 +191,17 @@ export interface ClusterSimulationOptions extends SimulationOptions {
   hostTierTokens?: number;
   /** Bandwidth of each link in GB/s. Default 25. */
   linkGigabytes?: number;
-  /** File for the engine's journal of events; with one policy and one load only. Default: none. */
+  /**
+   * What clients tell, every policy alike: nothing, or the declared graph of a task when it arrives and that a task is over.
+   * Default: `graph` where the workload declares graphs, else `none`.
+   */
+  hints?: ClusterHints;
+  /** Parts taken out of those policies that have them (`saga-paper` and `saga`). Default: none. */
+  without?: readonly PolicyPart[];
+  /**
+   * File for the engine's journal of events; with one load and one policy only, of those that run through the engine
+   * (`round-robin`, `affinity`, `wa-lru`, `ttl`). Default: none.
+   */
   journal?: string;
 }
 

@@ -5,14 +5,16 @@
 import { SagaArgumentError, errorOfStatus } from '../errors.js';
 import native from '../native.cjs';
 import type { WorkloadColumns } from '../workload/columns.js';
-import type {
-  ClusterRunOptions,
-  ClusterRunResult,
-  Distribution,
-  SaturationOptions,
-  SimulationBackend,
-} from './backend.js';
-import { cachePolicies, type CachePolicy, type ClusterPolicy, type Hardware } from './options.js';
+import type { ClusterRunOptions, ClusterRunResult, Distribution, SimulationBackend } from './backend.js';
+import {
+  clusterPolicies,
+  enginePolicies,
+  partsOfPolicy,
+  policyParameters,
+  policyParts,
+  type CachePolicy,
+  type Hardware,
+} from './options.js';
 
 /** How often a run in progress is looked at. */
 const pollMilliseconds = 100;
@@ -27,25 +29,31 @@ const hardwareNumbers: Readonly<Record<Hardware, number>> = {
   'a100-tp4': 2,
   'a100-tp8': 3,
 };
-const roundRobin = 0;
-const affinity = 1;
-const policyParts: Readonly<Record<ClusterPolicy, readonly [placement: number, eviction: CachePolicy]>> = {
-  'round-robin': [roundRobin, 'lru'],
-  affinity: [affinity, 'lru'],
-  'wa-lru': [affinity, 'wa-lru'],
-  ttl: [affinity, 'ttl'],
+const evictionNumbers: Readonly<Record<CachePolicy, number>> = {
+  lru: 0,
+  'lru-prefix': 1,
+  'wa-lru': 2,
+  ttl: 3,
+  belady: 4,
+  'saga-paper': 5,
+  saga: 6,
 };
-
-/** `cachePolicies` stands in the order of `saga_eviction_t`. */
-function evictionNumber(policy: CachePolicy): number {
-  return cachePolicies.indexOf(policy);
-}
+/** Places for parameters of a policy. */
+const parameterCount = 8;
 
 /** The simulations of the addon. */
 export const nativeBackend: SimulationBackend = {
   openCache(workload, pageTokens, schedule) {
     const replay = made(
-      native.createCacheReplay(createWorkload(workload), pageTokens, schedule.call, schedule.start, schedule.end),
+      native.createCacheReplay(
+        createWorkload(workload),
+        pageTokens,
+        schedule.call,
+        schedule.start,
+        schedule.end,
+        schedule.sessionEnd,
+        schedule.declaredGap,
+      ),
       `pages of ${pageTokens} tokens do not fit blocks of ${workload.blockTokens}: one must be a multiple of the other`,
     );
     // A trace of single requests has no threads that a policy could be told of.
@@ -54,14 +62,14 @@ export const nativeBackend: SimulationBackend = {
       distinctPages: native.cacheReplayDistinctPages(replay),
       async run({ policy, model, capacityPages, requestLimit, timing }, onProgress) {
         const options = Float64Array.of(
-          evictionNumber(policy),
+          evictionNumbers[policy],
           model === 'atomic' ? 0 : 1,
           capacityPages,
           requestLimit,
           inferThreads,
           timing ? 1 : 0,
         );
-        const result = new Float64Array(8);
+        const result = new Float64Array(9);
         await watched(
           (counter) => native.runCacheReplay(replay, options, result, counter),
           onProgress && ((count) => onProgress(count / requestLimit)),
@@ -75,6 +83,7 @@ export const nativeBackend: SimulationBackend = {
           evictedPages: at(3),
           missedCost: at(5),
           evictionNanoseconds: at(6),
+          policyNanoseconds: at(8),
         };
       },
     };
@@ -103,19 +112,24 @@ export const nativeBackend: SimulationBackend = {
     opening.catch(() => undefined); // whoever awaits a run gets the error
     return {
       async run(run, onProgress) {
+        const options = runOptions(workload, run);
         const cluster = await opening;
-        const result = new Float64Array(28);
+        const result = new Float64Array(37);
+        const taskSeconds = run.taskSeconds === true ? new Float64Array(tasks) : undefined;
         await watched(
-          (counter) => native.runCluster(cluster, runOptions(run), run.journal ?? '', result, counter),
+          (counter) => native.runCluster(cluster, options, run.journal ?? '', result, counter, taskSeconds),
           onProgress && ((count) => onProgress(count / tasks)),
           run.journal === undefined ? 'the cluster cannot run' : `the journal ${run.journal} cannot be written`,
         );
-        return clusterResult(result);
+        return {
+          ...clusterResult(result, enginePolicies.includes(run.policy)),
+          ...(taskSeconds === undefined ? {} : { taskSeconds }),
+        };
       },
       async saturation(search, onRun) {
+        const options = runOptions(workload, { ...search, rate: 0, live: 0 });
         const cluster = await opening;
         const result = new Float64Array(1);
-        const options = runOptions({ ...search, rate: 0, live: 0 });
         let status = 0;
         await watched(
           async (counter) => {
@@ -137,17 +151,36 @@ export const nativeBackend: SimulationBackend = {
 };
 
 function createWorkload(workload: WorkloadColumns): native.Workload {
-  return made(native.createWorkload(workload), 'the workload is not valid');
+  const graphs = workload.graphs.map((graph) => graph.toColumns());
+  const rows = graphs.map(({ steps, edges, totals }) => [steps.length / 4, edges.length / 3, ...totals]);
+  const columns = {
+    ...workload,
+    graphRows: Float64Array.from(rows.flat()),
+    graphSteps: Float64Array.from(graphs.flatMap(({ steps }) => [...steps])),
+    graphEdges: Float64Array.from(graphs.flatMap(({ edges }) => [...edges])),
+  };
+  return made(native.createWorkload(columns), 'the workload is not valid');
 }
 
-function runOptions({
-  policy,
-  live,
-  rate,
-  seed,
-}: ClusterRunOptions | (SaturationOptions & { live: 0; rate: 0 })): Float64Array {
-  const [placement, eviction] = policyParts[policy];
-  return Float64Array.of(placement, evictionNumber(eviction), live, rate, seed);
+/** Options of a run as they cross the border. */
+function runOptions(
+  workload: WorkloadColumns,
+  { policy, live, rate, seed, hints, without = [], parameters = {} }: ClusterRunOptions,
+): Float64Array {
+  const told = hints ?? (workload.graphs.length > 0 ? 'graph' : 'none');
+  const parts = without.reduce((sum, name) => {
+    const part = partsOfPolicy[policy]?.find((one) => one === name);
+    if (part === undefined) throw new SagaArgumentError(`without must name parts of ${policy}, got ${name}`);
+    return sum | (1 << policyParts.indexOf(part));
+  }, 0);
+  const values = new Array<number>(parameterCount).fill(Number.NaN);
+  for (const [name, value] of Object.entries(parameters)) {
+    const number = policyParameters[policy]?.indexOf(name) ?? -1;
+    if (number < 0) throw new SagaArgumentError(`parameters must be those of ${policy}, got ${name}`);
+    if (!Number.isFinite(value)) throw new SagaArgumentError(`parameters.${name} must be a number, got ${value}`);
+    values[number] = value;
+  }
+  return Float64Array.of(clusterPolicies.indexOf(policy), told === 'graph' ? 1 : 0, parts, live, rate, seed, ...values);
 }
 
 /** A handle, or the error of the status that came in its place. */
@@ -174,7 +207,7 @@ async function watched(
 }
 
 /** The order of the values is that of `runCluster` in `native.d.cts`. */
-function clusterResult(values: Float64Array): ClusterRunResult {
+function clusterResult(values: Float64Array, throughEngine: boolean): ClusterRunResult {
   const at = (index: number): number => values[index] as number;
   const distribution = (from: number): Distribution => ({
     mean: at(from),
@@ -201,7 +234,12 @@ function clusterResult(values: Float64Array): ClusterRunResult {
     throughputTokensPerSecond: at(21),
     outputTokens: at(22),
     preemptions: at(23),
-    stateDigest: ((BigInt(at(25)) << 32n) | BigInt(at(26))).toString(16).padStart(16, '0'),
+    preemptedTokens: at(30),
+    prefilledTokens: at(28),
+    loadedTokens: at(29),
+    copiedPages: at(31),
+    leases: { granted: at(32), refused: at(33), expired: at(34), released: at(35), revoked: at(36) },
+    stateDigest: throughEngine ? ((BigInt(at(25)) << 32n) | BigInt(at(26))).toString(16).padStart(16, '0') : null,
     journalBytes: at(27),
   };
 }

@@ -5,21 +5,99 @@
  * the other mode are mistakes too: what is silently ignored is believed to have had an effect.
  */
 import { SagaError } from '../errors.js';
+import { cacheHints, type CacheHints } from '../workload/hints.js';
 
 /** What is simulated: one shared cache, or a cluster of workers in time. */
 export const modes = ['cache', 'cluster'] as const;
 /** One of {@link modes}. */
 export type Mode = (typeof modes)[number];
 
-/** Eviction policies of cache mode. `belady` is the offline optimum. */
-export const cachePolicies = ['lru', 'lru-prefix', 'wa-lru', 'ttl', 'belady'] as const;
+/**
+ * Eviction policies of cache mode. `lru`: vLLM's order. `lru-prefix`, `wa-lru`, `ttl`, `saga-paper`: of the SAGA paper.
+ * `saga`: this project's. `belady`: the offline optimum.
+ */
+export const cachePolicies = ['lru', 'lru-prefix', 'wa-lru', 'ttl', 'saga-paper', 'saga', 'belady'] as const;
 /** One of {@link cachePolicies}. */
 export type CachePolicy = (typeof cachePolicies)[number];
 
-/** Policies of cluster mode. The first two evict by LRU, the others place by affinity. */
-export const clusterPolicies = ['round-robin', 'affinity', 'wa-lru', 'ttl'] as const;
+/**
+ * Policies of cluster mode, in the order of the C interface. The first four place by themselves or by affinity and evict by LRU,
+ * WA-LRU or times to live; `kv-router`, `continuum`, `thunder-agent` and `kv-flow` are schedulers of others; `saga-paper` is SAGA
+ * as its paper describes it, `saga` this project's.
+ */
+export const clusterPolicies = [
+  'round-robin',
+  'affinity',
+  'wa-lru',
+  'ttl',
+  'kv-router',
+  'continuum',
+  'thunder-agent',
+  'kv-flow',
+  'saga-paper',
+  'saga',
+] as const;
 /** One of {@link clusterPolicies}. */
 export type ClusterPolicy = (typeof clusterPolicies)[number];
+
+/** Policies that run through the scheduling engine, which has a state digest and can keep a journal. */
+export const enginePolicies: readonly ClusterPolicy[] = ['round-robin', 'affinity', 'wa-lru', 'ttl'];
+
+/** Parts of a scheduler that can be taken out, in the order of the C interface. */
+export const policyParts = [
+  'prediction',
+  'eviction',
+  'affinity',
+  'stealing',
+  'prefetch',
+  'admission',
+  'fairness',
+  'ttl',
+] as const;
+/** One of {@link policyParts}. */
+export type PolicyPart = (typeof policyParts)[number];
+
+/** The parts that a policy has; those not named have none. */
+export const partsOfPolicy: Readonly<Partial<Record<ClusterPolicy, readonly PolicyPart[]>>> = {
+  'saga-paper': policyParts.filter((part) => part !== 'admission'), // the paper has none
+  saga: policyParts,
+};
+
+/**
+ * Parameters of cluster policies by name, each at its number in the C interface. What they mean, and their defaults, stands in
+ * the header of the policy (`native/core/sim/`, `native/core/place/`). Policies not named have none.
+ */
+export const policyParameters: Readonly<Partial<Record<ClusterPolicy, readonly string[]>>> = {
+  'kv-router': [
+    'prefillScale',
+    'temperature',
+    'queueThreshold',
+    'queueOrder',
+    'sessionAffinitySeconds',
+    'deviceCredit',
+    'hostCredit',
+  ],
+  continuum: ['memoryWeight', 'queueWeight', 'longestTtlSeconds', 'coldTtlSeconds'],
+  'thunder-agent': [
+    'pauseThreshold',
+    'pauseTarget',
+    'hysteresis',
+    'halfLifeSeconds',
+    'tickSeconds',
+    'resumeOrder',
+    'timeLimitSeconds',
+  ],
+  'kv-flow': ['routing'],
+  'saga-paper': ['theta', 'queueStrategy', 'idleSeconds', 'mostImbalance', 'dispatchDepth', 'preemptionSeconds'],
+};
+
+/** What runs where no policies are named. */
+const defaultClusterPolicies = clusterPolicies.filter((policy) => policy !== 'saga');
+
+/** What clients of a cluster tell: nothing, or the declared graph of a task when it arrives, and that a task is over. */
+export const clusterHints = ['none', 'graph'] as const;
+/** One of {@link clusterHints}. */
+export type ClusterHints = (typeof clusterHints)[number];
 
 /**
  * Evaluation models of cache mode. `atomic`: a call is an instant. `pinned`: it runs from start to end, and nobody can evict
@@ -83,6 +161,8 @@ export interface CacheOptions extends InputOptions {
   pageTokens: number;
   /** Only the first so many per cent of the merged requests; undefined: all. */
   first: Percentage | undefined;
+  /** What clients tell. Default none. */
+  hints: CacheHints;
   timing: boolean;
 }
 
@@ -113,6 +193,10 @@ export interface ClusterOptions extends InputOptions {
   /** Host memory for pages a worker, in tokens; 0: no host tier. */
   hostTierTokens: number;
   linkGigabytesPerSecond: number;
+  /** What clients tell; undefined: graphs where the workload is generated or declares some. */
+  hints: ClusterHints | undefined;
+  /** Parts taken out of the policies that have them. */
+  without: PolicyPart[];
   /** File for the engine's journal; only with one policy and one load. */
   journal: string | undefined;
 }
@@ -133,6 +217,7 @@ const commonNames = [
   'onBadLine',
   'live',
   'pageTokens',
+  'hints',
 ];
 const cacheNames = ['model', 'cacheTokens', 'cacheShares', 'first', 'timing'];
 const clusterNames = [
@@ -147,6 +232,7 @@ const clusterNames = [
   'stepTokens',
   'hostTierTokens',
   'linkGigabytes',
+  'without',
   'journal',
 ];
 
@@ -216,10 +302,13 @@ function parseCache(raw: RawOptions, input: InputOptions): CacheOptions {
   if (tooSmall !== undefined) {
     throw optionError(`expected a cache of at least one page (${pageTokens} tokens), not --cache-tokens ${tooSmall}`);
   }
+  const timing = raw['timing'] === true;
+  const policies = policiesOf(raw, 'policies', cachePolicies) ?? [...cachePolicies];
   return {
     ...input,
     mode: 'cache',
-    policies: policiesOf(raw, 'policies', cachePolicies) ?? [...cachePolicies],
+    // A time says little without that of LRU on the same machine at the same moment.
+    policies: timing && !policies.includes('lru') ? ['lru', ...policies] : policies,
     live: integerOf(raw, 'live', 1, 10_000_000),
     model: oneOf('model', textOf(raw, 'model') ?? 'pinned', cacheModels),
     cacheTokens: tokens,
@@ -227,7 +316,8 @@ function parseCache(raw: RawOptions, input: InputOptions): CacheOptions {
       tokens === undefined ? (shares ?? defaultShares.map((text) => percentage('cacheShares', text))) : undefined,
     pageTokens,
     first: first === undefined ? undefined : percentage('first', first),
-    timing: raw['timing'] === true,
+    hints: oneOf('hints', textOf(raw, 'hints') ?? 'none', cacheHints),
+    timing,
   };
 }
 
@@ -246,11 +336,27 @@ function parseCluster(raw: RawOptions, input: InputOptions): ClusterOptions {
       `expected --step-tokens to be at least the ${maxSequences} sequences of a step, not ${stepTokens}`,
     );
   }
-  const policies = policiesOf(raw, 'policies', clusterPolicies) ?? [...clusterPolicies];
+  const policies = policiesOf(raw, 'policies', clusterPolicies) ?? [...defaultClusterPolicies];
   const arrivals = parseArrivals(raw);
   const journal = textOf(raw, 'journal');
   if (journal !== undefined && policies.length * (arrivals.kind === 'load' ? arrivals.loads.length : 1) > 1) {
     throw optionError('expected one policy and one load with --journal FILE: it holds the events of one run');
+  }
+  const withoutEngine = policies.find((policy) => !enginePolicies.includes(policy));
+  if (journal !== undefined && withoutEngine !== undefined) {
+    throw optionError(
+      `expected --policies ${alternatives(enginePolicies)} with --journal FILE, not ${withoutEngine}: it does not run through the engine`,
+    );
+  }
+  const hints = textOf(raw, 'hints');
+  const without = policiesOf(raw, 'without', policyParts) ?? [];
+  const saturation = policiesOf(raw, 'saturation', clusterPolicies) ?? [];
+  for (const part of without) {
+    if (![...policies, ...saturation].some((policy) => partsOfPolicy[policy]?.includes(part) === true)) {
+      throw optionError(
+        `expected a policy that has ${part} (${alternatives(policiesWith(part))}) with --without ${part}`,
+      );
+    }
   }
   return {
     ...input,
@@ -259,15 +365,21 @@ function parseCluster(raw: RawOptions, input: InputOptions): ClusterOptions {
     workers: integerOf(raw, 'workers', 1, 1024) ?? 16,
     hardware,
     arrivals,
-    saturation: policiesOf(raw, 'saturation', clusterPolicies) ?? [],
+    saturation,
     pageTokens,
     kvTokens,
     maxSequences,
     stepTokens,
     hostTierTokens: integerOf(raw, 'hostTierTokens', 0, 2 ** 40) ?? 0,
     linkGigabytesPerSecond: numberOf(raw, 'linkGigabytes', 0.001, 10_000) ?? 25,
+    hints: hints === undefined ? undefined : oneOf('hints', hints, clusterHints),
+    without,
     journal,
   };
+}
+
+function policiesWith(part: PolicyPart): ClusterPolicy[] {
+  return clusterPolicies.filter((policy) => partsOfPolicy[policy]?.includes(part) === true);
 }
 
 function parseArrivals(raw: RawOptions): Arrivals {

@@ -5,10 +5,19 @@
  * the same options give the same bytes.
  */
 import { callCount, selectTasks, taskCount, type WorkloadColumns } from '../workload/columns.js';
+import { withHints } from '../workload/hints.js';
 import { scheduleOf } from '../workload/schedule.js';
-import type { CacheReplay, CacheRunResult, ClusterRunResult, Distribution, SimulationBackend } from './backend.js';
+import type {
+  CacheReplay,
+  CacheRunResult,
+  ClusterRunResult,
+  Distribution,
+  SaturationOptions,
+  SimulationBackend,
+} from './backend.js';
 import {
   optionError,
+  partsOfPolicy,
   shareOf,
   type CacheOptions,
   type CachePolicy,
@@ -43,8 +52,11 @@ export interface CacheResultRow {
   beladyRatio: number;
   /** The same with each missed token weighted by 1 + position / 60,000. */
   costRatio: number;
-  /** Time of all evictions / evicted pages, in nanoseconds; only with `timing`. null: nothing was evicted. */
-  decisionNanoseconds?: number | null;
+  /**
+   * All time in the policy (starts, ends, changes, timers, victims) / requested pages, in nanoseconds; only with `timing`. It is
+   * measured alike for every policy, one run at a time.
+   */
+  decisionNanoseconds?: number;
 }
 
 /** What `saga simulate --mode cache --json` prints. */
@@ -57,7 +69,10 @@ export interface CacheReport {
 }
 
 /** One load and policy. */
-export interface ClusterResultRow extends Omit<ClusterRunResult, 'sloAttainmentPaper' | 'journalBytes'> {
+export interface ClusterResultRow extends Omit<
+  ClusterRunResult,
+  'sloAttainmentPaper' | 'journalBytes' | 'taskSeconds'
+> {
   policy: ClusterPolicy;
   /** Multiple of the saturation rate as given; null where tasks arrive otherwise. */
   load: number | null;
@@ -96,10 +111,11 @@ export async function simulateCache(
   progress: ProgressListener,
 ): Promise<CacheReport> {
   const { live, effective } = cacheDefaults(workload, options);
-  const schedule = scheduleOf(workload, {
+  const requestsInTime = scheduleOf(workload, {
     ...(live === undefined ? {} : { live }),
     gapCapSeconds: options.gapCapSeconds,
   });
+  const schedule = withHints(workload, requestsInTime, options.hints, options.seed);
   const replay = backend.openCache(workload, options.pageTokens, schedule);
   const sizes = cacheSizes(options, replay.distinctPages);
   const requests = schedule.call.length;
@@ -112,7 +128,9 @@ export async function simulateCache(
     : [...options.policies, 'belady'];
   const cells = sizes.flatMap((size) => policies.map((policy) => ({ size, policy })));
   progress.begin('replaying', cells.length);
-  const results = await runAll(cells, progress, ({ size, policy }, onProgress) =>
+  // Times are those of a run that has the machine to itself.
+  const atOnce = options.timing ? 1 : runsAtOnce;
+  const results = await runAll(cells, atOnce, progress, ({ size, policy }, onProgress) =>
     runCell(replay, options, policy, size.pages, requestLimit, onProgress),
   );
   progress.end();
@@ -170,6 +188,7 @@ function cacheDefaults(
       cacheShares: options.cacheShares?.map((share) => share.value) ?? null,
       pageTokens: options.pageTokens,
       first: options.first?.value ?? null,
+      hints: options.hints,
       policies: options.policies,
       timing: options.timing,
     },
@@ -243,7 +262,7 @@ function cacheRow(
     beladyRatio: ratio(result.missedPages, optimum.missedPages),
     costRatio: ratio(result.missedCost, optimum.missedCost),
     ...(timing
-      ? { decisionNanoseconds: result.evictedPages === 0 ? null : result.evictionNanoseconds / result.evictedPages }
+      ? { decisionNanoseconds: result.requestedPages === 0 ? 0 : result.policyNanoseconds / result.requestedPages }
       : {}),
   };
 }
@@ -277,6 +296,13 @@ export async function simulateCluster(
     linkBytesPerSecond: Math.round(options.linkGigabytesPerSecond * 1e9),
   });
   const { arrivals, seed } = options;
+  const hints = options.hints ?? (options.workload !== undefined || workload.graphs.length > 0 ? 'graph' : 'none');
+  const driven = (policy: ClusterPolicy): SaturationOptions => ({
+    policy,
+    seed,
+    hints,
+    without: options.without.filter((part) => partsOfPolicy[policy]?.includes(part) === true),
+  });
   const wanted = [
     ...new Set<ClusterPolicy>(arrivals.kind === 'load' ? ['affinity', ...options.saturation] : options.saturation),
   ];
@@ -285,7 +311,7 @@ export async function simulateCluster(
     progress.begin(`searching the saturation rate of ${wanted.join(', ')}`, undefined);
     const runs = wanted.map(() => 0);
     const rates = await inTurns(wanted, runsAtOnce, (policy, index) =>
-      cluster.saturation({ policy, seed }, (count) => {
+      cluster.saturation(driven(policy), (count) => {
         runs[index] = count;
         progress.advance(runs.reduce((sum, one) => sum + one, 0));
       }),
@@ -298,15 +324,15 @@ export async function simulateCluster(
   const points = pointsOf(arrivals, saturation.get('affinity'), workload, options);
   const cells = points.flatMap((point) => options.policies.map((policy) => ({ point, policy })));
   progress.begin('simulating', cells.length);
-  const results = await runAll(cells, progress, ({ point, policy }, onProgress) =>
-    cluster.run({ policy, seed, rate: point.rate ?? 0, live: point.live ?? 0, ...journal }, onProgress),
+  const results = await runAll(cells, runsAtOnce, progress, ({ point, policy }, onProgress) =>
+    cluster.run({ ...driven(policy), rate: point.rate ?? 0, live: point.live ?? 0, ...journal }, onProgress),
   );
   progress.end();
 
   const hasExpected = workload.taskExpected.some((expected) => expected > 0);
   return {
     schema: 'saga.simulate.cluster/1',
-    options: { ...clusterOptions(options), tasks: taskCount(input) },
+    options: { ...clusterOptions(options), hints, tasks: taskCount(input) },
     requests: callCount(workload),
     tasks: taskCount(workload),
     tasksTooLarge: taskCount(input) - taskCount(workload),
@@ -401,6 +427,7 @@ function clusterOptions(options: ClusterOptions): Record<string, unknown> {
     stepTokens: options.stepTokens,
     hostTierTokens: options.hostTierTokens,
     linkGigabytes: options.linkGigabytesPerSecond,
+    without: options.without,
     journal: options.journal ?? null,
     policies: options.policies,
   };
@@ -435,6 +462,11 @@ function clusterRow(
     evictedPages: result.evictedPages,
     outputTokens: result.outputTokens,
     preemptions: result.preemptions,
+    preemptedTokens: result.preemptedTokens,
+    prefilledTokens: result.prefilledTokens,
+    loadedTokens: result.loadedTokens,
+    copiedPages: result.copiedPages,
+    leases: { ...result.leases },
     stateDigest: result.stateDigest,
   };
 }
@@ -446,6 +478,7 @@ function copyOf({ mean, p50, p95, p99 }: Distribution): Distribution {
 /** Runs all cells, a few at a time, and adds up their progress. */
 function runAll<T, R>(
   cells: readonly T[],
+  atOnce: number,
   progress: ProgressListener,
   run: (cell: T, onProgress: (done: number) => void) => Promise<R>,
 ): Promise<R[]> {
@@ -454,7 +487,7 @@ function runAll<T, R>(
     done[index] = Math.min(1, value);
     progress.advance(done.reduce((sum, one) => sum + one, 0));
   };
-  return inTurns(cells, runsAtOnce, async (cell, index) => {
+  return inTurns(cells, atOnce, async (cell, index) => {
     const result = await run(cell, (value) => report(index, value));
     report(index, 1);
     return result;

@@ -54,7 +54,7 @@ function cacheTable(report: CacheReport): string {
     right('cost / optimum'),
     right('missed pages'),
     right('evicted pages'),
-    ...(timed ? [right('decision ns')] : []),
+    ...(timed ? [right('policy ns/page')] : []),
   ];
   const rows = report.results.map((row) => [
     `${row.cacheShare === null ? '' : `${row.cacheShare} % = `}${tokensText(row.cachePages * pageTokens)}`,
@@ -65,7 +65,7 @@ function cacheTable(report: CacheReport): string {
     row.costRatio.toFixed(3),
     count(row.missedPages),
     count(row.evictedPages),
-    ...(timed ? [row.decisionNanoseconds?.toFixed(0) ?? '-'] : []),
+    ...(timed ? [row.decisionNanoseconds?.toFixed(1) ?? '-'] : []),
   ]);
   const requested = report.results[0]?.requestedPages ?? 0;
   return [

@@ -11,6 +11,7 @@
  * Costs: about 110 bytes a call, 12 a run, 12 a predecessor.
  */
 import { SagaError } from '../errors.js';
+import type { AgentGraph } from '../graph/agent-graph.js';
 
 /** What the prompt of a call brings that the one before did not have. Values are part of the C ABI. */
 export const promptKindNumber = { start: 0, tool: 1, user: 2 } as const;
@@ -63,8 +64,20 @@ export interface NativeColumns {
   readonly runLength: Uint32Array;
 }
 
+/** In {@link WorkloadColumns.taskGraph}: nothing is declared for the task. */
+export const noGraph = 0xffff_ffff;
+
 /** A whole workload. Immutable once built; made by the trace readers and the generators. */
 export interface WorkloadColumns extends NativeColumns {
+  /**
+   * Declared graphs of classes of tasks: what a client says before a task runs. Means over the class, never what one task will
+   * do. Empty where nothing is declared.
+   */
+  readonly graphs: readonly AgentGraph[];
+  /** Per task: index into `graphs`, {@link noGraph} where nothing is declared. */
+  readonly taskGraph: Uint32Array;
+  /** Per tenant: weight of its fair share, above 0. */
+  readonly tenantWeight: Float64Array;
   /** Per task: its name (session id of a trace). Empty where the trace has none. */
   readonly taskNames: readonly string[];
   /** Names of the task classes; a trace has one, `session` or `request`. */
@@ -95,6 +108,10 @@ export interface CacheSchedule {
   readonly start: Float64Array;
   /** End in microseconds; equals the start where the input has no durations. */
   readonly end: Float64Array;
+  /** What clients tell with the answer: 1 for the last call of its thread, 0 else. Undefined: they never tell. */
+  readonly sessionEnd?: Uint8Array;
+  /** Likewise: how long the coming tool takes, in microseconds; NaN where they do not tell. Undefined: they never tell. */
+  readonly declaredGap?: Float64Array;
 }
 
 /** Number of tasks. */
@@ -185,9 +202,12 @@ export interface TaskFields {
   taskClass: number;
   /** Expected completion time in seconds; 0 where there is none. */
   expectedSeconds: number;
+  /** Of its tenant, above 0; the first task of a tenant counts. */
   weight: number;
   /** Arrival in microseconds; NaN where there is none. */
   arrival: number;
+  /** Index of its declared graph. Default: none. */
+  graph?: number;
 }
 
 /**
@@ -201,6 +221,8 @@ export class WorkloadBuilder {
   private readonly taskExpected = new GrowableColumn(Float64Array);
   private readonly taskWeight = new GrowableColumn(Float64Array);
   private readonly taskArrival = new GrowableColumn(Float64Array);
+  private readonly taskGraph = new GrowableColumn(Uint32Array);
+  private readonly tenantWeight: number[] = [];
   private readonly taskNames: string[] = [];
   private readonly callThread = new GrowableColumn(Uint32Array);
   private readonly promptTokens = new GrowableColumn(Uint32Array);
@@ -225,6 +247,7 @@ export class WorkloadBuilder {
   constructor(
     private readonly blockTokens: number,
     private readonly classNames: readonly string[],
+    private readonly graphs: readonly AgentGraph[] = [],
   ) {}
 
   /** Calls so far: the number that the next call gets. */
@@ -240,6 +263,9 @@ export class WorkloadBuilder {
     this.taskExpected.push(Math.round(task.expectedSeconds * 1e6));
     this.taskWeight.push(task.weight);
     this.taskArrival.push(task.arrival);
+    this.taskGraph.push(task.graph ?? noGraph);
+    while (this.tenantWeight.length <= task.tenant) this.tenantWeight.push(Number.NaN); // not seen yet
+    if (Number.isNaN(this.tenantWeight[task.tenant])) this.tenantWeight[task.tenant] = task.weight;
     if (!Number.isNaN(task.arrival)) this.anyArrival = true;
   }
 
@@ -305,6 +331,9 @@ export class WorkloadBuilder {
       callFirstRun: this.callFirstRun.finish(),
       runFirstId: this.runFirstId.finish(),
       runLength: this.runLength.finish(),
+      graphs: this.graphs,
+      taskGraph: this.taskGraph.finish(),
+      tenantWeight: Float64Array.from(this.tenantWeight, (weight) => (Number.isNaN(weight) ? 1 : weight)),
       taskNames: this.taskNames,
       classNames: this.classNames,
       taskClass: this.taskClass.finish(),
@@ -342,6 +371,9 @@ export function firstTasks(columns: WorkloadColumns, tasks: number): WorkloadCol
     callFirstRun: columns.callFirstRun.subarray(0, calls + 1),
     runFirstId: columns.runFirstId.subarray(0, runs),
     runLength: columns.runLength.subarray(0, runs),
+    graphs: columns.graphs,
+    taskGraph: columns.taskGraph.subarray(0, tasks),
+    tenantWeight: columns.tenantWeight,
     taskNames: columns.taskNames.slice(0, tasks),
     classNames: columns.classNames,
     taskClass: columns.taskClass.subarray(0, tasks),
@@ -364,7 +396,7 @@ export function selectTasks(columns: WorkloadColumns, keep: (task: number) => bo
   for (let task = 0; task < taskCount(columns); ++task) if (keep(task)) kept.push(task);
   if (kept.length === taskCount(columns)) return columns;
   if (kept.length === 0) return undefined;
-  const builder = new WorkloadBuilder(columns.blockTokens, columns.classNames);
+  const builder = new WorkloadBuilder(columns.blockTokens, columns.classNames, columns.graphs);
   const threads = new Map<number, number>();
   for (const task of kept) {
     builder.beginTask({
@@ -374,6 +406,7 @@ export function selectTasks(columns: WorkloadColumns, keep: (task: number) => bo
       expectedSeconds: (columns.taskExpected[task] as number) / 1e6,
       weight: columns.taskWeight[task] as number,
       arrival: columns.taskArrival?.[task] ?? Number.NaN,
+      graph: columns.taskGraph[task] as number,
     });
     const first = columns.taskFirstCall[task] as number;
     const shift = builder.calls - first;

@@ -6,8 +6,12 @@
  * A task is a chain: context' = context + answer + observation, and every gap is the tool's time. Tasks share no tokens.
  *
  * Where this differs: the published simulation adds the observation twice and the answer never; here each is added once.
+ *
+ * Every class of tasks declares its agent graph ({@link graphOf}).
  */
 import { SagaError } from '../errors.js';
+import { AgentGraph } from '../graph/agent-graph.js';
+import { toolClasses as toolClassNames } from '../graph/tool-class.js';
 import {
   promptKindNumber,
   stopReasonNumber,
@@ -189,6 +193,48 @@ export function toolLogNormal(latency: ToolLatency, variation?: number): { mu: n
   return { mu: mu + (sigma * sigma) / 2 - (wanted * wanted) / 2, sigma: wanted };
 }
 
+/** Mean of a tool's time in seconds, as {@link toolLogNormal} has it. */
+function meanSeconds({ mu, sigma }: { mu: number; sigma: number }): number {
+  return Math.exp(mu + (sigma * sigma) / 2) / 1000;
+}
+
+/**
+ * What a client declares for a class of tasks: a step for each tool of its mix, each followed by every step with the tool's share
+ * of the probability that the task goes on. All values are means over the class, so that nothing tells what a task will draw.
+ */
+export function graphOf(
+  taskClass: TaskClass,
+  latencies: readonly ToolLatency[] = paperToolLatencies,
+  toolTimeVariation?: number,
+): AgentGraph {
+  const meanSteps = Math.max(1, taskClass.steps.shape * taskClass.steps.scale);
+  const mixed = taskClass.toolMix.reduce((sum, share) => sum + share, 0);
+  const tools = taskClass.toolMix.flatMap((share, at) => {
+    const name = toolClassNames[toolClasses[at] as number];
+    return share > 0 && name !== undefined
+      ? [{ name, share: share / mixed, latency: latencies[at] as ToolLatency }]
+      : [];
+  });
+  const { low, high } = taskClass.outputTokens;
+  return AgentGraph.fromJSON({
+    name: taskClass.name,
+    steps: tools.map(({ name, latency }) => ({
+      name,
+      tool: name,
+      outputTokens: (low + high) / 2,
+      observationTokens: taskClass.observationTokens.shape * taskClass.observationTokens.scale,
+      gapSeconds: meanSeconds(toolLogNormal(latency, toolTimeVariation)),
+    })),
+    edges: tools.flatMap((from) =>
+      tools.map((to) => ({ from: from.name, to: to.name, probability: to.share * (1 - 1 / meanSteps) })),
+    ),
+    start: Object.fromEntries(tools.map(({ name, share }) => [name, share])),
+    firstPromptTokens: (taskClass.promptTokens.low + taskClass.promptTokens.high) / 2,
+    expectedCalls: meanSteps,
+    expectedSeconds: taskClass.expectedSeconds,
+  });
+}
+
 /**
  * Draws a workload. Task n is the same however many follow it. The tenant of each task is drawn in proportion to the rates,
  * which is what a superposition of the tenants' Poisson processes gives.
@@ -212,6 +258,7 @@ export function generateTasks(options: GenerateTasksOptions): WorkloadColumns {
   const builder = new WorkloadBuilder(
     blockTokens,
     classes.map((one) => one.name),
+    classes.map((one) => graphOf(one, options.toolLatencies, options.toolTimeVariation)),
   );
   const root = new Random(options.seed ?? 42);
   let nextId = 0;
@@ -237,6 +284,7 @@ export function generateTasks(options: GenerateTasksOptions): WorkloadColumns {
       expectedSeconds: drawn.expectedSeconds,
       weight: drawn.weight,
       arrival: Number.NaN,
+      graph: classNumber,
     });
     let gap = 0;
     for (let step = 0; step < steps; ++step) {

@@ -45,17 +45,22 @@ async function messageOf(run: Promise<unknown>): Promise<string> {
 describe('the entry', () => {
   it('offers what is documented and no internals', () => {
     expect(Object.keys(api).sort()).toEqual([
+      'AgentGraph',
       'SagaError',
+      'cacheHints',
       'cacheModels',
       'cachePolicies',
       'callCount',
       'chartOf',
+      'clusterHints',
       'clusterPolicies',
       'generateAgentSessions',
       'generateTasks',
       'hardwareNames',
+      'noGraph',
       'paperToolLatencies',
       'paperWorkloads',
+      'policyParts',
       'promptKindNumber',
       'readTrace',
       'scheduleOf',
@@ -66,6 +71,7 @@ describe('the entry', () => {
       'tableOf',
       'taskCount',
       'toolClassNumber',
+      'withHints',
       'workloadStatistics',
     ]);
   });
@@ -94,8 +100,15 @@ describe('simulateCache', () => {
 
   it('has the defaults of the command line', async () => {
     const report = await simulateCache(agents);
-    expect(report.options).toMatchObject({ model: 'pinned', pageTokens: 512, live: 32, gapCap: 1800, timing: false });
-    expect(report.results.length).toBe(5 * 5);
+    expect(report.options).toMatchObject({
+      model: 'pinned',
+      pageTokens: 512,
+      live: 32,
+      gapCap: 1800,
+      timing: false,
+      hints: 'none',
+    });
+    expect(report.results.length).toBe(5 * 7);
   });
 
   it('tells how it gets on', async () => {

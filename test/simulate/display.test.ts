@@ -68,6 +68,11 @@ function clusterRow(policy: ClusterResultRow['policy'], load: number, mean: numb
     throughputTokensPerSecond: 10,
     outputTokens: 100,
     preemptions: 0,
+    preemptedTokens: 0,
+    prefilledTokens: 0,
+    loadedTokens: 0,
+    copiedPages: 0,
+    leases: { granted: 0, refused: 0, expired: 0, released: 0, revoked: 0 },
     stateDigest: '0',
   };
 }

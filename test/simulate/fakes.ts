@@ -16,10 +16,23 @@ export const missFactors: Record<CachePolicy, number> = {
   'lru-prefix': 1.25,
   'wa-lru': 2,
   ttl: 1.75,
+  'saga-paper': 1.4,
+  saga: 1.2,
   belady: 1,
 };
 
-const completionFactors: Record<ClusterPolicy, number> = { 'round-robin': 4, affinity: 2, 'wa-lru': 3, ttl: 1.5 };
+const completionFactors: Record<ClusterPolicy, number> = {
+  'round-robin': 4,
+  affinity: 2,
+  'wa-lru': 3,
+  ttl: 1.5,
+  'kv-router': 1.8,
+  continuum: 1.6,
+  'thunder-agent': 1.7,
+  'kv-flow': 1.9,
+  'saga-paper': 1.4,
+  saga: 1.25,
+};
 
 /** What the fake was asked to do. */
 export interface FakeBackend extends SimulationBackend {
@@ -63,6 +76,7 @@ export function fakeBackend(distinctPages = 1000): FakeBackend {
             evictedPages: missedPages - options.capacityPages,
             missedCost: missedPages * 600,
             evictionNanoseconds: options.timing ? (missedPages - options.capacityPages) * 80 : 0,
+            policyNanoseconds: options.timing ? 50_000 * 12.5 : 0,
           });
         },
       };
@@ -94,6 +108,11 @@ export function fakeBackend(distinctPages = 1000): FakeBackend {
             throughputTokensPerSecond: 4321,
             outputTokens: 9999,
             preemptions: 3,
+            preemptedTokens: 30,
+            prefilledTokens: 12_345,
+            loadedTokens: 16,
+            copiedPages: 4,
+            leases: { granted: 5, refused: 1, expired: 2, released: 1, revoked: 1 },
             stateDigest: '00000000deadbeef',
             journalBytes: 0,
           });

@@ -4,9 +4,12 @@ import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
 import { simulate } from '../../src/cli/simulate.js';
 import { Scheduler } from '../../src/scheduler.js';
-import type { RawOptions } from '../../src/simulate/options.js';
+import { nativeBackend } from '../../src/simulate/native-backend.js';
+import { enginePolicies, type RawOptions } from '../../src/simulate/options.js';
 import type { CacheReport, ClusterReport } from '../../src/simulate/run.js';
 import { generateAgentSessions } from '../../src/workload/agent-workload.js';
+import { withHints } from '../../src/workload/hints.js';
+import { generateTasks, paperWorkloads } from '../../src/workload/paper-workloads.js';
 import { closedLoop } from '../../src/workload/schedule.js';
 import { pathOf } from '../workload/helpers.js';
 import { lruHitRate, pagesOf } from '../workload/reference-cache.js';
@@ -41,15 +44,53 @@ describe('cache mode on the addon', () => {
     const raw = { workload: 'agent', tasks: '30', cacheShares: '2,10' };
     expect(await jsonOf(raw)).toBe(await jsonOf(raw));
   });
+
+  it('lets policies use what clients tell, and nothing else change', async () => {
+    const raw = {
+      workload: 'agent',
+      tasks: '60',
+      live: '16',
+      cacheShares: '2,5',
+      policies: 'lru,wa-lru,saga-paper,saga',
+    };
+    const missesOf = async (hints: string): Promise<Record<string, number>> => {
+      const report = JSON.parse(await jsonOf({ ...raw, hints })) as CacheReport;
+      return Object.fromEntries(
+        report.results.filter((row) => row.cacheShare === 5).map((row) => [row.policy, row.missedPages]),
+      );
+    };
+    const [none, end, tool] = [await missesOf('none'), await missesOf('end'), await missesOf('end+tool')];
+    expect([end['lru'], tool['lru']]).toEqual([none['lru'], none['lru']]);
+    expect([tool['wa-lru'], tool['saga-paper']]).toEqual([end['wa-lru'], end['saga-paper']]); // they know no durations
+    for (const policy of ['wa-lru', 'saga-paper', 'saga']) expect(end[policy]).toBeLessThan(none[policy] ?? 0);
+    expect(tool['saga']).toBeLessThan(end['saga'] ?? 0);
+  });
+
+  it('times the policy alone and alike for all', async () => {
+    const raw = { workload: 'agent', tasks: '30', cacheShares: '5', policies: 'ttl', timing: true };
+    const report = JSON.parse(await jsonOf(raw)) as CacheReport;
+    expect(report.results.map((row) => row.policy)).toEqual(['lru', 'ttl']);
+    for (const row of report.results) expect(row.decisionNanoseconds).toBeGreaterThan(0);
+  });
+
+  it('refuses hints that do not fit the schedule', () => {
+    const workload = generateAgentSessions({ sessions: 3 }).arrange();
+    const schedule = withHints(workload, closedLoop(workload), 'end+tool');
+    expect(() => nativeBackend.openCache(workload, 512, { ...schedule, sessionEnd: Uint8Array.of(1) })).toThrow();
+    expect(() => nativeBackend.openCache(workload, 512, { ...schedule, declaredGap: Float64Array.of(1) })).toThrow();
+  });
 });
 
 describe('cluster mode on the addon', () => {
   it('searches the saturation rate and runs every task to completion; round robin hits least', async () => {
     const raw = { mode: 'cluster', workload: 'multi-tenant', tasks: '120', workers: '2', load: '0.9' };
     const report = JSON.parse(await jsonOf(raw)) as ClusterReport;
-    expect(report.results.map((row) => row.tasksCompleted)).toEqual([120, 120, 120, 120]);
+    for (const row of report.results) {
+      expect([row.policy, row.tasksCompleted]).toEqual([row.policy, 120]);
+      expect(row.stateDigest === null).toBe(!enginePolicies.includes(row.policy));
+    }
     expect(report.saturationTasksPerSecond).toBeGreaterThan(0);
-    const [roundRobin, ...others] = report.results.map((row) => row.prefixHitRate);
+    const [roundRobin, ...others] = report.results.slice(0, 4).map((row) => row.prefixHitRate);
     for (const other of others) expect(other).toBeGreaterThan(roundRobin ?? 1);
     for (const row of report.results) {
       expect(row.taskCompletionSeconds.mean).toBeGreaterThanOrEqual(row.idealSeconds * 0.999);
@@ -77,6 +118,29 @@ describe('cluster mode on the addon', () => {
     const report = JSON.parse(await jsonOf(raw)) as ClusterReport;
     const { digest } = Scheduler.replay(readFileSync(journal));
     expect(digest.toString(16).padStart(16, '0')).toBe(report.results[0]?.stateDigest);
+  });
+
+  it('gives the completion time of each task when asked, and takes parameters by name', async () => {
+    const workload = generateTasks({ classes: paperWorkloads['web-arena'], tasks: 12 });
+    const cluster = nativeBackend.openCluster(workload, {
+      ...{ workers: 2, hardware: 'a100-tp4', pageTokens: 16, kvTokens: 448_000, maxSequences: 256, stepTokens: 2048 },
+      ...{ hostTierTokens: 0, linkBytesPerSecond: 25e9 },
+    });
+    const run = { policy: 'kv-router', seed: 1, rate: 0, live: 12 } as const;
+    const plain = await cluster.run(run);
+    expect(plain.taskSeconds).toBeUndefined();
+    expect(plain.stateDigest).toBeNull();
+    const asked = await cluster.run({ ...run, taskSeconds: true });
+    const seconds = [...(asked.taskSeconds ?? [])].sort((a, b) => a - b);
+    expect(seconds.length).toBe(12);
+    expect(seconds.reduce((sum, one) => sum + one, 0) / 12).toBeCloseTo(asked.taskCompletionSeconds.mean, 9);
+    expect(seconds[5]).toBeCloseTo(asked.taskCompletionSeconds.p50, 9);
+    // Only the load counts when what is cached is worth nothing: fewer hits.
+    const blind = await cluster.run({ ...run, parameters: { deviceCredit: 0 } });
+    expect(blind.prefixHitRate).toBeLessThan(plain.prefixHitRate);
+    await expect(cluster.run({ ...run, parameters: { credit: 1 } })).rejects.toThrow(/parameters .*kv-router/);
+    await expect(cluster.run({ ...run, parameters: { deviceCredit: Infinity } })).rejects.toThrow(/deviceCredit/);
+    await expect(cluster.run({ ...run, without: ['stealing'] })).rejects.toThrow(/parts of kv-router/);
   });
 
   it('says when no rate of arrival saturates the cluster', async () => {
@@ -147,5 +211,20 @@ describe.skipIf(!present)('the recorded traces on the addon', () => {
     [1.357, 1.55, 1.498, 1.407, 1.244].forEach((ratio, at) =>
       expect(report.results[at]?.costRatio).toBeCloseTo(ratio, 2),
     );
+  });
+
+  // Of another implementation, so only the means over the sizes are near enough to be compared.
+  it.each([
+    ['none', { 'wa-lru': 2.18, ttl: 1.45, 'saga-paper': 1.8 }],
+    ['end', { 'wa-lru': 1.5, 'saga-paper': 1.45 }],
+  ])('the pinned model gives the published ratios of the paper’s policies, told: %s', async (hints, published) => {
+    const policies = Object.keys(published).join(',');
+    const raw = { trace: `${traces}claude-code-v6/requests.jsonl`, policies, hints, cacheShares: '1,1.5,2,3,5' };
+    const report = JSON.parse(await jsonOf(raw)) as CacheReport;
+    for (const [policy, ratio] of Object.entries(published)) {
+      const logs = report.results.filter((row) => row.policy === policy).map((row) => Math.log(row.beladyRatio));
+      expect(logs.length).toBe(5);
+      expect(Math.abs(Math.exp(logs.reduce((sum, one) => sum + one, 0) / 5) - ratio)).toBeLessThan(0.015);
+    }
   });
 });

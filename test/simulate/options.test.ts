@@ -2,7 +2,7 @@ import { Command } from 'commander';
 import { describe, expect, it } from 'vitest';
 import { registerSimulate } from '../../src/cli/simulate.js';
 import { SagaError } from '../../src/errors.js';
-import { flag, parseSimulateOptions, shareOf, type RawOptions } from '../../src/simulate/options.js';
+import { clusterPolicies, flag, parseSimulateOptions, shareOf, type RawOptions } from '../../src/simulate/options.js';
 
 const refusals: [RawOptions, RegExp][] = [
   [{}, /either --trace FILE or --workload NAME/],
@@ -10,7 +10,7 @@ const refusals: [RawOptions, RegExp][] = [
   [{ mode: 'fast', trace: 'x' }, /--mode to be cache or cluster, not "fast"/],
   [{ workload: 'swe-bench' }, /--workload to be agent, not "swe-bench"/],
   [{ mode: 'cluster', workload: 'chat', load: '1' }, /swe-bench, web-arena, multi-tenant or agent, not "chat"/],
-  [{ trace: 'x', policies: 'lru,mru' }, /lru, lru-prefix, wa-lru, ttl or belady, not "mru"/],
+  [{ trace: 'x', policies: 'lru,mru' }, /lru, lru-prefix, wa-lru, ttl, saga-paper, saga or belady, not "mru"/],
   [{ trace: 'x', policies: 'affinity' }, /--policies to be lru/],
   [{ trace: 'x', policies: 'lru,,ttl' }, /separated by commas/],
   [{ trace: 'x', model: 'fixed' }, /--model to be atomic or pinned/],
@@ -47,6 +47,21 @@ const refusals: [RawOptions, RegExp][] = [
   [{ mode: 'cluster', trace: 'x', load: '1', kvTokens: '8' }, /KV room of at least one page \(16 tokens\)/],
   [{ mode: 'cluster', trace: 'x', load: '1', stepTokens: '100' }, /at least the 256 sequences/],
   [{ mode: 'cluster', trace: 'x', load: '1', journal: 'j' }, /one policy and one load with --journal/],
+  [{ trace: 'x', hints: 'graph' }, /--hints to be none, end, end\+tool or end\+tool-noisy, not "graph"/],
+  [{ mode: 'cluster', trace: 'x', load: '1', hints: 'end' }, /--hints to be none or graph, not "end"/],
+  [{ trace: 'x', without: 'ttl' }, /no --without with --mode cache/],
+  [
+    { mode: 'cluster', trace: 'x', load: '1', policies: 'saga', without: 'luck' },
+    /--without to be prediction, eviction, .* or ttl, not "luck"/,
+  ],
+  [
+    { mode: 'cluster', trace: 'x', load: '1', policies: 'affinity,ttl', without: 'stealing' },
+    /a policy that has stealing \(saga-paper or saga\) with --without stealing/,
+  ],
+  [
+    { mode: 'cluster', trace: 'x', rate: '1', policies: 'kv-router', journal: 'j' },
+    /--policies round-robin, affinity, wa-lru or ttl with --journal FILE, not kv-router/,
+  ],
   [{ trace: 'x', cacheSize: '1' }, /a known option, not --cache-size/],
 ];
 
@@ -75,13 +90,14 @@ describe('options of saga simulate', () => {
       gapCapSeconds: 1800,
       orderSalt: undefined,
       onBadLine: 'fail',
-      policies: ['lru', 'lru-prefix', 'wa-lru', 'ttl', 'belady'],
+      policies: ['lru', 'lru-prefix', 'wa-lru', 'ttl', 'saga-paper', 'saga', 'belady'],
       live: undefined,
       model: 'pinned',
       cacheTokens: undefined,
       cacheShares: ['0.25', '0.5', '1', '2', '5'].map((text) => ({ text, value: Number(text) })),
       pageTokens: 512,
       first: undefined,
+      hints: 'none',
       timing: false,
     });
   });
@@ -96,7 +112,7 @@ describe('options of saga simulate', () => {
       gapCapSeconds: 1800,
       orderSalt: undefined,
       onBadLine: 'fail',
-      policies: ['round-robin', 'affinity', 'wa-lru', 'ttl'],
+      policies: clusterPolicies.filter((policy) => policy !== 'saga'),
       workers: 16,
       hardware: 'a100-tp4',
       arrivals: { kind: 'load', loads: [0.5, 1] },
@@ -107,6 +123,8 @@ describe('options of saga simulate', () => {
       stepTokens: 2048,
       hostTierTokens: 0,
       linkGigabytesPerSecond: 25,
+      hints: undefined,
+      without: [],
       journal: undefined,
     });
     const large = parseSimulateOptions({
@@ -120,6 +138,26 @@ describe('options of saga simulate', () => {
       kvTokens: 1_327_000,
       policies: ['ttl'],
       arrivals: { kind: 'pressure', pressure: 1.5 },
+    });
+  });
+
+  it('always time LRU beside the others', () => {
+    expect(parseSimulateOptions({ trace: 'x', policies: 'ttl,belady', timing: true })).toMatchObject({
+      policies: ['lru', 'ttl', 'belady'],
+    });
+    expect(parseSimulateOptions({ trace: 'x', policies: 'ttl,lru', timing: true })).toMatchObject({
+      policies: ['ttl', 'lru'],
+    });
+  });
+
+  it('take parts out of a policy that has them, also one whose saturation alone is searched for', () => {
+    const raw = { mode: 'cluster', workload: 'web-arena', load: '1', without: 'stealing,ttl,stealing', hints: 'none' };
+    expect(parseSimulateOptions({ ...raw, policies: 'affinity,saga' })).toMatchObject({
+      without: ['stealing', 'ttl'],
+      hints: 'none',
+    });
+    expect(parseSimulateOptions({ ...raw, policies: 'affinity', saturation: 'saga-paper' })).toMatchObject({
+      without: ['stealing', 'ttl'],
     });
   });
 
@@ -164,7 +202,7 @@ describe('the command line', () => {
         ...['mode', 'trace', 'workload', 'tasks', 'seed', 'gapCap', 'orderSalt', 'onBadLine', 'policies', 'live'],
         ...['pageTokens', 'json', 'plot', 'model', 'cacheTokens', 'cacheShares', 'first', 'timing'],
         ...['workers', 'hardware', 'load', 'rate', 'pressure', 'saturation', 'kvTokens', 'maxSequences', 'stepTokens'],
-        ...['hostTierTokens', 'linkGigabytes', 'journal'],
+        ...['hostTierTokens', 'linkGigabytes', 'journal', 'hints', 'without'],
       ].sort(),
     );
   });

@@ -58,6 +58,7 @@ describe('cache mode', () => {
       cacheShares: [0.7, 10],
       pageTokens: 512,
       first: null,
+      hints: 'none',
       policies: ['lru', 'ttl'],
       timing: false,
     });
@@ -106,9 +107,27 @@ describe('cache mode', () => {
     expect(report.requests).toBe(6);
     expect(backend.cacheRuns.every((run) => run.requestLimit === 6 && run.timing && run.model === 'atomic')).toBe(true);
     expect(backend.opened[0]?.schedule.call.length).toBe(12); // the whole input stays known, for its distinct pages
-    expect(report.results.map((row) => row.cachePages)).toEqual([2, 2, 2, 2, 2, 9, 9, 9, 9, 9]);
-    expect(report.results.every((row) => row.cacheShare === null && row.decisionNanoseconds === 80)).toBe(true);
-    expect(report.results[4]).toMatchObject({ policy: 'belady', beladyRatio: 1, costRatio: 1 });
+    expect(report.results.map((row) => row.cachePages)).toEqual([
+      ...Array<number>(7).fill(2),
+      ...Array<number>(7).fill(9),
+    ]);
+    expect(report.results.every((row) => row.cacheShare === null && row.decisionNanoseconds === 12.5)).toBe(true);
+    expect(backend.mostAtOnce).toBe(1); // times are those of a run that has the machine to itself
+    expect(report.results[6]).toMatchObject({ policy: 'belady', beladyRatio: 1, costRatio: 1 });
+  });
+
+  it('tells the cache what clients would tell, and says so in the report', async () => {
+    const told = await runWith({ trace: sessions, hints: 'end+tool', json: true, policies: 'lru', cacheShares: '1' });
+    const schedule = told.backend.opened[0]?.schedule;
+    // Four sessions of three calls; each but the last is followed by a tool's result (a gap of 0 s).
+    expect(schedule?.sessionEnd?.reduce((sum, one) => sum + one, 0)).toBe(4);
+    expect(schedule?.declaredGap?.filter((gap) => gap === 0).length).toBe(8);
+    expect((JSON.parse(told.out) as CacheReport).options['hints']).toBe('end+tool');
+    const silent = await runWith({ trace: sessions, json: true, policies: 'lru', cacheShares: '1' });
+    expect(silent.backend.opened[0]?.schedule.sessionEnd).toBeUndefined();
+    const single = await runWith({ trace: arrivals, model: 'atomic', hints: 'end', json: true });
+    expect([single.code, single.out]).toEqual([2, '']);
+    expect(single.err).toContain('expected --hints none with a trace of single requests');
   });
 
   it('plays a trace with arrival times at them', async () => {
@@ -171,8 +190,8 @@ describe('cluster mode', () => {
     expect(report.saturationTasksPerSecond).toBe(1);
     expect(report.saturationByPolicy).toEqual({ ttl: 2 / 1.5 });
     expect(backend.saturations).toEqual([
-      { policy: 'affinity', seed: 7 },
-      { policy: 'ttl', seed: 7 },
+      { policy: 'affinity', seed: 7, hints: 'graph', without: [] },
+      { policy: 'ttl', seed: 7, hints: 'graph', without: [] },
     ]);
     expect(report.results.map((row) => [row.load, row.policy, row.rateTasksPerSecond])).toEqual([
       [0.5, 'affinity', 0.5],
@@ -203,8 +222,14 @@ describe('cluster mode', () => {
       evictedPages: 100,
       outputTokens: 9999,
       preemptions: 3,
+      preemptedTokens: 30,
+      prefilledTokens: 12_345,
+      loadedTokens: 16,
+      copiedPages: 4,
+      leases: { granted: 5, refused: 1, expired: 2, released: 1, revoked: 1 },
       stateDigest: '00000000deadbeef',
     });
+    expect(report.options).toMatchObject({ hints: 'graph', without: [], policies: ['affinity', 'ttl'] });
     expect(backend.clusters).toEqual([
       {
         workers: 4,
@@ -221,6 +246,7 @@ describe('cluster mode', () => {
   });
 
   it('takes a rate, a number of live tasks, or a pressure, and then searches nothing', async () => {
+    const driven = { policy: 'ttl', seed: 42, hints: 'graph', without: [] };
     const rate = await runWith({
       ...cluster,
       rate: '0.25',
@@ -228,16 +254,14 @@ describe('cluster mode', () => {
       policies: 'ttl',
       journal: pathOf('run.journal'),
     });
-    expect(rate.backend.clusterRuns).toEqual([
-      { policy: 'ttl', seed: 42, rate: 0.25, live: 0, journal: pathOf('run.journal') },
-    ]);
+    expect(rate.backend.clusterRuns).toEqual([{ ...driven, rate: 0.25, live: 0, journal: pathOf('run.journal') }]);
     expect(rate.backend.saturations).toEqual([]);
     expect(JSON.parse(rate.out)).toMatchObject({
       saturationTasksPerSecond: null,
       results: [{ load: null, rateTasksPerSecond: 0.25, liveTasks: null }],
     });
     const live = await runWith({ ...cluster, live: '9', json: true, policies: 'ttl' });
-    expect(live.backend.clusterRuns).toEqual([{ policy: 'ttl', seed: 42, rate: 0, live: 9 }]);
+    expect(live.backend.clusterRuns).toEqual([{ ...driven, rate: 0, live: 9 }]);
     const pressure = await runWith({ ...cluster, pressure: '2', workers: '2', json: true, policies: 'ttl' });
     const workload = generateTasks({ classes: paperWorkloads['swe-bench'], tasks: 20 });
     const contexts = Array.from(
@@ -247,6 +271,33 @@ describe('cluster mode', () => {
     const mean = contexts.reduce((sum, one) => sum + one, 0) / contexts.length;
     expect(pressure.backend.clusterRuns[0]?.live).toBe(Math.round((2 * 2 * 448_000) / mean));
     expect(liveForPressure(workload, 10, 0.001)).toBe(1);
+  });
+
+  it('tells graphs of generated workloads but not of traces unless asked, and takes parts out where they are', async () => {
+    const hintsOf = async (raw: RawOptions): Promise<unknown> => {
+      const { out, backend } = await runWith({ mode: 'cluster', live: '2', policies: 'ttl', json: true, ...raw });
+      const { options } = JSON.parse(out) as ClusterReport;
+      expect(backend.clusterRuns.every((run) => run.hints === options['hints'])).toBe(true);
+      return options['hints'];
+    };
+    expect(await hintsOf({ workload: 'web-arena', tasks: '5' })).toBe('graph');
+    expect(await hintsOf({ workload: 'agent', tasks: '5' })).toBe('graph');
+    expect(await hintsOf({ workload: 'web-arena', tasks: '5', hints: 'none' })).toBe('none');
+    expect(await hintsOf({ trace: sessions })).toBe('none');
+    expect(await hintsOf({ trace: sessions, hints: 'graph' })).toBe('graph');
+    const { backend, out } = await runWith({
+      ...cluster,
+      rate: '1',
+      policies: 'affinity,saga-paper,saga',
+      without: 'stealing,ttl',
+      json: true,
+    });
+    expect(backend.clusterRuns.map(({ policy, without }) => [policy, without])).toEqual([
+      ['affinity', []],
+      ['saga-paper', ['stealing', 'ttl']],
+      ['saga', ['stealing', 'ttl']],
+    ]);
+    expect((JSON.parse(out) as ClusterReport).options['without']).toEqual(['stealing', 'ttl']);
   });
 
   it('leaves out tasks that no worker can hold, says so, and fails when none is left', async () => {

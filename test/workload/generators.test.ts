@@ -1,7 +1,14 @@
 import { describe, expect, it } from 'vitest';
 import * as calibration from '../../src/workload/agent-calibration.js';
 import { generateAgentSessions } from '../../src/workload/agent-workload.js';
-import { stopReasonNumber, toolClassNumber, selectTasks, type WorkloadColumns } from '../../src/workload/columns.js';
+import {
+  firstTasks,
+  noGraph,
+  selectTasks,
+  stopReasonNumber,
+  toolClassNumber,
+  type WorkloadColumns,
+} from '../../src/workload/columns.js';
 import {
   generateTasks,
   paperToolLatencies,
@@ -139,6 +146,36 @@ describe('workloads of the paper', () => {
     workload.taskTenant.forEach((tenant, task) => expect(weights[task]).toBe(tenant < 3 ? 3 : tenant < 7 ? 2 : 1));
   });
 
+  it('declare an agent graph for each class, of the class’s means and not of what its tasks draw', () => {
+    const workload = generate('web-arena', 3);
+    expect([...workload.taskGraph]).toEqual([0, 0, 0]);
+    expect(workload.graphs.length).toBe(1);
+    const columns = workload.graphs[0]?.toColumns();
+    // Code, files, web, database: answers of 50 to 200 tokens, observations Gamma(2, 400), log-normal times.
+    const means = [0.622, 0.0916, 1.4202, 0.252];
+    [0.05, 0.15, 0.75, 0.05].forEach((share, at) => {
+      expect([...(columns?.steps.subarray(4 * at, 4 * at + 3) ?? [])]).toEqual([at + 1, 125, 800]);
+      expect(columns?.steps[4 * at + 3]).toBeCloseTo(means[at] ?? 0, 3);
+      expect(columns?.start[at]).toBeCloseTo(share, 12);
+      for (let from = 0; from < 4; ++from) {
+        const edge = columns?.edges.subarray(3 * (4 * from + at), 3 * (4 * from + at) + 3) ?? [];
+        expect([edge[0], edge[1]]).toEqual([from, at]);
+        expect(edge[2]).toBeCloseTo((share * 17) / 18, 12); // 18 steps in the mean
+      }
+    });
+    expect([...(columns?.totals ?? [])]).toEqual([6000, 18, 80]);
+    expect(workload.graphs[0]?.impliedCalls()).toBeCloseTo(18, 9);
+    expect(generate('web-arena', 5, 99).graphs[0]?.toJSON()).toEqual(workload.graphs[0]?.toJSON());
+
+    const tenants = generate('multi-tenant', 200);
+    expect(tenants.graphs.map((graph) => graph.name)).toEqual(['heavy', 'medium', 'light']);
+    expect(tenants.graphs.map((graph) => graph.steps.map((step) => step.tool))).toEqual(
+      Array(3).fill(['code-execution', 'web-api']), // a tool that the mix has not is no step
+    );
+    expect([...tenants.taskGraph]).toEqual([...tenants.taskClass]);
+    expect([...tenants.tenantWeight]).toEqual([3, 3, 3, 2, 2, 2, 2, 1, 1, 1]);
+  });
+
   it('draw tool times through P50 and P95, or with a wanted variation at the same mean', () => {
     const code = paperToolLatencies[0] ?? { p50: 0, p95: 0 };
     const { mu, sigma } = toolLogNormal(code);
@@ -166,6 +203,10 @@ describe('a selection of tasks', () => {
     expect(odd?.callThread[at]).toBe(1);
     expect(odd && predecessorsOf(odd, at + 1)[0]?.[0]).toBe(at);
     expect(odd && runsOf(odd, at)).toEqual(runsOf(workload, first));
+    expect(odd?.graphs).toBe(workload.graphs);
+    expect([...(odd?.taskGraph ?? [])]).toEqual([0, 0, 0]);
+    expect([...(odd?.tenantWeight ?? [])]).toEqual([1]);
+    expect(firstTasks(workload, 2)).toMatchObject({ graphs: workload.graphs, taskGraph: Uint32Array.of(0, 0) });
     expect(selectTasks(workload, () => true)).toBe(workload);
     expect(selectTasks(workload, () => false)).toBeUndefined();
   });
@@ -182,6 +223,13 @@ describe('the agent workload', () => {
     };
     for (const name of some.taskNames) expect(callsOf(more, name)).toEqual(callsOf(some, name));
     expect(generateAgentSessions({ sessions: 12, seed: 1 }).arrange().promptTokens).not.toEqual(some.promptTokens);
+  });
+
+  it('declares nothing', () => {
+    const workload = generateAgentSessions({ sessions: 3 }).arrange();
+    expect(workload.graphs).toEqual([]);
+    expect(new Set(workload.taskGraph)).toEqual(new Set([noGraph]));
+    expect([...workload.tenantWeight]).toEqual([1]);
   });
 
   it('fills each prompt with blocks and stays below the longest prompt', () => {

@@ -16,6 +16,32 @@ extern "C" {
 
 typedef struct saga_workload_t saga_workload_t;
 
+/* A declared agent graph (native/core/graph/agent_graph.hpp): its steps and edges are ranges of the arrays below. Values are
+ * means over a class of tasks, finite and not negative, at most 2^53; 0 where nothing is declared. */
+typedef struct saga_agent_graph_t {
+  uint32_t first_step; /* those of the first graph start at 0, those of the others where the graph before ends */
+  uint32_t step_count; /* at least 1 */
+  uint32_t first_edge; /* likewise */
+  uint32_t edge_count;
+  double first_prompt_tokens;
+  double expected_calls;
+  double expected_seconds;
+} saga_agent_graph_t;
+
+typedef struct saga_agent_step_t {
+  uint32_t tool_class; /* saga_tool_t */
+  uint32_t reserved;   /* 0 */
+  double output_tokens;
+  double observation_tokens;
+  double gap_seconds;
+} saga_agent_step_t;
+
+typedef struct saga_agent_edge_t {
+  uint32_t from; /* numbers of steps of the same graph; sorted by (from, to), none twice */
+  uint32_t to;
+  double probability; /* 0 to 1; those of a step sum to at most 1 */
+} saga_agent_edge_t;
+
 typedef struct saga_workload_columns_t {
   uint32_t struct_size;
   uint32_t block_tokens; /* tokens of one block id, 1 to 4,096 */
@@ -42,6 +68,18 @@ typedef struct saga_workload_columns_t {
   const uint32_t* call_first_run; /* [call_count + 1], 0 first, run_count last */
   const uint64_t* run_first_id;   /* [run_count] first + length does not overflow */
   const uint32_t* run_length;     /* [run_count] at least 1; a call's lengths add up to at most 2^28 */
+
+  /* What clients declare, all of it optional. */
+  uint32_t tenant_count; /* at most 2^20 */
+  uint32_t graph_count;  /* at most 2^12 */
+  uint32_t step_count;   /* of all graphs, at most 2^16 */
+  uint32_t edge_count;   /* of all graphs, at most 2^20 */
+  const double*
+      tenant_weight; /* [tenant_count] of the fair share, above 0, at most 10^6; tenants behind the end have 1 */
+  const uint32_t* task_graph;      /* [task_count] below graph_count, UINT32_MAX for none; or NULL */
+  const saga_agent_graph_t* graph; /* [graph_count] */
+  const saga_agent_step_t* step;   /* [step_count] */
+  const saga_agent_edge_t* edge;   /* [edge_count] */
 } saga_workload_columns_t;
 
 SAGA_API saga_status_t saga_workload_create(const saga_workload_columns_t* columns, saga_workload_t** workload);
@@ -58,16 +96,28 @@ typedef enum saga_eviction_t {
   SAGA_EVICTION_LRU_PREFIX = 1,
   SAGA_EVICTION_WA_LRU = 2,
   SAGA_EVICTION_TTL = 3,
-  SAGA_EVICTION_BELADY = 4
+  SAGA_EVICTION_BELADY = 4,
+  SAGA_EVICTION_SAGA_PAPER = 5,
+  SAGA_EVICTION_SAGA = 6
 } saga_eviction_t;
 
 typedef enum saga_cache_model_t { SAGA_CACHE_ATOMIC = 0, SAGA_CACHE_PINNED = 1 } saga_cache_model_t;
 
-/* `page_tokens`: a multiple or a divisor of block_tokens, 1 to 2^20. The schedule lists calls in order of start, each at
- * most once; start <= end <= 2^53. */
+/* When the cache sees which call, in order of start, each at most once; and what clients tell with the answer. */
+typedef struct saga_cache_schedule_t {
+  uint32_t struct_size;
+  uint32_t count;
+  const uint32_t* call;       /* [count] */
+  const uint64_t* start;      /* [count] microseconds */
+  const uint64_t* end;        /* [count] start <= end <= 2^53 */
+  const uint8_t* session_end; /* [count] 1: the last call of its thread, else 0; or NULL: nothing is told */
+  const uint64_t*
+      declared_gap; /* [count] how long the coming tool takes, at most 2^53, UINT64_MAX: not told; or NULL */
+} saga_cache_schedule_t;
+
+/* `page_tokens`: a multiple or a divisor of block_tokens, 1 to 2^20. */
 SAGA_API saga_status_t saga_cache_replay_create(const saga_workload_t* workload, uint32_t page_tokens,
-                                                const uint32_t* call, const uint64_t* start, const uint64_t* end,
-                                                size_t count, saga_cache_replay_t** replay);
+                                                const saga_cache_schedule_t* schedule, saga_cache_replay_t** replay);
 SAGA_API void saga_cache_replay_destroy(saga_cache_replay_t* replay);
 /* Distinct pages of all prompts of the workload. */
 SAGA_API saga_status_t saga_cache_replay_distinct_pages(const saga_cache_replay_t* replay, uint64_t* pages);
@@ -80,7 +130,7 @@ typedef struct saga_cache_options_t {
   uint64_t request_limit;  /* only the first so many requests of the schedule, default all */
   uint32_t infer_threads;  /* 1: hide thread ids from the policy, default 0 */
   uint32_t reserved;       /* 0 */
-  /* A monotonic clock in nanoseconds; if given, the time of all evictions is measured. Default NULL. */
+  /* A monotonic clock in nanoseconds; if given, the time of the policy is measured. Default NULL. */
   uint64_t (*nanoseconds)(void);
 } saga_cache_options_t;
 
@@ -91,8 +141,9 @@ typedef struct saga_cache_result_t {
   uint64_t evicted_pages;
   double requested_cost; /* weighted tokens: a token at position p counts 1 + p / 60,000 */
   double missed_cost;
-  uint64_t eviction_nanoseconds; /* only with a clock */
+  uint64_t eviction_nanoseconds; /* of all evictions, what the cache does for them included; only with a clock */
   uint64_t overflows;            /* cuts that pinned pages alone prevented */
+  uint64_t policy_nanoseconds;   /* in the policy: starts, ends, changes, timers and victims; only with a clock */
 } saga_cache_result_t;
 
 /* As saga_engine_options_init(_sized). */
@@ -128,16 +179,55 @@ typedef struct saga_cluster_options_t {
   uint64_t link_bytes_per_second; /* default 25e9 */
 } saga_cluster_options_t;
 
+/* What drives the cluster: where calls go, what is kept and copied, and what the workers evict by
+ * (native/core/sim/cluster_policy.hpp). */
+typedef enum saga_policy_t {
+  SAGA_POLICY_ROUND_ROBIN = 0,
+  SAGA_POLICY_AFFINITY = 1,
+  SAGA_POLICY_WA_LRU = 2,
+  SAGA_POLICY_TTL = 3,
+  SAGA_POLICY_KV_ROUTER = 4,
+  SAGA_POLICY_CONTINUUM = 5,
+  SAGA_POLICY_THUNDER_AGENT = 6,
+  SAGA_POLICY_KV_FLOW = 7,
+  SAGA_POLICY_SAGA_PAPER = 8,
+  SAGA_POLICY_SAGA = 9
+} saga_policy_t;
+
+/* Parts of saga-paper and saga that can be taken out; the other policies have none of them. */
+typedef enum saga_policy_part_t {
+  SAGA_PART_PREDICTION = 1,
+  SAGA_PART_EVICTION = 2,
+  SAGA_PART_AFFINITY = 4,
+  SAGA_PART_STEALING = 8,
+  SAGA_PART_PREFETCH = 16,
+  SAGA_PART_ADMISSION = 32,
+  SAGA_PART_FAIRNESS = 64,
+  SAGA_PART_TTL = 128
+} saga_policy_part_t;
+
+/* What clients tell the scheduler beyond their requests. Graph: the declared graph of a task when it arrives, and that a task
+ * is over. */
+typedef enum saga_hints_t { SAGA_HINTS_NONE = 0, SAGA_HINTS_GRAPH = 1 } saga_hints_t;
+
+#define SAGA_POLICY_PARAMETERS 8
+
 typedef struct saga_run_options_t {
   uint32_t struct_size;
-  uint32_t placement; /* saga_placement_t, default affinity */
-  uint32_t eviction;  /* saga_eviction_t but BELADY, default LRU */
-  uint32_t live;      /* closed loop: tasks live at one time; 0 = open loop */
-  double rate;        /* open loop: tasks a second; exactly one of live and rate is above 0 */
-  uint64_t seed;      /* of arrivals and placement, default 0 */
-  /* If given, receives the engine's journal in pieces, on the thread of the run. Default NULL. */
+  uint32_t policy;   /* saga_policy_t, default affinity */
+  uint32_t hints;    /* saga_hints_t, default graph */
+  uint32_t without;  /* saga_policy_part_t added up, default 0: the policy is whole */
+  uint32_t live;     /* closed loop: tasks live at one time; 0 = open loop */
+  uint32_t reserved; /* 0 */
+  double rate;       /* open loop: tasks a second; exactly one of live and rate is above 0 */
+  uint64_t seed;     /* of arrivals and of the policy's draws, default 0 */
+  /* Of the policy, as its header numbers them; NaN (default): the policy's own default. Never infinite. */
+  double parameters[SAGA_POLICY_PARAMETERS];
+  /* If given, receives the engine's journal in pieces, on the thread of the run. Only with a policy that runs through the
+   * engine: round-robin, affinity, wa-lru and ttl. Default NULL. */
   void (*journal)(void* context, const uint8_t* bytes, size_t count);
   void* journal_context;
+  double* task_seconds; /* if given, [task_count]: receives the completion time of each task. Default NULL. */
 } saga_run_options_t;
 
 typedef struct saga_distribution_t {
@@ -164,7 +254,16 @@ typedef struct saga_run_result_t {
   uint64_t output_tokens;
   uint64_t preemptions;
   uint64_t steps;
-  uint64_t engine_digest; /* of the scheduling engine after the run */
+  uint64_t engine_digest;    /* of the scheduling engine after the run; 0 where the policy does not run through it */
+  uint64_t prefilled_tokens; /* prompt tokens computed, those computed again after a preemption included */
+  uint64_t loaded_tokens;    /* from the host tier */
+  uint64_t preempted_tokens;
+  uint64_t copied_pages; /* between workers, on arrival */
+  uint64_t leases_granted;
+  uint64_t leases_refused;
+  uint64_t leases_expired;
+  uint64_t leases_released;
+  uint64_t leases_revoked;
 } saga_run_result_t;
 
 /* As saga_engine_options_init(_sized). */
