@@ -291,6 +291,9 @@ TEST(FairQueue, TheFirstUrgentTenantIsWaitedFor) {
   ASSERT_TRUE(queue.pop(0, &call));
   EXPECT_EQ(call.call, 0u);  // 1 lags by 50 now: urgent
   EXPECT_FALSE(queue.pop(0, [](const FairCall& candidate) { return candidate.tenant == 0; }, &call));
+  const FairEntry next = queue.next(0, [](const FairCall&) { return true; });
+  ASSERT_NE(next, kNone);
+  EXPECT_EQ(queue.call(next).call, 2u);
   // Its second call fits while its first does not.
   ASSERT_TRUE(queue.pop(0, [](const FairCall& candidate) { return candidate.call != 2; }, &call));
   EXPECT_EQ(call.call, 3u);

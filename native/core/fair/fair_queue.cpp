@@ -233,7 +233,8 @@ void FairQueue::make_eligible() {
   }
 }
 
-void FairQueue::grant(TenantId id, FairEntry entry) {
+void FairQueue::grant(FairEntry entry) {
+  const TenantId id = entries_[entry].call.tenant;
   Tenant& tenant = tenants_[id];
   const std::uint64_t cost = entries_[entry].call.cost;
   tenant.since_oldest = entry == tenant.oldest ? 0 : tenant.since_oldest + 1;

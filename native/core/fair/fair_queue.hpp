@@ -87,30 +87,40 @@ class FairQueue {
   const FairCall& call(FairEntry entry) const { return entries_[entry].call; }
   Time waiting_since(FairEntry entry) const { return entries_[entry].since; }
 
-  // Grants the next call, charges its cost to its tenant and forgets it; false: nothing waits, or nothing that may go fits.
+  // The call that goes next; kNone: nothing waits, or nothing that may go fits. Until the queue changes, or time goes on, pop()
+  // would grant it.
   // fits(const FairCall&) says whether the call can start now. What does not fit is passed over only where that cannot harm
   // the bounds: among the oldest `kCandidates` calls of the tenant whose turn it is and, while no tenant is urgent, among
   // `kCandidates` eligible tenants. The first urgent tenant is never passed over: the host waits until its call fits.
-  bool pop(Time now, FairCall* granted) {
-    return pop(now, [](const FairCall&) { return true; }, granted);
-  }
   template <class Fits>
-  bool pop(Time now, Fits&& fits, FairCall* granted) {
+  FairEntry next(Time now, Fits&& fits) {
     refresh(now);
     make_eligible();
-    if (!urgent_.empty()) return grant_from(urgent_.top(), fits, granted);
+    if (!urgent_.empty()) return choose(tenants_[urgent_.top()], fits);
     const std::uint32_t candidates = eligible_.size() < kCandidates ? eligible_.size() : kCandidates;
-    if (candidates == 0) return false;
-    if (grant_from(eligible_.top(), fits, granted)) return true;
-    for (std::uint32_t i = 1; i < candidates; ++i) {
-      if (grant_from(eligible_.at(i), fits, granted)) return true;
+    for (std::uint32_t i = 0; i < candidates; ++i) {
+      const FairEntry entry = choose(tenants_[eligible_.at(i)], fits);
+      if (entry != kNone) return entry;
     }
-    return false;
+    return kNone;
+  }
+
+  // Grants the next call: charges its cost to its tenant and forgets it. False: next() is kNone.
+  template <class Fits>
+  bool pop(Time now, Fits&& fits, FairCall* granted) {
+    const FairEntry entry = next(now, fits);
+    if (entry == kNone) return false;
+    *granted = entries_[entry].call;
+    grant(entry);
+    return true;
+  }
+  bool pop(Time now, FairCall* granted) {
+    return pop(now, [](const FairCall&) { return true; }, granted);
   }
   static constexpr std::uint32_t kCandidates = 16;
 
   // What a granted call of the tenant took, beyond (or short of) what has been charged for it so far. A preempted or failed
-  // call is corrected to what it took.
+  // call is corrected to what it took. At most 2^40 either way.
   void correct(TenantId tenant, std::int64_t delta);
 
   // At once, also for a tenant that waits; in 1/1024, from 1 to 2^20. A heavier tenant keeps its deadline for the next grant.
@@ -177,15 +187,6 @@ class FairQueue {
     bool live = false;
   };
 
-  template <class Fits>
-  bool grant_from(TenantId id, Fits&& fits, FairCall* granted) {
-    const FairEntry entry = choose(tenants_[id], fits);
-    if (entry == kNone) return false;
-    *granted = entries_[entry].call;
-    grant(id, entry);
-    return true;
-  }
-
   // The oldest when it is its turn, else the first by key. Who does not fit is passed over, but the oldest at most
   // oldest_every times: then its tenant waits for it.
   template <class Fits>
@@ -202,7 +203,7 @@ class FairQueue {
   }
 
   void make_eligible();
-  void grant(TenantId id, FairEntry entry);
+  void grant(FairEntry entry);
   void advance(std::uint64_t service);
   void classify(TenantId id);
   void leave_heaps(TenantId id);
