@@ -138,6 +138,8 @@ class EvictionPolicy {
   virtual void call_preempted(CallId, Time) {}
   // The thread will not come back to this cache: it was moved elsewhere, or its task has ended.
   virtual void thread_left(ThreadId, Time) {}
+  // Pages on the path to `leaf` were copied here for the thread, whose next call will come here.
+  virtual void thread_expected(ThreadId, NodeId /*leaf*/, Time) {}
   virtual void node_resident(NodeId) {}
   virtual void node_emptied(NodeId) {}
   virtual void node_pinned(NodeId) {}

@@ -145,6 +145,7 @@ class Cluster final : public ClusterControl, public WorkerObserver, public Prefi
     bool finished = false;
   };
   struct Copy {
+    ThreadId thread;
     NodeId leaf;
     WorkerId to;
     std::uint32_t pages;  // on the path to the leaf, from its first
@@ -365,7 +366,7 @@ std::uint32_t Cluster::copy(CallId call, WorkerId from, WorkerId to) {
   copy_link_free_[to] =
       std::max(copy_link_free_[to], now_) +
       transfer_time(pages - there, tree_.page_tokens(), options_.kv_bytes_per_token, options_.link_bytes_per_second);
-  copies_.push_back({leaf, to, pages});
+  copies_.push_back({workload_.call_thread[call], leaf, to, pages});
   events_.push({copy_link_free_[to], kCopyEnd, static_cast<std::uint32_t>(copies_.size() - 1), 0});
   return pages - there;
 }
@@ -561,6 +562,7 @@ Status Cluster::run() {
         break;
       case kCopyEnd: {
         const Copy& copy = copies_[event.subject];
+        workers_[copy.to]->expect(copy.thread, copy.leaf, now_);
         copied_pages_ += workers_[copy.to]->receive(copy.leaf, copy.pages, now_);
         push_wake(copy.to);
         break;

@@ -600,6 +600,11 @@ void SimWorker::drop(ThreadId thread, Time now) {
   cache_.policy().thread_left(thread, now);
 }
 
+void SimWorker::expect(ThreadId thread, NodeId leaf, Time now) {
+  sync(now);
+  cache_.policy().thread_expected(thread, leaf, now);
+}
+
 std::uint32_t SimWorker::receive(NodeId leaf, std::uint32_t pages, Time now) {
   sync(now);
   SAGA_ASSERT(pages <= tree_.path_pages(leaf) && !free_slots_.empty());

@@ -153,6 +153,8 @@ class SimWorker {
 
   // The thread will not come back here: what only it would use goes first.
   void drop(ThreadId thread, Time now);
+  // What was received on the path to `leaf` is for the thread, whose next call will come here.
+  void expect(ThreadId thread, NodeId leaf, Time now);
 
   // Keeps the leading `pages` pages of the path to `leaf` (kNone: all) that are cached now from eviction, before
   // `until` or until they are revoked; `call` is for the report. kNoLease: refused, for nothing is cached, the deadline

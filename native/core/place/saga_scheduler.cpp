@@ -1,0 +1,613 @@
+#include "saga_scheduler.hpp"
+
+#include <algorithm>
+
+#include "../base/assert.hpp"
+#include "../base/real.hpp"
+#include "../graph/agent_graph.hpp"
+
+namespace saga {
+
+namespace {
+
+constexpr double kMicrosecond = 1e-6;
+constexpr Time kRefreshEvery = 1'000'000;
+constexpr double kAbsentPresence = 0.01;  // below it a paused thread is not counted
+constexpr double kLongestPrefill = 0.9;   // share of a worker's time: a step time stays finite
+
+constexpr std::uint64_t kLargestGrant = std::uint64_t{1} << 32;  // over an hour of a worker
+
+enum TimerKind : std::uint8_t { kArrival = 0, kPrefetch = 1, kIdle = 2, kRefresh = 3 };
+
+double seconds(Time time) { return static_cast<double>(time) * kMicrosecond; }
+Time microseconds(double value) { return value <= 0 ? 0 : static_cast<Time>(value * 1e6); }
+
+FairOptions fair_options(const SagaSchedulerOptions& options) {
+  FairOptions fair;
+  fair.tenants = options.tenants;
+  fair.entries = options.calls;
+  fair.largest_grant = kLargestGrant;
+  if (!options.parts.fairness) fair.oldest_every = 1;
+  return fair;
+}
+
+PredictorOptions predictor_options(const SagaSchedulerOptions& options) {
+  PredictorOptions predictor;
+  predictor.max_workflows = options.threads;
+  predictor.max_tenants = options.tenants;
+  predictor.reuse_horizon = options.horizon;
+  return predictor;
+}
+
+}  // namespace
+
+SagaScheduler::SagaScheduler(const SagaSchedulerOptions& options)
+    : options_(options),
+      costs_(options.costs, options.workers),
+      predictor_(predictor_options(options)),
+      queue_(fair_options(options)),
+      admissions_(fair_options(options)),
+      random_(mix64(options.seed ^ 0x73616761ull)),
+      threads_(options.threads),
+      workers_(options.workers),
+      arrived_(options.tasks, 0),
+      expected_(options.tasks, 0),
+      matched_(options.workers, 0),
+      active_slot_(options.threads, kNone) {
+  timers_.reserve(std::size_t{options.threads} * 2 + options.workers + 1);
+  active_.reserve(options.threads);
+}
+
+// ---------------------------------------------------------------------------------------------------------------- loads
+
+void SagaScheduler::estimate(Thread& thread, std::uint32_t id, Time now) {
+  if (!options_.parts.prediction || !thread.opened) {
+    thread.output = 300;
+    thread.growth = 300;
+    thread.gap = 1;
+    thread.calls = 10;
+    return;
+  }
+  const Forecast forecast = predictor_.forecast(id, now);
+  const bool running = thread.state == State::kRunning || thread.state == State::kQueued;
+  thread.output = std::max(1.0, running ? forecast.current_output_tokens : forecast.next_output_tokens);
+  thread.growth = std::max(1.0, forecast.next_growth_tokens);
+  thread.calls = forecast.remaining_calls;
+  thread.gap = std::min(seconds(forecast.gap_p50), 3600.0);
+}
+
+// Tokens that the thread may be expected to hold at most: the largest over k of P(at least k more calls) x context after them,
+// calls ending with a constant hazard.
+double SagaScheduler::working_set(const Thread& thread) {
+  const double rest = thread.calls * (thread.output + thread.growth);
+  return rest <= thread.context ? thread.context : rest * real_exp(thread.context / rest - 1);
+}
+
+SagaScheduler::Load SagaScheduler::load_of(const Thread& thread, double presence) const {
+  const StepCosts& cost = options_.costs;
+  const double prefill = thread.growth * (cost.per_prefill_token + cost.per_prefill_pair * thread.context);
+  const double answer = thread.output * cost.base * 1.5 + prefill;
+  const double cycle = answer + thread.gap;
+  Load load;
+  load.busy = presence * answer / cycle;
+  load.step = (cost.per_call + cost.per_context_token * thread.context) * load.busy;
+  load.prefill = presence * prefill / cycle;
+  load.resident = presence * working_set(thread);
+  return load;
+}
+
+void SagaScheduler::count(Thread& thread, double presence) {
+  if (thread.worker == kNone) return;
+  Load& sum = workers_[thread.worker].load;
+  const Load load = load_of(thread, presence);
+  sum.busy += load.busy - thread.load.busy;
+  sum.step += load.step - thread.load.step;
+  sum.prefill += load.prefill - thread.load.prefill;
+  sum.resident += load.resident - thread.load.resident;
+  thread.load = load;
+  thread.presence = presence;
+  const double running = thread.state == State::kRunning || thread.state == State::kArriving ? thread.context + thread.output : 0;
+  workers_[thread.worker].running += running - thread.running;
+  thread.running = running;
+  const double queued = thread.state == State::kQueued ? load_of(thread, 1).resident : 0;
+  workers_[thread.worker].queued += queued - thread.queued;
+  thread.queued = queued;
+}
+
+double SagaScheduler::step_time(const Load& load) const {
+  return (options_.costs.base + load.step) / (1 - std::min(load.prefill, kLongestPrefill));
+}
+
+double SagaScheduler::presence_of(std::uint32_t id, Time now) const {
+  const Thread& thread = threads_[id];
+  if (thread.state == State::kAbsent) return 0;
+  if (thread.state != State::kPaused) return 1;
+  if (options_.parts.prediction) return predictor_.reuse_within(id, options_.horizon, now);
+  const double half = seconds(options_.horizon);
+  return half / (half + seconds(now - thread.paused_at));
+}
+
+// ---------------------------------------------------------------------------------------------------------------- prices
+
+PriceTerms SagaScheduler::price(const Thread& thread, WorkerId id, double missing, double transfer, Time) const {
+  const Worker& worker = workers_[id];
+  Load others = worker.load;
+  double running = worker.running;
+  if (thread.worker == id) {
+    others.busy -= thread.load.busy;
+    others.step -= thread.load.step;
+    others.prefill -= thread.load.prefill;
+    others.resident -= thread.load.resident;
+    running -= thread.running;
+  }
+  const Load own = load_of(thread, 1);
+  Load together = others;
+  together.step += own.step;
+  together.prefill += own.prefill;
+  const double before = step_time(others);
+  const double after = step_time(together);
+  PriceTerms terms;
+  missing = std::max(1.0, missing);
+  terms.prefill = costs_.prefill(id, missing, std::max(0.0, thread.context - missing));
+  terms.transfer = transfer;
+  terms.decode = costs_.factor(id) * thread.output * after;
+  const double busy = std::max(0.0, others.busy);
+  terms.interference =
+      costs_.factor(id) * thread.output * (after - before) * busy / std::max(own.busy, 1e-3) + terms.prefill * busy;
+  const double over = others.resident + own.resident - capacity_ * options_.room;
+  if (over > 0) {
+    terms.displacement = options_.displacement * std::min(over, own.resident) * options_.costs.per_prefill_token;
+  }
+  const double short_of = running + thread.context + thread.output - capacity_;
+  if (short_of > 0 && running > 0) {  // it waits until running calls of that size have ended
+    terms.wait = short_of / running * after * thread.output;
+  }
+  return terms;
+}
+
+bool SagaScheduler::has_room(const Thread& thread, WorkerId id, bool holds) const {
+  const Worker& worker = workers_[id];
+  const double running = worker.running - (thread.worker == id ? thread.running : 0);
+  if (running > 0 && running + thread.context + thread.output > capacity_) return false;
+  if (holds) return true;
+  double resident = worker.load.resident - (thread.worker == id ? thread.load.resident : 0);
+  if (thread.worker == kNone) resident += worker.queued;
+  return resident <= 1 || resident + load_of(thread, 1).resident <= capacity_ * options_.room;
+}
+
+bool SagaScheduler::fits(const Thread& thread, CallId call, Time now, ClusterControl& cluster) {
+  if (!options_.parts.admission) return true;
+  const FairQueue& queue = thread.admitted ? queue_ : admissions_;
+  if (now - queue.waiting_since(thread.entry) > options_.longest_wait) return true;
+  for (WorkerId w = 0; w < options_.workers; ++w) {
+    if (has_room(thread, w, thread.admitted)) return true;
+  }
+  if (thread.admitted || thread.worker == kNone || !has_room(thread, thread.worker, true)) return false;
+  return 2.0 * cluster.cached_pages(call, thread.worker) * page_tokens_ >= thread.context;
+}
+
+double SagaScheduler::transfer_time(std::uint32_t pages, WorkerId to, Time now, ClusterControl& cluster) const {
+  const Time free = workers_[to].link_free;
+  return seconds(cluster.copy_time(pages) + (free > now ? free - now : 0));
+}
+
+SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, Time now, ClusterControl& cluster) {
+  cluster.match(call, matched_.data());
+  WorkerId holder = kNone;
+  for (WorkerId w = 0; w < options_.workers; ++w) {
+    if (matched_[w] > 0 && (holder == kNone || matched_[w] > matched_[holder])) holder = w;
+  }
+  const auto missing = [&](WorkerId w) {
+    return options_.parts.affinity ? thread.context - matched_[w] * page_tokens_ : thread.context;
+  };
+  Choice best, second;
+  double best_price = 0, second_price = 0;
+  bool second_drawn = false;
+  double holder_price = -1;
+  PriceTerms holder_terms;
+  for (int pass = 0; pass < 2 && best.worker == kNone; ++pass) {  // if nobody has room (a call that waited long): anyone
+    for (WorkerId w = 0; w < options_.workers; ++w) {
+      const bool holds = 2.0 * matched_[w] * page_tokens_ >= thread.context;
+      if (pass == 0 && options_.parts.admission && w != thread.worker && !has_room(thread, w, holds)) continue;
+      if (pass == 0 && options_.parts.admission && w == thread.worker && !thread.admitted && !has_room(thread, w, holds)) continue;
+      Choice choice;
+      choice.worker = w;
+      choice.reason = matched_[w] > 0 && w == holder ? SagaReason::kHolder : holder == kNone ? SagaReason::kNew : SagaReason::kRecompute;
+      choice.terms = price(thread, w, missing(w), 0, now);
+      if (options_.parts.affinity && options_.parts.stealing && holder != kNone && matched_[w] < matched_[holder]) {
+        const PriceTerms pulled =
+            price(thread, w, missing(holder), transfer_time(matched_[holder] - matched_[w], w, now, cluster), now);
+        if (pulled.total() < choice.terms.total()) {
+          choice.terms = pulled;
+          choice.source = holder;
+          choice.reason = SagaReason::kPull;
+        }
+      }
+      const double total = choice.terms.total();
+      if (w == thread.worker) {
+        holder_price = total;
+        holder_terms = choice.terms;
+      }
+      if (best.worker == kNone || total < best_price) {
+        second = best;
+        second_price = best_price;
+        best = choice;
+        best_price = total;
+      } else if (second.worker == kNone || total < second_price) {
+        second = choice;
+        second_price = total;
+      }
+    }
+  }
+  // Where it is, unless elsewhere is better by a margin.
+  if (holder_price >= 0 && best.worker != thread.worker && options_.parts.affinity &&
+      holder_price <= best_price * (1 + options_.hysteresis)) {
+    best.worker = thread.worker;
+    best.source = kNone;
+    best.reason = SagaReason::kHolder;
+    best.terms = holder_terms;
+  } else if (second.worker != kNone && best.worker != thread.worker && second_price <= best_price * (1 + options_.tie)) {
+    second_drawn = (random_.next() & 1) != 0;
+    const std::uint32_t open = cluster.open_calls(best.worker);
+    const std::uint32_t other = cluster.open_calls(second.worker);
+    if (other < open || (other == open && second_drawn)) best = second;
+  }
+  best.holder_terms = holder_terms;
+  return best;
+}
+
+// ---------------------------------------------------------------------------------------------------------------- calls
+
+void SagaScheduler::task_arrived(std::uint32_t task, Time now, ClusterControl& cluster) {
+  arrived_[task] = now;
+  const AgentGraph* graph = cluster.graph(task);
+  expected_[task] = graph != nullptr && options_.parts.prediction ? graph->expected_seconds : 0;
+}
+
+void SagaScheduler::task_finished(std::uint32_t task, Time now, ClusterControl& cluster) {
+  for (std::size_t i = 0; i < active_.size();) {
+    const std::uint32_t id = active_[i];
+    if (threads_[id].task == task && threads_[id].open_calls == 0) {
+      leave(id, now, cluster, true);
+    } else {
+      ++i;
+    }
+  }
+  grant_waiting(now, cluster, kNone, nullptr);
+}
+
+// The thread counts nowhere any more.
+void SagaScheduler::leave(std::uint32_t id, Time now, ClusterControl& cluster, bool ended) {
+  Thread& thread = threads_[id];
+  if (ended && thread.worker != kNone && thread.call != kNone) cluster.drop(thread.call, thread.worker);
+  if (thread.lease != kNoLease) cluster.release(thread.lease);
+  thread.lease = kNoLease;
+  thread.state = State::kAbsent;
+  count(thread, 0);
+  if (ended) {
+    if (thread.opened) predictor_.workflow_closed(id, now);
+    thread.opened = false;
+    thread.worker = kNone;
+    thread.call = kNone;
+  }
+  const std::uint32_t slot = active_slot_[id];
+  if (slot == kNone) return;
+  active_[slot] = active_.back();
+  active_slot_[active_[slot]] = slot;
+  active_.pop_back();
+  active_slot_[id] = kNone;
+}
+
+WorkerId SagaScheduler::place(CallId call, Time now, ClusterControl& cluster) {
+  capacity_ = static_cast<double>(cluster.capacity_pages(0)) * cluster.page_tokens();
+  page_tokens_ = cluster.page_tokens();
+  refresh(now, cluster);
+  const std::uint32_t id = cluster.thread(call);
+  Thread& thread = threads_[id];
+  const std::uint32_t task = cluster.task(call);
+  const std::uint32_t tenant = cluster.tenant(task);
+  const bool fresh = thread.call == kNone;
+  if (!thread.opened) {
+    const AgentGraph* graph = options_.parts.prediction ? cluster.graph(task) : nullptr;
+    predictor_.workflow_opened(id, tenant, 0, graph, now);
+    thread.opened = true;
+  }
+  predictor_.call_started(id, cluster.prompt_tokens(call), cluster.prompt_kind(call), now);
+  thread.task = task;
+  thread.context = cluster.prompt_tokens(call);
+  if (active_slot_[id] == kNone) {
+    active_slot_[id] = static_cast<std::uint32_t>(active_.size());
+    active_.push_back(id);
+  }
+  if (thread.lease != kNoLease) {
+    cluster.release(thread.lease);
+    thread.lease = kNoLease;
+  }
+  if (thread.open_calls++ > 0) {  // overlaps a call of its own: it goes there too
+    if (thread.state == State::kRunning) {
+      thread.call = call;
+      estimate(thread, id, now);
+      count(thread, 1);
+      ++workers_[thread.worker].calls;
+      return thread.worker;
+    }
+  }
+  const double presence_before = thread.state == State::kPaused ? presence_of(id, now) : 0;
+  thread.call = call;
+  thread.state = State::kQueued;
+  estimate(thread, id, now);
+  if (thread.ready_at > now) {  // moved in its gap, and back before its pages have arrived
+    thread.state = State::kArriving;
+    thread.started_at = now;
+    count(thread, 1);
+    ++statistics_.held;
+    start_timer({thread.ready_at, id, call, kArrival}, cluster);
+    return kNone;
+  }
+  thread.admitted = !fresh && thread.worker != kNone && presence_before >= options_.readmit;
+  // While it waits it asks for no memory, or those who wait could block each other.
+  if (!thread.admitted) count(thread, 0);
+  FairCall waiting;
+  waiting.tenant = options_.parts.fairness ? tenant : 0;
+  waiting.kind = fresh && arrived_[task] == now ? FairClass::kAdmission : FairClass::kRunning;
+  waiting.call = call;
+  const double own = thread.output * options_.costs.base + costs_.prefill(0, thread.growth, thread.context);
+  double work = own;
+  if (options_.parts.fairness) {
+    const Forecast forecast = predictor_.forecast(id, now);
+    work = std::max(own, forecast.remaining_output_tokens * options_.costs.base +
+                             costs_.prefill(0, forecast.remaining_growth_tokens + thread.growth, thread.context));
+    waiting.work = microseconds(work);
+    if (expected_[task] > 0) waiting.deadline = arrived_[task] + microseconds(1.5 * expected_[task]);
+  }
+  waiting.cost = service(thread, thread.admitted ? own : work);
+  FairQueue& queue = thread.admitted ? queue_ : admissions_;
+  if (queue.push(waiting, now, &thread.entry) != Status::kOk) {
+    ++statistics_.refused;
+    return grant(call, 0, now, cluster);
+  }
+  WorkerId placed = kNone;
+  grant_waiting(now, cluster, call, &placed);
+  if (thread.state == State::kQueued) ++statistics_.queued;
+  return placed;
+}
+
+// GPU time and KV room for that time, as one number.
+std::uint64_t SagaScheduler::service(const Thread& thread, double gpu_seconds) const {
+  const double bytes = thread.context * options_.kv_bytes_per_token * gpu_seconds * 1e6;
+  return std::min(queue_.service(microseconds(gpu_seconds), static_cast<std::uint64_t>(bytes)), kLargestGrant);
+}
+
+// Grants what may go and fits. The call `wanted` is not sent: its worker is returned in *placed.
+void SagaScheduler::grant_waiting(Time now, ClusterControl& cluster, CallId wanted, WorkerId* placed) {
+  FairCall next;
+  const auto fitting = [&](const FairCall& waiting) {
+    return fits(thread_of(waiting.call, cluster), waiting.call, now, cluster);
+  };
+  while ((queue_.size() > 0 && queue_.pop(now, fitting, &next)) ||
+         (admissions_.size() > 0 && admissions_.pop(now, fitting, &next))) {
+    Thread& thread = thread_of(next.call, cluster);
+    thread.charged = next.cost;
+    const WorkerId worker = grant(next.call, 0, now, cluster);
+    if (worker == kNone) continue;
+    if (next.call == wanted) {
+      *placed = worker;
+    } else {
+      cluster.send(next.call, worker);
+    }
+  }
+}
+
+// The worker, or kNone: its pages are on the way there, and it is sent when they have arrived.
+WorkerId SagaScheduler::grant(CallId call, Time queued, Time now, ClusterControl& cluster) {
+  const std::uint32_t id = cluster.thread(call);
+  Thread& thread = threads_[id];
+  ++statistics_.grants;
+  const WorkerId home = thread.worker;
+  const Choice choice = choose(thread, call, now, cluster);
+  receipt_ = {};
+  receipt_.call = call;
+  receipt_.worker = choice.worker;
+  receipt_.source = choice.source;
+  receipt_.reason = choice.reason;
+  receipt_.matched_pages = matched_[choice.worker];
+  receipt_.price = choice.terms;
+  receipt_.holder = home;
+  receipt_.holder_price = choice.holder_terms;
+  receipt_.queued = queued;
+  thread.state = State::kRunning;
+  thread.admitted = true;
+  thread.started_at = now;
+  thread.predicted = choice.terms.prefill + choice.terms.decode;
+  if (choice.worker != home) {
+    if (home != kNone) {
+      count(thread, 0);
+      thread.state = State::kAbsent;
+      count(thread, 0);
+      thread.state = State::kRunning;
+      cluster.drop(call, home);
+      if (choice.source == kNone) {
+        ++statistics_.recomputes;
+      } else {
+        ++statistics_.pulls;
+      }
+      if (thread.moved && seconds(now - thread.moved_at) < 3 * options_.settle_seconds) ++statistics_.thrash;
+      thread.moved = true;
+      thread.moved_at = now;
+    }
+    thread.worker = choice.worker;
+  }
+  ++workers_[thread.worker].calls;
+  if (choice.source != kNone) {
+    copy_to(thread, id, call, choice.source, choice.worker, now, cluster);
+    thread.state = State::kArriving;
+    count(thread, 1);
+    ++statistics_.held;
+    start_timer({thread.ready_at, id, call, kArrival}, cluster);
+    return kNone;
+  }
+  count(thread, 1);
+  return thread.worker;
+}
+
+void SagaScheduler::copy_to(Thread& thread, std::uint32_t, CallId call, WorkerId from, WorkerId to, Time now,
+                            ClusterControl& cluster) {
+  const std::uint32_t pages = cluster.copy(call, from, to);
+  Worker& worker = workers_[to];
+  worker.link_free = std::max(worker.link_free, now) + cluster.copy_time(pages);
+  thread.ready_at = worker.link_free + 1;
+}
+
+void SagaScheduler::first_token(CallId, WorkerId, Time, ClusterControl&) {}
+
+void SagaScheduler::call_finished(CallId call, WorkerId worker, StopReason stop, ToolClass tool, Time now,
+                                  ClusterControl& cluster) {
+  const std::uint32_t id = cluster.thread(call);
+  Thread& thread = threads_[id];
+  refresh(now, cluster);
+  --thread.open_calls;
+  --workers_[worker].calls;
+  const std::uint32_t output = cluster.output_tokens(call);
+  predictor_.call_ended(id, stop, tool, output, now);
+  if (thread.open_calls == 0 && call == thread.call) {
+    const double took = seconds(now - thread.started_at);
+    costs_.observe(worker, thread.predicted * (thread.output > 0 ? output / thread.output : 1), took);
+    const std::uint64_t actual = service(thread, output * options_.costs.base);
+    const std::uint32_t tenant = options_.parts.fairness ? cluster.tenant(thread.task) : 0;
+    queue_.correct(tenant, static_cast<std::int64_t>(actual) - static_cast<std::int64_t>(thread.charged));
+    thread.charged = 0;
+    thread.state = State::kPaused;
+    thread.paused_at = now;
+    thread.follows_tool = stop == StopReason::kToolUse;
+    thread.context = cluster.prompt_tokens(call) + static_cast<double>(output);
+    estimate(thread, id, now);
+    count(thread, presence_of(id, now));
+    if (options_.parts.stealing) consider_steal(id, now, cluster);
+    if (options_.leases && options_.parts.retention && thread.ready_at <= now) {
+      const Forecast forecast = predictor_.forecast(id, now);
+      if (forecast.end_probability < 0.5) {
+        const Time until = now + std::min<Time>(forecast.gap_p95, 300'000'000) + 1;
+        thread.lease = cluster.lease(call, thread.worker, static_cast<std::uint64_t>(thread.presence * 1e6), until);
+      }
+    }
+    start_timer({now + kRefreshEvery, kNone, kNone, kRefresh}, cluster);
+  }
+  grant_waiting(now, cluster, kNone, nullptr);
+}
+
+void SagaScheduler::consider_steal(std::uint32_t id, Time now, ClusterControl& cluster) {
+  Thread& thread = threads_[id];
+  if (thread.presence < 0.5) return;
+  if (thread.moved && seconds(now - thread.moved_at) < options_.settle_seconds) return;
+  const WorkerId home = thread.worker;
+  const double stay = price(thread, home, thread.growth, 0, now).total();
+  WorkerId best = home;
+  double best_price = stay;
+  for (WorkerId w = 0; w < options_.workers; ++w) {
+    if (w == home) continue;
+    const double there = price(thread, w, thread.growth, 0, now).total();
+    if (there < best_price) {
+      best = w;
+      best_price = there;
+    }
+  }
+  if (best == home || stay <= best_price * (1 + options_.hysteresis)) return;
+  const std::uint32_t pages = cluster.cached_pages(thread.call, home);
+  if (pages == 0) return;
+  const double copy = transfer_time(pages, best, now, cluster);
+  const double late = std::max(0.0, copy - thread.gap);
+  if (copy > options_.longest_copy_seconds || (stay - best_price) * 4 <= late) return;
+  thread.state = State::kAbsent;
+  count(thread, 0);
+  thread.worker = best;
+  thread.state = State::kPaused;
+  copy_to(thread, id, thread.call, home, best, now, cluster);
+  cluster.drop(thread.call, home);
+  count(thread, presence_of(id, now));
+  ++statistics_.steals;
+  if (thread.moved && seconds(now - thread.moved_at) < 3 * options_.settle_seconds) ++statistics_.thrash;
+  thread.moved = true;
+  thread.moved_at = now;
+}
+
+// ---------------------------------------------------------------------------------------------------------------- time
+
+void SagaScheduler::start_timer(const Timer& timer, ClusterControl& cluster) {
+  if (timer.kind == kRefresh) {
+    if (next_refresh_ != 0) return;
+    next_refresh_ = timer.at;
+    cluster.wake_at(timer.at);
+    return;
+  }
+  timers_.push_back(timer);
+  const auto later = [](const Timer& a, const Timer& b) { return a.at != b.at ? a.at > b.at : a.thread > b.thread; };
+  std::push_heap(timers_.begin(), timers_.end(), later);
+  cluster.wake_at(timer.at);
+}
+
+// Presence falls with time.
+void SagaScheduler::refresh(Time now, ClusterControl&) {
+  if (next_refresh_ == 0 || now < next_refresh_) return;
+  next_refresh_ = 0;
+  for (std::size_t i = 0; i < active_.size();) {
+    const std::uint32_t id = active_[i];
+    Thread& thread = threads_[id];
+    if (thread.state == State::kPaused) {
+      const double presence = presence_of(id, now);
+      if (presence < kAbsentPresence) {
+        count(thread, 0);
+        active_[i] = active_.back();
+        active_slot_[active_[i]] = static_cast<std::uint32_t>(i);
+        active_.pop_back();
+        active_slot_[id] = kNone;
+        continue;
+      }
+      count(thread, presence);
+    }
+    ++i;
+  }
+}
+
+void SagaScheduler::timer(Time now, ClusterControl& cluster) {
+  const auto later = [](const Timer& a, const Timer& b) { return a.at != b.at ? a.at > b.at : a.thread > b.thread; };
+  while (!timers_.empty() && timers_.front().at <= now) {
+    const Timer timer = timers_.front();
+    std::pop_heap(timers_.begin(), timers_.end(), later);
+    timers_.pop_back();
+    Thread& thread = threads_[timer.thread];
+    if (timer.kind == kArrival && thread.state == State::kArriving && thread.call == timer.call) {
+      thread.state = State::kRunning;
+      cluster.send(timer.call, thread.worker);
+    }
+  }
+  if (next_refresh_ != 0 && now >= next_refresh_) {
+    refresh(now, cluster);
+    grant_waiting(now, cluster, kNone, nullptr);
+    bool again = queue_.size() + admissions_.size() > 0;
+    for (std::size_t i = 0; i < active_.size() && !again; ++i) again = threads_[active_[i]].state == State::kPaused;
+    if (again) start_timer({now + kRefreshEvery, kNone, kNone, kRefresh}, cluster);
+  }
+}
+
+bool SagaScheduler::verify() const {
+  if (!queue_.verify() || !predictor_.verify()) return false;
+  std::uint32_t queued = 0;
+  for (std::size_t i = 0; i < active_.size(); ++i) {
+    if (active_slot_[active_[i]] != i) return false;
+    if (threads_[active_[i]].state == State::kQueued) ++queued;
+  }
+  if (queued > queue_.size() + admissions_.size() || !admissions_.verify()) return false;
+  for (WorkerId w = 0; w < options_.workers; ++w) {
+    double resident = 0, running = 0;
+    for (const Thread& thread : threads_) {
+      if (thread.worker != w) continue;
+      resident += thread.load.resident;
+      running += thread.running;
+    }
+    if (!(resident - workers_[w].load.resident < 1 && workers_[w].load.resident - resident < 1)) return false;
+    if (!(running - workers_[w].running < 1 && workers_[w].running - running < 1)) return false;
+  }
+  return true;
+}
+
+}  // namespace saga

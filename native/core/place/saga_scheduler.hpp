@@ -1,0 +1,260 @@
+// SagaScheduler: SAGA's own scheduling of a cluster: which worker gets a call, when, and what happens to its cache between calls.
+//
+// The unit of residence is a **thread** (one agent of one workflow: its calls follow each other and share a growing prefix), the
+// unit of admission and fairness is its workflow (task). It stands behind the seam of cluster_control.hpp, so that the engine and
+// the simulator run the same code.
+//
+// **One price.** Every alternative for a call is priced in seconds of delay that it causes, to the call itself and to those
+// around it (cost_model.hpp):
+//
+//   wait          until the worker has room for it
+//   prefill       of what the worker (or the peer it pulls from) does not hold
+//   transfer      of what is pulled, behind what the link has to carry already
+//   decode        expected answer times the step time that the worker will have with the call on it
+//   interference  what the call costs the others there: longer steps, its prefill in their way
+//   displacement  what it pushes out of memory, times the cost of computing that again
+//
+// The alternatives are: stay with the holder, recompute elsewhere, pull the pages to another worker, and, where no worker has
+// room, wait in the fair queue. Affinity falls out of the price. Of alternatives that differ by less than `tie` two are drawn by
+// seed, and the one with fewer open calls is taken. A thread leaves its worker only for a gain of more than `hysteresis`.
+//
+// **Presence.** A thread counts on its worker's load and memory while a call of it runs, and in a gap by the probability that it
+// returns within `horizon` (graph/predictor.hpp): one second into a tool call all of it, hours after the last answer nothing.
+//
+//   states of a thread   absent -> queued -> (arriving ->) running -> paused -> queued ...; absent again when its task ends
+//     queued     its call waits in the fair queue
+//     arriving   granted; its pages are on the way to its new worker, the call is sent when they are there
+//     paused     in a gap; its pages stay (a lease may keep them), or are copied to a worker where it will run better
+//
+// **Admission.** All calls pass the fair queue (fair/fair_queue.hpp), which orders tenants by their shares and workflows by
+// urgency. A call is granted if some worker has room: for its context among the running ones, and, unless its pages are there
+// already, for its whole expected working set among those of all threads present. So a new workflow waits rather than pushing out
+// running ones. A call that has waited `longest_wait` is granted wherever it is cheapest: memory never starves anybody.
+//
+// **Stealing.** Decided when a thread pauses (its next call, priced on every worker against where it is) and when a worker has
+// been idle for `steal_idle` while another has more than `steal_ratio` times the mean load. Only paused threads move. A copy that
+// would keep the link busy for more than `longest_copy` is not made, and a thread stays `settle` where it has come to.
+//
+// Cost: place O(workers) and one directory look-up; an end O(workers) (steal check) plus the grants it makes possible; a tick
+// (once a second while somebody is paused) O(paused threads). Memory is taken at construction. Deterministic: + - * / on doubles,
+// seeded draws, ties by small ids.
+//
+// Invariants (verify()): the load of each worker is the sum of its present threads' (to rounding: recomputed each tick); a thread
+// is in the fair queue exactly when queued; arriving threads are exactly those in the arrival heap.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../base/random.hpp"
+#include "../base/types.hpp"
+#include "../fair/fair_queue.hpp"
+#include "../graph/predictor.hpp"
+#include "cluster_control.hpp"
+#include "cost_model.hpp"
+
+namespace saga {
+
+// Parts that can be switched off, to see what each is worth.
+struct SagaParts {
+  bool prediction = true;  // off: the same constants for every thread
+  bool affinity = true;    // off: pages held count for nothing; the least loaded worker
+  bool stealing = true;    // off: a thread moves only when its worker has no room
+  bool prefetch = true;    // off: pages are pulled only when the call is there
+  bool admission = true;   // off: every call is granted at once
+  bool fairness = true;    // off: one queue, first come first served
+  bool retention = true;   // off: no leases
+};
+
+struct SagaSchedulerOptions {
+  std::uint32_t workers = 1;
+  std::uint32_t threads = 1;  // ids are below; tasks and calls too
+  std::uint32_t tasks = 1;
+  std::uint32_t calls = 1;
+  std::uint32_t tenants = 1;
+  std::uint64_t seed = 0;
+  StepCosts costs;
+  double kv_bytes_per_token = 327'680;
+  SagaParts parts;
+  double room = 0.95;            // of the KV room that working sets may fill
+  double readmit = 0.1;          // a thread that returns with less presence is admitted anew
+  double hysteresis = 0.03;
+  double tie = 0.005;
+  double settle_seconds = 10;
+  double longest_copy_seconds = 2;
+  double displacement = 10;      // price of a displaced token in prefills of it: it is missed, and pushes out others in turn
+  Time horizon = 30'000'000;
+  Time longest_wait = 36'000'000'000;
+  Time steal_idle = 100'000;
+  double steal_ratio = 2;
+  bool leases = false;           // workers that evict by another order than SAGA's: keep what will be used soon
+};
+
+// What the price of an alternative is made of, in seconds.
+struct PriceTerms {
+  double wait = 0;
+  double prefill = 0;
+  double transfer = 0;
+  double decode = 0;
+  double interference = 0;
+  double displacement = 0;
+  double total() const { return wait + prefill + transfer + decode + interference + displacement; }
+};
+
+enum class SagaReason : std::uint8_t {
+  kNew = 0,        // no worker holds anything worth going to
+  kHolder = 1,     // where its pages are
+  kRecompute = 2,  // another worker, computing its prompt again
+  kPull = 3,       // another worker, after copying its pages there
+};
+
+struct SagaReceipt {
+  CallId call = kNone;
+  WorkerId worker = kNone;
+  WorkerId source = kNone;  // of a pull
+  SagaReason reason = SagaReason::kNew;
+  std::uint32_t matched_pages = 0;
+  PriceTerms price;
+  WorkerId holder = kNone;      // where the thread was
+  PriceTerms holder_price;      // what staying would have cost
+  Time queued = 0;              // waited in the fair queue
+};
+
+struct SagaStatistics {
+  std::uint64_t grants = 0;
+  std::uint64_t queued = 0;        // calls that waited in the fair queue
+  std::uint64_t held = 0;          // calls that waited for their pages
+  std::uint64_t steals = 0;        // threads moved while paused
+  std::uint64_t pulls = 0;         // threads moved when they returned
+  std::uint64_t recomputes = 0;    // threads that went elsewhere without their pages
+  std::uint64_t thrash = 0;        // moves of a thread within three settle times of the move before
+  std::uint64_t prefetches = 0;    // loads from host memory ahead of a return
+  std::uint64_t prefetches_cancelled = 0;
+  std::uint64_t preemptions = 0;   // running calls asked to give way
+  std::uint64_t refused = 0;       // calls that the fair queue had no room for and were granted at once
+};
+
+class SagaScheduler final : public PlacementPolicy {
+ public:
+  explicit SagaScheduler(const SagaSchedulerOptions& options);
+
+  WorkerId place(CallId call, Time now, ClusterControl& cluster) override;
+  void task_arrived(std::uint32_t task, Time now, ClusterControl& cluster) override;
+  void task_finished(std::uint32_t task, Time now, ClusterControl& cluster) override;
+  void first_token(CallId call, WorkerId worker, Time now, ClusterControl& cluster) override;
+  void call_finished(CallId call, WorkerId worker, StopReason stop, ToolClass tool, Time now,
+                     ClusterControl& cluster) override;
+  void timer(Time now, ClusterControl& cluster) override;
+  bool verify() const override;
+
+  const SagaStatistics& statistics() const { return statistics_; }
+  const SagaReceipt& receipt() const { return receipt_; }  // of the last grant
+  const Predictor& predictor() const { return predictor_; }
+  const FairQueue& queue() const { return queue_; }
+  const FairQueue& admissions() const { return admissions_; }
+
+ private:
+  enum class State : std::uint8_t { kAbsent, kQueued, kArriving, kRunning, kPaused };
+
+  // What a thread asks of its worker, as rates and shares of time.
+  struct Load {
+    double busy = 0;      // share of time that a call of it runs
+    double step = 0;      // seconds that it adds to a step, times busy
+    double prefill = 0;   // share of time that its prefills take
+    double resident = 0;  // tokens of its working set, growth included
+  };
+  struct Thread {
+    State state = State::kAbsent;
+    WorkerId worker = kNone;
+    CallId call = kNone;  // newest
+    std::uint32_t task = kNone;
+    std::uint32_t open_calls = 0;
+    FairEntry entry = 0;
+    double context = 0;   // tokens: prompt of the newest call, and its answer once it has ended
+    double output = 0;    // expected of the running or next call
+    double growth = 0;    // expected of the next gap
+    double gap = 0;       // expected seconds of a gap
+    double calls = 0;     // expected number of calls to come
+    double presence = 0;
+    double running = 0;   // tokens counted as running on the worker
+    double queued = 0;    // tokens counted as queued there
+    Load load;            // counted on the worker, presence included
+    Time paused_at = 0;
+    Time ready_at = 0;    // its pages are on the worker then
+    Time moved_at = 0;
+    Time started_at = 0;
+    double predicted = 0;  // seconds that the running call was expected to take
+    std::uint64_t charged = 0;
+    LeaseId lease = kNoLease;
+    bool moved = false;
+    bool follows_tool = false;
+    bool opened = false;   // in the predictor
+    bool admitted = false;  // its working set has been granted room, and it has not been absent since
+    std::uint32_t previous = kNone, next = kNone;  // among the threads of the task, and among the paused ones
+  };
+  struct Worker {
+    Load load;
+    double running = 0;  // tokens of running calls
+    double queued = 0;   // working sets of threads that wait for a grant here: room that is not for newcomers
+    std::uint32_t calls = 0;
+    Time link_free = 0;
+    Time idle_since = 0;
+  };
+  struct Timer {
+    Time at = 0;
+    std::uint32_t thread = kNone;  // kNone: idle check of `call` as worker
+    CallId call = kNone;
+    std::uint8_t kind = 0;
+  };
+  struct Choice {
+    WorkerId worker = kNone;
+    WorkerId source = kNone;
+    SagaReason reason = SagaReason::kNew;
+    PriceTerms terms;
+    PriceTerms holder_terms;
+  };
+
+  Thread& thread_of(CallId call, ClusterControl& cluster) { return threads_[cluster.thread(call)]; }
+  void estimate(Thread& thread, std::uint32_t id, Time now);
+  static double working_set(const Thread& thread);
+  Load load_of(const Thread& thread, double presence) const;
+  void count(Thread& thread, double presence);  // on its worker, anew
+  double step_time(const Load& load) const;
+  double presence_of(std::uint32_t id, Time now) const;
+  PriceTerms price(const Thread& thread, WorkerId worker, double missing, double transfer, Time now) const;
+  bool has_room(const Thread& thread, WorkerId worker, bool holds) const;
+  bool fits(const Thread& thread, CallId call, Time now, ClusterControl& cluster);
+  std::uint64_t service(const Thread& thread, double gpu_seconds) const;
+  Choice choose(const Thread& thread, CallId call, Time now, ClusterControl& cluster);
+  WorkerId grant(CallId call, Time queued, Time now, ClusterControl& cluster);
+  void grant_waiting(Time now, ClusterControl& cluster, CallId wanted, WorkerId* placed);
+  double transfer_time(std::uint32_t pages, WorkerId to, Time now, ClusterControl& cluster) const;
+  void copy_to(Thread& thread, std::uint32_t id, CallId call, WorkerId from, WorkerId to, Time now,
+               ClusterControl& cluster);
+  void consider_steal(std::uint32_t id, Time now, ClusterControl& cluster);
+  void leave(std::uint32_t id, Time now, ClusterControl& cluster, bool ended);
+  void start_timer(const Timer& timer, ClusterControl& cluster);
+  void refresh(Time now, ClusterControl& cluster);
+
+  SagaSchedulerOptions options_;
+  CostModel costs_;
+  Predictor predictor_;
+  FairQueue queue_;       // calls of admitted threads
+  FairQueue admissions_;  // first calls, and calls of threads that were away for long
+  Random random_;
+  std::vector<Thread> threads_;
+  std::vector<Worker> workers_;
+  std::vector<Time> arrived_;  // per task
+  std::vector<double> expected_;
+  std::vector<std::uint32_t> matched_;
+  std::vector<Timer> timers_;  // heap by (at, thread, kind)
+  std::vector<std::uint32_t> active_;       // threads that are not absent, in no order of meaning
+  std::vector<std::uint32_t> active_slot_;  // per thread
+  double capacity_ = 0;                     // tokens of a worker
+  double page_tokens_ = 16;
+  Time next_refresh_ = 0;
+  SagaStatistics statistics_;
+  SagaReceipt receipt_;
+};
+
+}  // namespace saga
