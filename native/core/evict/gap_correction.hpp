@@ -2,14 +2,14 @@
 // the correction knows this call: how long the gaps of its thread have been, how much it has written, how large its prompt is.
 //
 // Ages fall into eight **groups** of buckets. For each of the first seven it predicts whether a gap that has come that far ends
-// there: log odds of the class + the sum of the weights of the call's 25 **features**, each in one of 16 bins. The hazards of
+// there: log odds of the class + the sum of the weights of the call's 24 **features**, each in one of 16 bins. The hazards of
 // the class are then scaled, group by group, to the corrected probability. The last group is left as it is: few come there.
 //
 // **Gate.** For every group a running log loss of both predictions is kept, on the gaps that the group has decided; the correction
 // counts only while it is the better one by more than chance. Where calls have no history (chat) it never is.
 //
 // Cost: learning about 0.1 us a group that a gap has passed; predicting under 1 us, and only where a decision asks for it.
-// Memory: 26 KB, and 25 bytes a head. Arithmetic in float and double in a fixed order, without the C library but sqrt.
+// Memory: 25 KB, and 24 bytes a head. Arithmetic in float and double in a fixed order, without the C library but sqrt.
 #pragma once
 
 #include <array>
@@ -25,7 +25,7 @@ class GapCorrection {
  public:
   static constexpr std::uint32_t kGroups = 8;
   static constexpr std::uint32_t kCorrected = 7;
-  static constexpr std::uint32_t kFeatures = 25;
+  static constexpr std::uint32_t kFeatures = 24;
   static constexpr std::uint32_t kBins = 16;
   // First bucket of each group: about 0, .7, 2.5, 8, 30, 100, 300, 1000 s.
   static constexpr std::array<std::uint32_t, kGroups + 1> kGroupStart = {0, 15, 22, 29, 37, 44, 50, 57, kBuckets};

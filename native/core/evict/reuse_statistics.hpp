@@ -27,6 +27,7 @@
 #include "../base/types.hpp"
 #include "../graph/hazard.hpp"
 #include "gap_correction.hpp"
+#include "gap_history.hpp"
 
 namespace saga {
 
@@ -60,6 +61,7 @@ class ReuseStatistics {
   HazardTree base;
   HazardTree run;
   GapCorrection correction;
+  ToolGaps tool_gaps;
 
   HazardTree::ClassId gap_class(StopReason stop, ToolClass tool, std::uint32_t calls_so_far);
   static constexpr std::uint32_t kCallsUnknown = 6;  // thread ids are known: calls so far are no class

@@ -16,29 +16,6 @@ constexpr double kMicroseconds = 1e-6;
 constexpr double kDeclaredShift = 62'500;   // added to ages and declared durations: zero has no multiples
 constexpr std::uint32_t kBoundBuckets = 4;  // a bound holds up to the fourth border of a bucket
 constexpr std::uint8_t kThreadsMost = 255;
-constexpr std::uint32_t kNoHistoryBin = 15;
-constexpr double kLongGap = 16;  // seconds
-
-double seconds(Time time) { return static_cast<double>(time) * kMicroseconds; }
-
-// log2, linear between powers of two: for features, which are cut into bins anyway.
-float rough_log2(double x) {
-  const auto bits = std::bit_cast<std::uint64_t>(x);
-  const auto order = static_cast<std::int64_t>(bits >> 52) - 1023;
-  const double part = std::bit_cast<double>((bits & 0xFFFFFFFFFFFFFull) | 0x3FF0000000000000ull) - 1;
-  return static_cast<float>(static_cast<double>(order) + part);
-}
-
-std::uint8_t bin(float x, float low, float step) {
-  const float place = (x - low) / step;
-  return place <= 0 ? 0 : place >= 14 ? 14 : static_cast<std::uint8_t>(place);
-}
-
-std::uint8_t level(float x, float a, float b, float c) {
-  return static_cast<std::uint8_t>((x >= a) + (x >= b) + (x >= c));
-}
-
-void smooth(float& mean, float x, float rate, bool first) { mean = first ? x : mean + rate * (x - mean); }
 
 IndexValue add(IndexValue a, IndexValue b) { return std::min(kCertain, a + b); }
 
@@ -53,7 +30,7 @@ SagaPolicy::SagaPolicy(const ResidentSet& residents, ReuseStatistics* shared)
       head_of_thread_(residents.tree->threads(), kNoHead),
       head_of_call_(residents.tree->calls(), kNoHead) {
   heads_.reserve(std::size_t{tree_.threads()} * 2);
-  histories_.reserve(std::size_t{tree_.threads()} * 2);
+  pasts_.reserve(std::size_t{tree_.threads()} * 2);
   touched_.reserve(64);
   statistics_->attach(this);
 }
@@ -67,11 +44,11 @@ SagaPolicy::HeadId SagaPolicy::new_head() {
     const HeadId id = free_heads_.back();
     free_heads_.pop_back();
     heads_[id] = {};
-    histories_[id] = {};
+    pasts_[id] = {};
     return id;
   }
   heads_.emplace_back();
-  histories_.emplace_back();
+  pasts_.emplace_back();
   return static_cast<HeadId>(heads_.size() - 1);
 }
 
@@ -102,10 +79,10 @@ SagaPolicy::HeadId SagaPolicy::infer(NodeId path_leaf) const {
 SagaPolicy::HeadId SagaPolicy::adopt(const CallStart& call) {
   const HeadId id = infer(call.path_leaf);
   if (id == kNoHead || heads_[id].state != State::kIdle) return kNoHead;
-  if (histories_[id].inferred || histories_[id].thread_calls != 1) return kNoHead;
-  head_of_thread_[histories_[id].thread] = kNoHead;
-  histories_[id].thread = call.thread;
-  histories_[id].thread_calls = 0;
+  if (pasts_[id].inferred || pasts_[id].thread_calls != 1) return kNoHead;
+  head_of_thread_[pasts_[id].thread] = kNoHead;
+  pasts_[id].thread = call.thread;
+  pasts_[id].thread_calls = 0;
   head_of_thread_[call.thread] = id;
   return id;
 }
@@ -175,8 +152,8 @@ void SagaPolicy::call_started(const CallStart& call, Time now) {
   if (id == kNoHead) {
     id = new_head();
     if (!inferred) head_of_thread_[call.thread] = id;
-    histories_[id].inferred = inferred;
-    histories_[id].thread = call.thread;
+    pasts_[id].inferred = inferred;
+    pasts_[id].thread = call.thread;
   } else {
     if (heads_[id].state == State::kIdle) gap_ended(id, now);
     const NodeId old_leaf = heads_[id].path_leaf;
@@ -193,24 +170,15 @@ void SagaPolicy::call_started(const CallStart& call, Time now) {
   head_of_call_[call.call] = id;
 
   Head& head = heads_[id];
-  History& history = histories_[id];
+  Past& past = pasts_[id];
   head.path_leaf = call.path_leaf;
   head.newest_call = call.call;
   head.state = State::kRunning;
   head.run_since = now;
-  history.kind = call.prompt_kind;
-  history.path_pages = tree_.path_pages(call.path_leaf);
-  history.new_pages = history.path_pages - tree_.path_pages(above);
-  ++history.calls;
-  ++history.thread_calls;
-  if (call.prompt_kind == PromptKind::kUser) history.calls_since_human = 0;
-  ++history.calls_since_human;
-  std::uint32_t gap_level = 0;
-  if (history.gaps > 0) {
-    const float lg = history.smoothed[1];
-    gap_level = 1u + level(lg, 0.585f, 3.0f, 5.32f) + (lg >= 7.64f ? 1u : 0u);
-  }
-  head.run_class = statistics_->run_class(call.prompt_kind, gap_level);
+  ++past.thread_calls;
+  const std::uint32_t pages = tree_.path_pages(call.path_leaf);
+  past.gaps.call_started(call.prompt_kind, pages, pages - tree_.path_pages(above));
+  head.run_class = statistics_->run_class(call.prompt_kind, past.gaps.gap_level());
   hang(id, place_of(call.path_leaf));
   statistics_->rebuild_if_due(now);
 }
@@ -263,7 +231,7 @@ void SagaPolicy::call_ended(const CallEnd& call, Time now) {
   SAGA_ASSERT(id != kNoHead);
   Head& head = heads_[id];
   if (head.newest_call != call.call) return;  // the thread has gone on meanwhile
-  History& history = histories_[id];
+  Past& past = pasts_[id];
   if (head.path_leaf != call.leaf) {
     SAGA_ASSERT(tree_.on_path(call.leaf, head.path_leaf));
     unhang(id);
@@ -276,7 +244,9 @@ void SagaPolicy::call_ended(const CallEnd& call, Time now) {
   head.since = now;
   head.own_from = kNone;
   head.survived = 0;
-  describe(history, call, now - head.run_since);
+  past.gaps.call_ended(call.stop_reason, call.tool_class, call.output_tokens,
+                       std::uint64_t{past.gaps.path_pages()} * tree_.page_tokens(), now - head.run_since,
+                       statistics_->tool_gaps);
   if (call.session_end) {
     head.wait = Wait::kEnded;
     head.wait_class = statistics_->ended.child(HazardTree::kRoot, 0);
@@ -286,7 +256,7 @@ void SagaPolicy::call_ended(const CallEnd& call, Time now) {
     head.unit = static_cast<double>(call.declared_gap) + kDeclaredShift;
   } else {
     head.wait = Wait::kGap;
-    const std::uint32_t calls_so_far = history.inferred ? history.calls - 1 : ReuseStatistics::kCallsUnknown;
+    const std::uint32_t calls_so_far = past.inferred ? past.gaps.calls() - 1 : ReuseStatistics::kCallsUnknown;
     head.wait_class = statistics_->gap_class(call.stop_reason, call.tool_class, calls_so_far);
   }
 }
@@ -352,14 +322,14 @@ void SagaPolicy::node_emptied(NodeId node) {
 
 void SagaPolicy::gap_ended(HeadId id, Time now) {
   Head& head = heads_[id];
-  History& history = histories_[id];
   const Time gap = now - head.since;
   const std::uint32_t bucket = bucket_of(gap);
   switch (head.wait) {
     case Wait::kGap: {
       statistics_->gap.event(head.wait_class, bucket, 1);
-      if (history.past()) {
-        statistics_->correction.learn(statistics_->gap, head.wait_class, history.features, head.survived,
+      const GapHistory& gaps = pasts_[id].gaps;
+      if (gaps.past()) {
+        statistics_->correction.learn(statistics_->gap, head.wait_class, gaps.features(), head.survived,
                                       GapCorrection::group_of(bucket), true);
       }
       break;
@@ -373,71 +343,15 @@ void SagaPolicy::gap_ended(HeadId id, Time now) {
       break;
   }
   statistics_->learned();
-
-  const float lg = rough_log2(seconds(gap) + 0.06);
-  if (history.stop == StopReason::kEndTurn) {
-    smooth(history.human, lg, 0.3f, history.human_gaps++ == 0);
-    return;
-  }
-  const bool first = history.gaps++ == 0;
-  history.last = {lg, history.last[0], history.last[1]};
-  smooth(history.smoothed[0], lg, 0.4f, first);
-  smooth(history.smoothed[1], lg, 0.15f, first);
-  smooth(history.smoothed[2], lg, 0.04f, first);
-  smooth(history.long_share, seconds(gap) > kLongGap ? 1.0f : 0.0f, 0.1f, first);
-  history.longest = first ? lg : std::max(lg, history.longest - 0.05f * (history.longest + 4));
-  const auto tool = static_cast<std::size_t>(history.tool);
-  smooth(history.by_tool[tool], lg, 0.25f, !std::exchange(history.tool_seen[tool], true));
-  smooth(tool_gap_[tool], lg, 0.03f, !std::exchange(tool_seen_[tool], true));
+  pasts_[id].gaps.gap_ended(gap, statistics_->tool_gaps);
 }
 
-void SagaPolicy::learn_survived(Head& head, const History& history, std::uint32_t groups) {
-  if (groups <= head.survived || !history.past()) return;
-  statistics_->correction.learn(statistics_->gap, head.wait_class, history.features, head.survived, groups, false);
+void SagaPolicy::learn_survived(HeadId id, std::uint32_t groups) {
+  Head& head = heads_[id];
+  const GapHistory& gaps = pasts_[id].gaps;
+  if (groups <= head.survived || !gaps.past()) return;
+  statistics_->correction.learn(statistics_->gap, head.wait_class, gaps.features(), head.survived, groups, false);
   head.survived = static_cast<std::uint8_t>(groups);
-}
-
-// The features of a call that has just ended.
-void SagaPolicy::describe(History& h, const CallEnd& call, Time ran) {
-  h.stop = call.stop_reason;
-  h.tool = call.tool_class;
-  const float call_time = rough_log2(seconds(ran) + 0.1);
-  smooth(h.call_time, call_time, 0.1f, h.calls == 1);
-  const float output = rough_log2(static_cast<double>(call.output_tokens) + 1);
-  const double prompt = static_cast<double>(h.path_pages) * tree_.page_tokens();
-  const bool past = h.gaps > 0;
-  const auto history = [&](bool there, float x, float low, float step) {
-    return there ? bin(x, low, step) : static_cast<std::uint8_t>(kNoHistoryBin);
-  };
-  const auto tool = static_cast<std::size_t>(call.tool_class);
-  const std::uint8_t output_level = level(output, 6, 8, 10);
-  GapCorrection::Features& f = h.features;
-  std::size_t i = 0;
-  f[i++] = static_cast<std::uint8_t>(call.stop_reason);
-  f[i++] = bin(output, 3, 0.8f);
-  f[i++] = bin(rough_log2(prompt + 1), 12, 0.5f);
-  f[i++] = bin(rough_log2(static_cast<double>(h.new_pages) + 1), 0, 0.7f);
-  f[i++] = bin(call_time, -1, 0.6f);
-  for (std::uint32_t back = 0; back < 3; ++back) f[i++] = history(h.gaps > back, h.last[back], -4, 1.2f);
-  for (const float mean : h.smoothed) f[i++] = history(past, mean, -4, 0.8f);
-  f[i++] = history(past, h.long_share, 0, 0.05f);
-  f[i++] = history(past, h.longest, -4, 1.2f);
-  f[i++] = history(h.human_gaps > 0, h.human, -2, 1.2f);
-  f[i++] = bin(rough_log2(static_cast<double>(h.calls_since_human) + 1), 0, 0.6f);
-  f[i++] = bin(rough_log2(static_cast<double>(h.calls) + 1), 0, 0.6f);
-  f[i++] = static_cast<std::uint8_t>(h.kind);
-  f[i++] = static_cast<std::uint8_t>(call.tool_class);
-  f[i++] = history(tool_seen_[tool], tool_gap_[tool], -4, 0.8f);
-  f[i++] = history(h.tool_seen[tool], h.by_tool[tool], -4, 0.9f);
-  f[i++] = bin(h.call_time, -1, 0.6f);
-  const std::uint8_t smoothed_level = past ? level(h.smoothed[1], 0, 3, 6) : std::uint8_t{0};
-  f[i++] = static_cast<std::uint8_t>(output_level * 4 + smoothed_level);
-  const std::uint8_t last_level = past ? static_cast<std::uint8_t>(1 + level(h.last[0], -2, 2, 5)) : std::uint8_t{0};
-  f[i++] = static_cast<std::uint8_t>(static_cast<std::uint32_t>(call.stop_reason) * 5 + last_level);
-  const std::uint8_t share_level = past ? level(h.long_share, 0.05f, 0.15f, 0.35f) : std::uint8_t{0};
-  f[i++] = static_cast<std::uint8_t>(share_level * 4 + output_level);
-  f[i++] = static_cast<std::uint8_t>(kNoHistoryBin);  // declared durations have tables of their own
-  SAGA_ASSERT(i == GapCorrection::kFeatures);
 }
 
 void SagaPolicy::count_open_waits(Time now) {
@@ -462,7 +376,7 @@ void SagaPolicy::count_open_waits(Time now) {
     switch (head.wait) {
       case Wait::kGap:
         statistics_->gap.open(head.wait_class, bucket, 1);
-        learn_survived(head, histories_[id], GapCorrection::group_of(bucket));
+        learn_survived(id, GapCorrection::group_of(bucket));
         break;
       case Wait::kEnded:
         statistics_->ended.open(head.wait_class, bucket, 1);
@@ -523,7 +437,7 @@ void SagaPolicy::add_head(Rating& rating, HeadId id, Time now, bool exact) {
   if (head.wait == Wait::kGap) {
     const std::uint32_t bucket = bucket_of(age);
     const IndexValue* index = statistics_->gap.index(head.wait_class);
-    const bool plain = !histories_[id].past() || (head.own_from == kNone && !statistics_->correction.active());
+    const bool plain = !pasts_[id].gaps.past() || (head.own_from == kNone && !statistics_->correction.active());
     if (plain || bucket >= GapCorrection::kEnd) {
       add_value(rating, index, bucket, head.since, exact);
       return;
@@ -563,7 +477,7 @@ const IndexValue* SagaPolicy::index_of(HeadId id, std::uint32_t bucket) {
   if (id >= own_index_.size()) own_index_.resize(heads_.size());
   IndexValue* own = own_index_[id].data();
   if (head.own_from > bucket) {
-    statistics_->correction.predict(statistics_->gap, head.wait_class, histories_[id].features, bucket, own);
+    statistics_->correction.predict(statistics_->gap, head.wait_class, pasts_[id].gaps.features(), bucket, own);
     head.own_from = bucket;
   }
   return own;
@@ -743,7 +657,7 @@ bool SagaPolicy::verify() const {
     if (head.hangs_at != place_of(head.path_leaf)) return false;
     ++hanging;
   }
-  if (used + free_heads_.size() != heads_.size() || histories_.size() != heads_.size()) return false;
+  if (used + free_heads_.size() != heads_.size() || pasts_.size() != heads_.size()) return false;
   for (NodeId node = 0; node < nodes_.size(); ++node) {
     const Node& state = nodes_[node];
     HeadId previous = kNoHead;

@@ -35,6 +35,7 @@
 #include <vector>
 
 #include "eviction_policy.hpp"
+#include "gap_history.hpp"
 #include "reuse_statistics.hpp"
 
 namespace saga {
@@ -86,31 +87,12 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
     Wait wait = Wait::kGap;
   };
 
-  // What a thread's past says of its next gap. Smoothed logarithms of seconds; negative infinity stands for nothing yet.
-  struct History {
-    GapCorrection::Features features{};
-    std::uint32_t calls = 0;
-    std::uint32_t calls_since_human = 0;
-    std::uint32_t gaps = 0;
-    std::uint32_t human_gaps = 0;
-    bool inferred = false;  // no thread id
-    std::uint32_t path_pages = 0;
+  // What is kept of a head that is no orphan.
+  struct Past {
+    GapHistory gaps;
     ThreadId thread = kNone;         // whose it is, if its id was told
     std::uint32_t thread_calls = 0;  // since it is
-    std::uint32_t new_pages = 0;
-    std::array<float, 3> last{};      // the last three gaps
-    std::array<float, 3> smoothed{};  // rates .4, .15, .04
-    float long_share = 0;
-    float longest = 0;
-    float human = 0;
-    float call_time = 0;
-    std::array<float, 5> by_tool{};
-    std::array<bool, 5> tool_seen{};
-    // Whether there is anything to correct by. Without, the class tables alone count.
-    bool past() const { return gaps + human_gaps > 0; }
-    PromptKind kind = PromptKind::kStart;
-    StopReason stop = StopReason::kUnknown;
-    ToolClass tool = ToolClass::kNone;
+    bool inferred = false;           // no thread id
   };
 
   struct Node {
@@ -157,8 +139,7 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   void unhang(HeadId id);
   NodeId place_of(NodeId path_leaf) const;
   void gap_ended(HeadId id, Time now);
-  void learn_survived(Head& head, const History& history, std::uint32_t groups);
-  void describe(History& history, const CallEnd& call, Time ran);
+  void learn_survived(HeadId id, std::uint32_t groups);
   void count_open_waits(Time now) override;
 
   void touch(NodeId node) {
@@ -190,7 +171,7 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   std::uint64_t generation_ = 0;
   std::vector<Node> nodes_;
   std::vector<Head> heads_;
-  std::vector<History> histories_;  // by head; orphans leave theirs unused
+  std::vector<Past> pasts_;  // by head; orphans leave theirs unused
   std::vector<std::array<IndexValue, GapCorrection::kEnd>> own_index_;
   std::vector<HeadId> free_heads_;
   std::vector<HeadId> head_of_thread_;
@@ -199,8 +180,6 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   std::vector<NodeId> touched_;
   std::vector<KeyEntry> keys_;
   std::vector<TimerEntry> timers_;
-  std::array<float, 5> tool_gap_{};  // smoothed over all threads
-  std::array<bool, 5> tool_seen_{};
 };
 
 }  // namespace saga
