@@ -17,6 +17,7 @@ import type {
 import { shareOf, type CacheModel } from '../simulate/options.js';
 import { inTurns, liveForPressure, runsAtOnce, tasksThatFit, type ProgressListener } from '../simulate/run.js';
 import { callCount, taskCount, type WorkloadColumns } from '../workload/columns.js';
+import { withHints } from '../workload/hints.js';
 import { scheduleOf } from '../workload/schedule.js';
 import type { CacheSystem, System } from './systems.js';
 import type { WorkloadSource } from './workloads.js';
@@ -40,6 +41,8 @@ export interface ClusterCase {
 export interface ClusterOutcome extends ClusterRunResult {
   tasks: number;
   calls: number;
+  /** Completion time of each task, in the order of the workload. */
+  taskSeconds: Float64Array;
 }
 
 /** A rate of saturation to search for. */
@@ -129,7 +132,7 @@ export class Laboratory {
   private async play(one: ClusterCase, onProgress: (done: number) => void): Promise<ClusterOutcome> {
     const { workload, simulation } = await this.open(one);
     const { arrivals, cluster, seed } = one;
-    const options: ClusterRunOptions = { ...policyOf(one.system), seed, rate: 0, live: 0 };
+    const options: ClusterRunOptions = { ...policyOf(one.system), seed, rate: 0, live: 0, taskSeconds: true };
     if ('load' in arrivals) {
       options.rate = arrivals.load * (await (this.rates.get(searchKeyOf(referenceOf(one))) as Promise<number>));
     } else if ('live' in arrivals) {
@@ -138,7 +141,12 @@ export class Laboratory {
       options.live = liveForPressure(workload, cluster.workers * cluster.kvTokens, arrivals.pressure);
     }
     const result = await simulation.run(options, onProgress);
-    return { ...result, tasks: taskCount(workload), calls: callCount(workload) };
+    return {
+      ...result,
+      tasks: taskCount(workload),
+      calls: callCount(workload),
+      taskSeconds: result.taskSeconds as Float64Array,
+    };
   }
 
   private workload(source: WorkloadSource): Promise<WorkloadColumns> {
@@ -160,7 +168,7 @@ export class Laboratory {
         const columns = await this.workload(workload);
         const schedule = scheduleOf(columns, live === undefined ? {} : { live });
         return {
-          replay: this.backend.openCache(columns, cachePageTokens, schedule),
+          replay: this.backend.openCache(columns, cachePageTokens, withHints(columns, schedule, system.hints)),
           requests: schedule.call.length,
         };
       },

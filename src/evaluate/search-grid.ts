@@ -1,6 +1,6 @@
 /**
  * Parameters of the other systems, and the values that `saga evaluate search` tries: every combination of a policy's values, on
- * seeds that no other table uses. What each parameter means stands in the header of its policy (`native/core/sim/`); NaN stands for none.
+ * seeds that no other table uses. What each parameter means stands in the header of its policy (`native/core/sim/`).
  *
  * The systems are given every advantage: the search looks for the values under which they do best on these workloads.
  */
@@ -10,23 +10,32 @@ import type { ClusterPolicy } from '../simulate/options.js';
 export type ParameterGrid = Readonly<Record<string, readonly number[]>>;
 
 /** By policy. */
-export const searchGrid: Readonly<Partial<Record<ClusterPolicy | Rival, ParameterGrid>>> = {
+export const searchGrid: Readonly<Partial<Record<ClusterPolicy, ParameterGrid>>> = {
   'kv-router': {
     prefillScale: [0.5, 1, 2, 4],
     temperature: [0, 0.5],
     queueThreshold: [0, 4],
+    sessionAffinitySeconds: [0, 300],
   },
-  continuum: {},
+  continuum: {
+    memoryWeight: [0.25, 1, 4],
+    queueWeight: [0, 1, 4],
+    longestTtlSeconds: [60, 300],
+  },
   'thunder-agent': {
     pauseThreshold: [0.85, 0.95, 1],
     halfLifeSeconds: [0, 2, 10],
     resumeOrder: [0, 1, 2, 3],
   },
-  'kv-flow': {},
-  'saga-paper': {},
+  'kv-flow': {
+    routing: [0, 1],
+  },
+  'saga-paper': {
+    theta: [0.6, 0.8, 0.95],
+    queueStrategy: [0, 2, 3],
+    dispatchDepth: [2, 4, 8],
+  },
 };
-
-type Rival = 'kv-router' | 'continuum' | 'thunder-agent' | 'kv-flow' | 'saga-paper';
 
 /** Seeds of the search; none of them is one of the published seeds, which the other tables use. */
 export const searchSeeds: readonly number[] = [11, 23];

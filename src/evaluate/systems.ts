@@ -2,24 +2,18 @@
  * What is compared: the policies of both simulations by name, with what each is told and which parts are taken out.
  */
 import type { SaturationOptions } from '../simulate/backend.js';
+import type { CacheHints } from '../workload/hints.js';
 import { cachePolicies, clusterPolicies, type CachePolicy, type ClusterPolicy } from '../simulate/options.js';
 
 /** What a policy is told, what is taken out of it, and values of its parameters; whatever is left out is its default. */
-export interface PolicyChanges {
-  hints?: 'none' | 'graph';
-  without?: readonly string[];
-  parameters?: Readonly<Record<string, number>>;
-}
+export type PolicyChanges = Pick<SaturationOptions, 'hints' | 'without' | 'parameters'>;
 
 /** A scheduler of a cluster. */
-export interface System extends Omit<SaturationOptions, 'seed'>, PolicyChanges {
+export interface System extends Omit<SaturationOptions, 'seed'> {
   /** In tables and charts. */
   name: string;
   ours?: boolean;
 }
-
-/** What an eviction policy is told with the answer of a call. */
-export type CacheHints = 'none' | 'end' | 'end+tool' | 'end+tool-noisy';
 
 /** An eviction policy of a cache, and what it is told. */
 export interface CacheSystem {
@@ -29,20 +23,20 @@ export interface CacheSystem {
 }
 
 /** The policy that is this project's. */
-export const ours = 'saga';
+export const ours = 'saga' satisfies ClusterPolicy & CachePolicy;
 
 /** What load is measured by and goals are set against: vLLM with prefix caching behind a router by affinity. */
-export const reference = 'affinity';
+export const reference = 'affinity' satisfies ClusterPolicy;
 
 /** Systems of others that the goals call the best other. */
-export const rivals: readonly string[] = ['kv-router', 'continuum', 'thunder-agent', 'kv-flow', 'saga-paper'];
+export const rivals: readonly ClusterPolicy[] = ['kv-router', 'continuum', 'thunder-agent', 'kv-flow', 'saga-paper'];
 
 /** Every policy of cluster mode with its defaults. */
 export const systems: readonly System[] = clusterPolicies.map((policy) => systemOf(policy));
 
 /** A policy with its defaults. */
 export function systemOf(policy: ClusterPolicy): System {
-  return { name: policy, policy, ...(policy === (ours as string) ? { ours: true } : {}) };
+  return { name: policy, policy, ...(policy === ours ? { ours: true } : {}) };
 }
 
 /** Policies of these names. */

@@ -199,11 +199,6 @@ export function completion(outcome: ClusterOutcome): number {
   return outcome.taskCompletionSeconds.mean;
 }
 
-/** Completion time of each task in seconds, in the order of the workload. */
-export function taskSeconds(outcome: ClusterOutcome): ArrayLike<number> {
-  return (outcome as ClusterOutcome & { taskSeconds: Float64Array }).taskSeconds;
-}
-
 /** The best rival's figure over ours (or ours over its), per group, and the name of that rival. */
 export function againstBest(
   outcomes: Outcomes,

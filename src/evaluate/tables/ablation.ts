@@ -1,23 +1,12 @@
 /**
  * What each mechanism is worth: the whole system, and the system without each.
  */
+import { partsOfPolicy } from '../../simulate/options.js';
 import { ours, systemsOf, variantOf } from '../systems.js';
 import { groupOf, loadCases, loadsOf, mixes, play, seedsText, setupOf, type Table } from '../table.js';
 import { changeChart, variantGrid } from '../variants.js';
 
 const loads = [0.9, 1.1];
-
-/** Parts that can be taken out, as `--without` names them. */
-export const parts = [
-  'prediction',
-  'eviction',
-  'affinity',
-  'stealing',
-  'prefetch',
-  'admission',
-  'fairness',
-  'ttl',
-] as const;
 
 /** `saga evaluate ablation` */
 export const ablationTable: Table = {
@@ -29,7 +18,7 @@ export const ablationTable: Table = {
     const played = loadsOf(context, loads);
     const variants = [
       ...systemsOf([ours]),
-      ...parts.flatMap((part) => variantOf(ours, `without ${part}`, { without: [part] })),
+      ...(partsOfPolicy[ours] ?? []).flatMap((part) => variantOf(ours, `without ${part}`, { without: [part] })),
       ...systemsOf(['affinity']),
     ];
     const outcomes = await play(context, 'ablation', loadCases(context, mixes, played, variants, context.sweepSeeds));

@@ -7,7 +7,8 @@ import type { CacheModel } from '../../simulate/options.js';
 import type { CacheCase } from '../laboratory.js';
 import { goalOf, type Cell, type Goal, type Grid } from '../report.js';
 import { geometricMean } from '../statistics.js';
-import { cacheSystemName, cacheSystemOf, ours, type CacheHints, type CacheSystem } from '../systems.js';
+import { cacheSystemName, cacheSystemOf, ours, type CacheSystem } from '../systems.js';
+import type { CacheHints } from '../../workload/hints.js';
 import type { Context, Table } from '../table.js';
 import { agentSource, traceSource, type WorkloadSource } from '../workloads.js';
 
@@ -26,6 +27,8 @@ const levels: readonly { hints: CacheHints; goal: number }[] = [
 /** A workload, how it is played, and the cache sizes in per cent of its distinct pages. */
 interface Regime {
   name: string;
+  /** What is replayed. */
+  set: string;
   source: (orderSalt: string) => WorkloadSource;
   model: CacheModel;
   live: number | undefined;
@@ -42,8 +45,13 @@ const played: readonly CacheSystem[] = [
   ...levels.flatMap(({ hints }) => cacheSystemOf(ours, hints)),
 ];
 
+/** Single requests have no threads whose end could be told. */
+function playedIn(regime: Regime): readonly CacheSystem[] {
+  return regime.live === undefined ? played.filter(({ hints }) => hints === 'none') : played;
+}
+
 /** What is compared with LRU, order by order and when cold. */
-const ownLevels = played.filter(({ policy }) => policy === (ours as string));
+const ownLevels = played.filter(({ policy }) => policy === ours);
 const compared = [...cacheSystemOf('lru'), ...ownLevels];
 
 const orders = ['', '1', '2'] as const;
@@ -64,7 +72,7 @@ export const evictionTable: Table = {
     const first = pinned[0] as Regime;
     const results = new Results(
       await playAll(context, [
-        ...regimes.flatMap((regime) => casesOf(regime, [...played, optimum])),
+        ...regimes.flatMap((regime) => casesOf(regime, [...playedIn(regime), optimum])),
         ...pinned.flatMap((regime) =>
           orders.slice(1, context.quick ? 2 : 3).flatMap((salt) => casesOf(regime, [...compared, optimum], { salt })),
         ),
@@ -77,9 +85,7 @@ export const evictionTable: Table = {
       table: 'eviction',
       title: this.title,
       setup: {
-        workloads: [
-          ...new Set(regimes.map(({ source }) => source('').key.replace(/^.*[\\/]([^\\/]+)[\\/]/, '$1/'))),
-        ].join('; '),
+        workloads: [...new Set(regimes.map(({ set }) => set))].join(', '),
         pages: '512 tokens; cache sizes in per cent of the distinct pages',
       },
       goals: goalsOf(context, results, regimes, first),
@@ -96,13 +102,14 @@ export const evictionTable: Table = {
             ]
           : []),
         'Misses and their cost (a token at position p counts 1 + p / 60,000) are given as multiples of those of the offline optimum under the same model. Compulsory misses count on both sides.',
+        'The time of a policy is all that it takes (starts, ends, timers, victims), one run at a time.',
         'Behind the name stands what the policy is told with the answer of a call: the end of the thread, the time of the coming tool run, or that time times exp(0.5 N(0, 1)).',
       ],
       chart: {
         kind: 'lines',
         chart: {
           title: this.title,
-          subtitle: pinned[0]?.source('').key.startsWith('agent') === true ? 'Generated sessions' : 'claude-code-v6',
+          subtitle: first.set,
           xTitle: 'cache size, per cent of the distinct pages',
           xLabels: allShares(pinned).map((share) => `${share} %`),
           panels: pinned.map((regime) => ({
@@ -125,28 +132,30 @@ export const evictionTable: Table = {
 
 function regimesOf({ traces, quick }: Context): Regime[] {
   if (quick) {
+    const set = `60 sessions, ${traces === undefined ? 'generated' : 'of claude-code-v6'}`;
     const source = (salt: string): WorkloadSource =>
       traces === undefined
         ? agentSource(60, 42, salt)
         : traceSource(join(traces, sessionTrace), { orderSalt: salt, limit: 60 });
     return [
-      { name: 'pinned, 16 live', source, model: 'pinned', live: 16, shares: [2, 5] },
-      { name: 'atomic, 16 live', source, model: 'atomic', live: 16, shares: [2, 5] },
+      { name: 'pinned, 16 live', set, source, model: 'pinned', live: 16, shares: [2, 5] },
+      { name: 'atomic, 16 live', set, source, model: 'atomic', live: 16, shares: [2, 5] },
     ];
   }
-  const name = traces === undefined ? 'generated sessions' : 'claude-code-v6';
+  const set = traces === undefined ? 'generated sessions' : 'claude-code-v6';
   const source = (salt: string): WorkloadSource =>
     traces === undefined ? agentSource(445, 42, salt) : traceSource(join(traces, sessionTrace), { orderSalt: salt });
   return [
-    { name: `${name}, pinned, 32 live`, source, model: 'pinned', live: 32, shares: [1, 1.5, 2, 3, 5] },
-    { name: `${name}, pinned, 128 live`, source, model: 'pinned', live: 128, shares: [2, 3, 5, 10] },
-    { name: `${name}, atomic, 32 live`, source, model: 'atomic', live: 32, shares: [0.25, 0.5, 1, 2, 5] },
-    { name: `${name}, atomic, 128 live`, source, model: 'atomic', live: 128, shares: [0.5, 1, 2, 5] },
+    { name: `${set}, pinned, 32 live`, set, source, model: 'pinned', live: 32, shares: [1, 1.5, 2, 3, 5] },
+    { name: `${set}, pinned, 128 live`, set, source, model: 'pinned', live: 128, shares: [2, 3, 5, 10] },
+    { name: `${set}, atomic, 32 live`, set, source, model: 'atomic', live: 32, shares: [0.25, 0.5, 1, 2, 5] },
+    { name: `${set}, atomic, 128 live`, set, source, model: 'atomic', live: 128, shares: [0.5, 1, 2, 5] },
     ...(traces === undefined
       ? []
       : [
           {
             name: 'mooncake-conversation, atomic, at its arrivals',
+            set: 'mooncake-conversation',
             source: () => traceSource(join(traces, chatTrace)),
             model: 'atomic' as const,
             live: undefined,
@@ -223,10 +232,10 @@ class Results {
     );
   }
 
-  /** Nanoseconds of a decision. */
-  decision(regime: Regime, system: CacheSystem): number {
-    const { evictionNanoseconds, evictedPages } = this.of(regime, system, 2, { timing: true });
-    return evictedPages === 0 ? Number.NaN : evictionNanoseconds / evictedPages;
+  /** Nanoseconds that the policy takes for each page requested, or for each page evicted. */
+  policyTime(regime: Regime, system: CacheSystem, per: 'requestedPages' | 'evictedPages' = 'requestedPages'): number {
+    const { policyNanoseconds, [per]: pages } = this.of(regime, system, 2, { timing: true });
+    return pages === 0 ? Number.NaN : policyNanoseconds / pages;
   }
 }
 
@@ -235,7 +244,7 @@ function goalsOf(context: Context, results: Results, regimes: readonly Regime[],
   const recorded = context.traces !== undefined && !context.quick;
   const own = ownLevels[0];
   const lru = compared[0] as CacheSystem;
-  const decision = own === undefined ? null : results.decision(first, own);
+  const decision = own === undefined ? null : results.policyTime(first, own);
   return [
     ...pinned.flatMap((regime) =>
       levels.map(({ hints, goal }) => {
@@ -254,15 +263,21 @@ function goalsOf(context: Context, results: Results, regimes: readonly Regime[],
       1,
       ownLevels.length === 0
         ? null
-        : Math.max(...regimes.flatMap((regime) => ownLevels.map((system) => results.worst(regime, system)))),
+        : Math.max(
+            ...regimes.flatMap((regime) =>
+              ownLevels
+                .filter((system) => playedIn(regime).includes(system))
+                .map((system) => results.worst(regime, system)),
+            ),
+          ),
       { digits: 4 },
     ),
-    goalOf(`decision of ${ours}, nanoseconds`, 'at most', 60, decision, { digits: 1 }),
+    goalOf(`time of ${ours} for a page requested, nanoseconds`, 'at most', 60, decision, { digits: 1 }),
     goalOf(
-      `decision of ${ours} / LRU`,
+      `time of ${ours} for a page requested / LRU`,
       'at most',
       3,
-      decision === null ? null : decision / results.decision(first, lru),
+      decision === null ? null : decision / results.policyTime(first, lru),
       { digits: 1 },
     ),
   ];
@@ -278,7 +293,7 @@ function regimeGrid(results: Results, regime: Regime): Grid {
       { key: 'cost', head: 'cost, geo-mean', digits: 3 },
       { key: 'worst', head: 'worst against LRU', digits: 4 },
     ],
-    rows: played.map((system) => ({
+    rows: playedIn(regime).map((system) => ({
       policy: system.name,
       ...Object.fromEntries(
         regime.shares.map((share): [string, Cell] => [`share ${share}`, results.ratio(regime, system, share)]),
@@ -339,17 +354,19 @@ function coldGrid(results: Results, regime: Regime): Grid {
 }
 
 function timingGrid(results: Results, regime: Regime): Grid {
-  const lru = results.decision(regime, compared[0] as CacheSystem);
+  const lru = results.policyTime(regime, compared[0] as CacheSystem);
   return {
-    title: `Time of an eviction decision, ${regime.name}, cache of 2 %`,
+    title: `Time of the policy, ${regime.name}, cache of 2 %`,
     columns: [
       { key: 'policy', head: 'policy' },
-      { key: 'nanoseconds', head: 'ns a page evicted', digits: 1 },
+      { key: 'requested', head: 'ns a page requested', digits: 1 },
       { key: 'ratio', head: '/ LRU', digits: 1 },
+      { key: 'evicted', head: 'ns a page evicted', digits: 1 },
     ],
     rows: played.map((system) => {
-      const nanoseconds = results.decision(regime, system);
-      return { policy: system.name, nanoseconds, ratio: nanoseconds / lru };
+      const requested = results.policyTime(regime, system);
+      const evicted = results.policyTime(regime, system, 'evictedPages');
+      return { policy: system.name, requested, ratio: requested / lru, evicted };
     }),
   };
 }

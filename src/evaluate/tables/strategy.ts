@@ -16,11 +16,12 @@ import {
   type Table,
 } from '../table.js';
 
-/** Values of the parameter `strategy` of saga-paper. */
+/** Values of the parameter `queueStrategy` of saga-paper. */
 const strategies = [
-  { name: 'breadth first', strategy: 1 },
-  { name: 'depth first', strategy: 2 },
-  { name: 'hybrid', strategy: 0 },
+  { name: 'breadth first', strategy: 0 },
+  { name: 'depth first', strategy: 1 },
+  { name: 'hybrid by call', strategy: 2 },
+  { name: 'hybrid by session', strategy: 3 },
 ] as const;
 
 const regimes: readonly { name: string; arrivals: Arrivals }[] = [
@@ -32,13 +33,13 @@ const regimes: readonly { name: string; arrivals: Arrivals }[] = [
 export const strategyTable: Table = {
   name: 'strategy',
   title: 'Order of execution',
-  shows: 'breadth first, depth first and hybrid of saga-paper, and saga: completion time, tasks a minute, evictions',
+  shows: 'breadth first, depth first and hybrids of saga-paper, and saga: completion time, tasks a minute, evictions',
   minutes: 2,
   async run(context) {
     const seeds = context.sweepSeeds;
     const played = [
       ...strategies.flatMap(({ name, strategy }) =>
-        variantOf('saga-paper', `saga-paper, ${name}`, { parameters: { strategy } }),
+        variantOf('saga-paper', `saga-paper, ${name}`, { parameters: { queueStrategy: strategy } }),
       ),
       ...systemsOf(['affinity', ours]),
     ];

@@ -6,7 +6,7 @@ import type { WorkloadColumns } from '../../workload/columns.js';
 import { goalOf, type Cell } from '../report.js';
 import { estimateOf, jainIndex, meanOf } from '../statistics.js';
 import { ours, systemOf, systems } from '../systems.js';
-import { play, seedsText, setupOf, sourceOf, taskSeconds, type GroupedCase, type Table } from '../table.js';
+import { play, seedsText, setupOf, sourceOf, type GroupedCase, type Table } from '../table.js';
 
 const mix = 'multi-tenant';
 const load = 0.9;
@@ -54,8 +54,8 @@ export const tenantsTable: Table = {
         name,
         (outcomes.of(mix, name) as readonly ClusterOutcome[]).map((outcome, index) =>
           sharesOf(
-            taskSeconds(outcome),
-            taskSeconds(alone[index] as ClusterOutcome),
+            outcome.taskSeconds,
+            alone[index]?.taskSeconds ?? [],
             workloads[index]?.taskClass ?? new Uint8Array(),
             workloads[index]?.taskTenant ?? new Uint32Array(),
             classes,
