@@ -295,7 +295,11 @@ export class BatchFormer {
       sampled: arrayOf('sampled', Uint32Array, own.sampled, calls),
       finished: arrayOf('finished', Uint8Array, own.finished, calls),
     };
-    const made = table.createBatchFormer(values, [this.#words, this.#stats, ...Object.values(this.arrays)]);
+    const made = table.createBatchFormer(values, [
+      this.#words,
+      this.#stats,
+      ...(Object.values(this.arrays) as ArrayBufferView[]),
+    ]);
     if (typeof made === 'number')
       throw errorOfStatus(-made, `the batch former could not be made: ${native.statusText(-made)}`);
     this.#native = made;
