@@ -70,6 +70,21 @@ TEST(FairBounds, ChargedTheMost) {
   }
 }
 
+// A call that does not fit is passed over, or waited for, without harm to the bounds that are not about time.
+TEST(FairBounds, CallsThatDoNotFit) {
+  for (std::uint64_t seed = 1; seed <= 60; ++seed) {
+    FairScenario scenario = random_scenario(seed + 3000);
+    scenario.misfits = true;
+    const FairOutcome outcome = FairSimulation(scenario, seed).run();
+    ASSERT_TRUE(outcome.verified) << seed;
+    ASSERT_EQ(outcome.illegal, 0u) << seed;
+    ASSERT_GT(outcome.grants, 500u) << seed;
+    ASSERT_LE(outcome.deviation, 4 * static_cast<double>(scenario.largest) + outcome.up + outcome.down + kSlack)
+        << seed;
+    ASSERT_LE(outcome.worst_turn, 1.0) << seed;
+  }
+}
+
 TEST(FairBounds, IndependentOfTheLength) {
   FairScenario scenario;
   scenario.tactics = {Tactic::kHuge, Tactic::kTiny, Tactic::kUnderestimate, Tactic::kOverestimate, Tactic::kMixed};

@@ -398,5 +398,71 @@ TEST(FairQueue, AgainstASortedModel) {
   }
 }
 
+// Any sequence of operations, weights changed while tenants wait included, leaves the structure whole, loses no call, and
+// the clock never goes back.
+TEST(FairQueue, RandomOperations) {
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+    Random random(seed);
+    FairOptions options = small(20);
+    options.evaluations = 8;
+    options.epoch = 50;
+    FairQueue queue(options);
+    std::map<std::uint32_t, FairEntry> waiting;
+    std::vector<std::int64_t> served(20);
+    Time now = 0;
+    std::uint64_t clock = 0;
+    for (std::uint32_t step = 0; step < 4000; ++step) {
+      now += random.below(20);
+      const auto tenant = static_cast<TenantId>(random.below(20));
+      auto any = waiting.begin();
+      if (!waiting.empty()) std::advance(any, static_cast<int>(random.below(waiting.size())));
+      switch (random.below(8)) {
+        case 0:
+        case 1:
+        case 2: {
+          const FairCall call = make(tenant, step, random.below(1001), random.below(2000), now + random.below(4000),
+                                     random.below(2) == 0 ? FairClass::kRunning : FairClass::kAdmission);
+          FairEntry entry = kNone;
+          const Status status = queue.push(call, now, &entry);
+          ASSERT_EQ(status, waiting.size() < 64 ? Status::kOk : Status::kFull);
+          if (status == Status::kOk) waiting[step] = entry;
+          break;
+        }
+        case 3:
+        case 4: {
+          FairCall call;
+          ASSERT_EQ(queue.pop(now, &call), !waiting.empty());
+          if (!waiting.empty()) {
+            ASSERT_EQ(waiting.erase(call.call), 1u);
+            served[call.tenant] += static_cast<std::int64_t>(call.cost);
+          }
+          break;
+        }
+        case 5: {
+          const std::int64_t delta = static_cast<std::int64_t>(random.below(1001)) - 500;
+          queue.correct(tenant, delta);
+          served[tenant] += delta;
+          break;
+        }
+        case 6:
+          if (random.below(3) == 0) queue.set_weight(tenant, static_cast<std::uint32_t>(1 + random.below(100'000)));
+          if (!waiting.empty()) queue.update(any->second, random.below(3000), now);
+          break;
+        default:
+          if (waiting.empty()) break;
+          queue.remove(any->second);
+          waiting.erase(any);
+      }
+      ASSERT_EQ(queue.size(), waiting.size());
+      ASSERT_GE(queue.virtual_time(), clock);
+      clock = queue.virtual_time();
+      if (step % 20 == 0) {
+        ASSERT_TRUE(queue.verify()) << "seed " << seed << " step " << step;
+      }
+    }
+    for (TenantId id = 0; id < 20; ++id) EXPECT_EQ(queue.served(id), served[id]);
+  }
+}
+
 }  // namespace
 }  // namespace saga
