@@ -90,6 +90,8 @@ class PlacementPolicy {
   // Each outcome once, in order, at the moment when it happens but after everything that the same event brings about
   // (so lease() has returned before its kGranted comes). Who asks again at each refusal asks for ever.
   virtual void lease_reported(const LeaseReport&, Time, ClusterControl&) {}
+  // For reports: how often it has moved a paused or waiting session to another worker.
+  virtual std::uint64_t steals() const { return 0; }
   virtual bool verify() const { return true; }
 
  protected:

@@ -213,6 +213,7 @@ class Cluster final : public ClusterControl, public WorkerObserver, public Prefi
   std::uint64_t open_tasks_ = 0;
   std::uint64_t open_arrivals_ = 0;  // sum of their arrivals
   std::uint64_t copied_pages_ = 0;
+  std::uint64_t held_calls_ = 0;
   bool stopped_ = false;
 
   // At the latest arrival.
@@ -490,6 +491,7 @@ void Cluster::place(CallId call) {
   const WorkerId worker = placement_.place(call, now_, *this);
   if (worker == kNone) {
     calls_[call].held = true;
+    ++held_calls_;
     return;
   }
   send(call, worker);
@@ -643,6 +645,8 @@ void Cluster::report(ClusterResult& result) {
     result.cost_ratio = ratio(sum.missed_cost, optimum_cost);
   }
   result.copied_pages = copied_pages_;
+  result.held_calls = held_calls_;
+  result.steals = placement_.steals();
 
   result.first_arrival = *std::min_element(arrival_.begin(), arrival_.end());
   result.last_arrival = *std::max_element(arrival_.begin(), arrival_.end());

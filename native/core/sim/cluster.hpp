@@ -122,6 +122,8 @@ struct ClusterResult {
   std::uint64_t preempted_tokens = 0;
   std::uint64_t steps = 0;
   std::uint64_t copied_pages = 0;
+  std::uint64_t held_calls = 0;  // that the policy did not place when they were sent
+  std::uint64_t steals = 0;      // as the policy counts them
   LeaseCounters leases;
   Time first_arrival = 0;
   Time last_arrival = 0;

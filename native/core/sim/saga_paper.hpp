@@ -58,7 +58,7 @@ class SagaPaper final : public PlacementPolicy {
   bool verify() const override;
 
   double urgency(std::uint32_t tenant) const { return urgency_[tenant]; }
-  std::uint64_t steals() const { return steals_; }
+  std::uint64_t steals() const override { return steals_; }
   std::uint32_t live_tasks() const { return static_cast<std::uint32_t>(live_.size()); }
   const SessionTable& sessions() const { return sessions_; }
 
