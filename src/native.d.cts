@@ -220,10 +220,10 @@ declare const native: {
   createCluster(workload: native.Workload, options: Float64Array): Promise<native.Cluster | number>;
   /**
    * `options` (14): policy, hints, without, live, rate, seed, 8 parameters (NaN: default). `journal`: a file to write, or ''.
-   * `result` (37): tasksCompleted, completion mean, p50, p95, p99, completion without gaps likewise, idealSeconds,
+   * `result` (39): tasksCompleted, completion mean, p50, p95, p99, completion without gaps likewise, idealSeconds,
    * prefixHitRate, capacityPages, requestedPages, missedPages, evictedPages, beladyRatio, costRatio, regeneratedTokens,
    * memoryUtilization, sloAttainment, sloAttainmentPaper, throughputTokensPerSecond, outputTokens, preemptions, steps, engine
-   * digest high and low 32 bits, journal bytes, prefilledTokens, loadedTokens, preemptedTokens, copiedPages, leases granted,
+   * digest high and low 32 bits, journal bytes, prefilledTokens, loadedTokens, preemptedTokens, copiedPages, heldCalls, steals, leases granted,
    * refused, expired, released, revoked. `taskSeconds`: a place for each task. `progress[0]`: tasks completed. Resolves to 0 or
    * minus a status (-2: the journal cannot be opened, -6: not written).
    */

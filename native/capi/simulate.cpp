@@ -211,9 +211,8 @@ void saga_cache_options_init_sized(saga_cache_options_t* options, uint32_t struc
 saga_status_t saga_cache_replay_run(const saga_cache_replay_t* replay, const saga_cache_options_t* options,
                                     saga_cache_result_t* result, uint64_t* progress) {
   saga_cache_options_t given = default_cache_options();
-  if (replay == nullptr || result == nullptr || !read_options(options, &given) ||
-      given.policy > SAGA_EVICTION_SAGA || given.model > SAGA_CACHE_PINNED || given.capacity_pages == 0 ||
-      given.infer_threads > 1 || given.reserved != 0) {
+  if (replay == nullptr || result == nullptr || !read_options(options, &given) || given.policy > SAGA_EVICTION_SAGA ||
+      given.model > SAGA_CACHE_PINNED || given.capacity_pages == 0 || given.infer_threads > 1 || given.reserved != 0) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
   CacheReplayOptions run;
@@ -234,7 +233,7 @@ saga_status_t saga_cache_replay_run(const saga_cache_replay_t* replay, const sag
     result->missed_cost = replayed.missed_cost;
     result->eviction_nanoseconds = replayed.cut_ns;
     result->overflows = replayed.overflows;
-    result->policy_nanoseconds = replayed.cut_ns;
+    result->policy_nanoseconds = replayed.policy_ns;
     return SAGA_OK;
   });
 }
@@ -342,6 +341,8 @@ saga_status_t saga_cluster_run(const saga_cluster_t* cluster, const saga_run_opt
     result->loaded_tokens = played.loaded_tokens;
     result->preempted_tokens = played.preempted_tokens;
     result->copied_pages = played.copied_pages;
+    result->held_calls = played.held_calls;
+    result->steals = played.steals;
     result->leases_granted = played.leases.granted;
     result->leases_refused = played.leases.refused;
     result->leases_expired = played.leases.expired;

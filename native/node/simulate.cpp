@@ -384,7 +384,7 @@ std::size_t tasks_of_cluster(const Napi::Value& cluster) {
 }
 
 // runCluster(cluster, options: Float64Array of 14 [policy, hints, without, live, rate, seed, 8 parameters], journal: path or '',
-// result: Float64Array of 37, see src/native.d.cts, progress, taskSeconds?: Float64Array with a place for each task)
+// result: Float64Array of 39, see src/native.d.cts, progress, taskSeconds?: Float64Array with a place for each task)
 Napi::Value run_cluster(const Napi::CallbackInfo& info) {
   const auto* cluster = unwrap<saga_cluster_t>(info[0], kClusterTag);
   saga_run_options_t options = run_options_of(elements<double>(info.Env(), info[1]));
@@ -394,7 +394,7 @@ Napi::Value run_cluster(const Napi::CallbackInfo& info) {
   const auto task_seconds = elements<double>(info.Env(), info[5]);
   if (task_seconds.count != 0) options.task_seconds = task_seconds.data;
   const bool sizes_fit =
-      result.count == 37 && (task_seconds.count == 0 || task_seconds.count == tasks_of_cluster(info[0]));
+      result.count == 39 && (task_seconds.count == 0 || task_seconds.count == tasks_of_cluster(info[0]));
   return start_run(info, [cluster, options, path, result, progress, sizes_fit]() -> saga_status_t {
     if (!sizes_fit) return SAGA_ERR_INVALID_ARGUMENT;
     saga_run_options_t run = options;
@@ -443,12 +443,14 @@ Napi::Value run_cluster(const Napi::CallbackInfo& info) {
                               static_cast<double>(played.loaded_tokens),
                               static_cast<double>(played.preempted_tokens),
                               static_cast<double>(played.copied_pages),
+                              static_cast<double>(played.held_calls),
+                              static_cast<double>(played.steals),
                               static_cast<double>(played.leases_granted),
                               static_cast<double>(played.leases_refused),
                               static_cast<double>(played.leases_expired),
                               static_cast<double>(played.leases_released),
                               static_cast<double>(played.leases_revoked)};
-    static_assert(std::size(written) == 37);
+    static_assert(std::size(written) == 39);
     for (std::size_t i = 0; i < std::size(written); ++i) result.data[i] = written[i];
     return SAGA_OK;
   });

@@ -413,7 +413,8 @@ static void cluster(const saga_workload_t* workload) {
   CHECK(fabs((task_seconds[0] + task_seconds[1]) / 2 - result.completion.mean) < 1e-9);
   CHECK(task_seconds[0] > 1 && task_seconds[1] > 0 && task_seconds[1] < task_seconds[0]);
   CHECK(again.prefilled_tokens == result.prefilled_tokens && again.prefilled_tokens > 0);
-  CHECK(again.leases_granted == 0 && again.leases_refused == 0 && again.copied_pages == 0 && again.loaded_tokens == 0);
+  CHECK(again.leases_granted == 0 && again.leases_refused == 0 && again.copied_pages == 0 && again.held_calls == 0 &&
+        again.steals == 0 && again.loaded_tokens == 0);
 #define REFUSED_OPTION(field, value) \
   saga_run_options_init(&run);       \
   run.live = 1;                      \

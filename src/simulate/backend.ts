@@ -38,7 +38,10 @@ export interface CacheRunResult {
   missedCost: number;
   /** Time of all evictions, what the cache does for them included; 0 without `timing`. */
   evictionNanoseconds: number;
-  /** Time in the policy: starts, ends, changes, timers and victims; 0 without `timing`. */
+  /**
+   * Time of everything that is done with the cache: every notification and decision of the policy, and the cache's own work, which
+   * is the same for each policy; 0 without `timing`.
+   */
   policyNanoseconds: number;
 }
 
@@ -133,6 +136,10 @@ export interface ClusterRunResult {
   loadedTokens: number;
   /** Pages copied between workers. */
   copiedPages: number;
+  /** Calls that the policy did not place when they were sent, but later. */
+  heldCalls: number;
+  /** Paused or waiting sessions that the policy moved to another worker. */
+  steals: number;
   leases: LeaseCounts;
   /** Digest of the scheduling engine's state after the run, 16 hexadecimal digits; null where the policy does not run through it. */
   stateDigest: string | null;

@@ -114,7 +114,7 @@ export const nativeBackend: SimulationBackend = {
       async run(run, onProgress) {
         const options = runOptions(workload, run);
         const cluster = await opening;
-        const result = new Float64Array(37);
+        const result = new Float64Array(39);
         const taskSeconds = run.taskSeconds === true ? new Float64Array(tasks) : undefined;
         await watched(
           (counter) => native.runCluster(cluster, options, run.journal ?? '', result, counter, taskSeconds),
@@ -238,7 +238,9 @@ function clusterResult(values: Float64Array, throughEngine: boolean): ClusterRun
     prefilledTokens: at(28),
     loadedTokens: at(29),
     copiedPages: at(31),
-    leases: { granted: at(32), refused: at(33), expired: at(34), released: at(35), revoked: at(36) },
+    heldCalls: at(32),
+    steals: at(33),
+    leases: { granted: at(34), refused: at(35), expired: at(36), released: at(37), revoked: at(38) },
     stateDigest: throughEngine ? ((BigInt(at(25)) << 32n) | BigInt(at(26))).toString(16).padStart(16, '0') : null,
     journalBytes: at(27),
   };

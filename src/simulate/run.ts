@@ -53,8 +53,8 @@ export interface CacheResultRow {
   /** The same with each missed token weighted by 1 + position / 60,000. */
   costRatio: number;
   /**
-   * All time in the policy (starts, ends, changes, timers, victims) / requested pages, in nanoseconds; only with `timing`. It is
-   * measured alike for every policy, one run at a time.
+   * Time of everything that is done with the cache / requested pages, in nanoseconds; only with `timing`. It holds every
+   * notification and decision of the policy and the cache's own work, which is the same for each policy. Runs are one at a time.
    */
   decisionNanoseconds?: number;
 }
@@ -466,6 +466,8 @@ function clusterRow(
     prefilledTokens: result.prefilledTokens,
     loadedTokens: result.loadedTokens,
     copiedPages: result.copiedPages,
+    heldCalls: result.heldCalls,
+    steals: result.steals,
     leases: { ...result.leases },
     stateDigest: result.stateDigest,
   };

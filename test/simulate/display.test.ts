@@ -72,6 +72,8 @@ function clusterRow(policy: ClusterResultRow['policy'], load: number, mean: numb
     prefilledTokens: 0,
     loadedTokens: 0,
     copiedPages: 0,
+    heldCalls: 0,
+    steals: 0,
     leases: { granted: 0, refused: 0, expired: 0, released: 0, revoked: 0 },
     stateDigest: '0',
   };

@@ -112,6 +112,8 @@ export function fakeBackend(distinctPages = 1000): FakeBackend {
             prefilledTokens: 12_345,
             loadedTokens: 16,
             copiedPages: 4,
+            heldCalls: 6,
+            steals: 2,
             leases: { granted: 5, refused: 1, expired: 2, released: 1, revoked: 1 },
             stateDigest: '00000000deadbeef',
             journalBytes: 0,

@@ -226,6 +226,8 @@ describe('cluster mode', () => {
       prefilledTokens: 12_345,
       loadedTokens: 16,
       copiedPages: 4,
+      heldCalls: 6,
+      steals: 2,
       leases: { granted: 5, refused: 1, expired: 2, released: 1, revoked: 1 },
       stateDigest: '00000000deadbeef',
     });

@@ -143,7 +143,9 @@ typedef struct saga_cache_result_t {
   double missed_cost;
   uint64_t eviction_nanoseconds; /* of all evictions, what the cache does for them included; only with a clock */
   uint64_t overflows;            /* cuts that pinned pages alone prevented */
-  uint64_t policy_nanoseconds;   /* in the policy: starts, ends, changes, timers and victims; only with a clock */
+  /* Of everything that is done with the cache: every notification and decision of the policy, and the cache's own work, which is
+   * the same for each policy; only with a clock. */
+  uint64_t policy_nanoseconds;
 } saga_cache_result_t;
 
 /* As saga_engine_options_init(_sized). */
@@ -259,6 +261,8 @@ typedef struct saga_run_result_t {
   uint64_t loaded_tokens;    /* from the host tier */
   uint64_t preempted_tokens;
   uint64_t copied_pages; /* between workers, on arrival */
+  uint64_t held_calls;   /* that the policy did not place when they were sent */
+  uint64_t steals;       /* paused or waiting sessions that the policy moved to another worker */
   uint64_t leases_granted;
   uint64_t leases_refused;
   uint64_t leases_expired;
