@@ -43,7 +43,7 @@ HazardPair prior_hazards(std::uint32_t table, const BucketGrid& grid, std::uint3
   if (table == 1) return {0.04, 0.004};
   if (table < Predictor::kStepKinds) return {0.05, 0.002};
   const double multiple = grid.start[bucket];
-  return {multiple >= 0.25 && multiple < 4 ? 0.06 : 0.03, 0.002};
+  return {multiple < 0.25 ? 0.003 : multiple < 4 ? 0.06 : 0.03, 0.002};
 }
 
 double odds(double p) {
@@ -159,17 +159,31 @@ void Predictor::rebuild_gap(std::uint32_t agent_class, std::uint32_t t, Time now
   } else {
     for (std::uint32_t c = kOthers; c < used_classes_; ++c) count_open(c, t, now, reached);
   }
-  double at_risk = 0;
+  double at_risk[kBuckets];
+  double sum = 0;
   for (std::uint32_t k = kBuckets; k-- > 0;) {
-    at_risk += reached[k] + static_cast<double>(table.returned[k]) + static_cast<double>(table.closed[k]) +
-               static_cast<double>(table.censored[k]);
+    sum += reached[k] + static_cast<double>(table.returned[k]) + static_cast<double>(table.closed[k]) +
+           static_cast<double>(table.censored[k]);
+    at_risk[k] = sum;
+  }
+  // Returns and waits at risk since rates must fall, the prior included.
+  double old_returned = 0;
+  double old_at_risk = 0;
+  for (std::uint32_t k = 0; k < kBuckets; ++k) {
     HazardPair above = prior_hazards(t, grid, k);
     if (agent_class != kAll) {
       const GapTable& parent = classes_[kAll].gaps[t];
       above = {static_cast<double>(parent.return_hazard[k]), static_cast<double>(parent.close_hazard[k])};
     }
-    const double returned = blend(static_cast<double>(table.returned[k]), at_risk, above.returned, kPseudoWaits);
-    const double closed = blend(static_cast<double>(table.closed[k]), at_risk, above.closed, kPseudoWaits);
+    // Of ages that hardly a wait has seen: if next to nobody returned just before them, then neither just behind.
+    if (k > grid.falling_from) above.returned = std::min(above.returned, old_returned / old_at_risk);
+    if (k >= grid.falling_from) {
+      old_returned +=
+          static_cast<double>(table.returned[k]) + (k == grid.falling_from ? kPseudoWaits * above.returned : 0);
+      old_at_risk += at_risk[k] + (k == grid.falling_from ? kPseudoWaits : 0);
+    }
+    const double returned = blend(static_cast<double>(table.returned[k]), at_risk[k], above.returned, kPseudoWaits);
+    const double closed = blend(static_cast<double>(table.closed[k]), at_risk[k], above.closed, kPseudoWaits);
     const double bound = std::min(1.0, kMostHazard / (returned + closed));
     table.return_hazard[k] = static_cast<float>(returned * bound);
     table.close_hazard[k] = static_cast<float>(closed * bound);
@@ -235,8 +249,7 @@ double Predictor::gap_quantile(const GapTable& table, const BucketGrid& grid, do
 
 // A wait that lasts may be the end already: it counts for as much of an end as its age makes likely. Without that the ends of clients that
 // never close their workflows would be learned only when these are forgotten.
-void Predictor::count_open_life(std::uint32_t agent_class, bool declared, Time now, double* ended,
-                                double* exposure) const {
+void Predictor::count_open_life(std::uint32_t agent_class, bool declared, Time now, double* ended) const {
   for (std::uint32_t t = 0; t < kStepKinds; ++t) {
     const GapTable& table = classes_[agent_class].gaps[t];
     for (std::uint32_t s = table.oldest; s != kNone; s = workflows_[s].waits[0].newer) {
@@ -244,9 +257,7 @@ void Predictor::count_open_life(std::uint32_t agent_class, bool declared, Time n
       if (declared && workflow.declared == nullptr) continue;
       const double unit = declared ? kLifeUnit / workflow.declared->total_calls() : 1;
       const std::uint32_t bucket = bucket_of(now - workflow.gap_start);
-      const std::uint32_t life = life_bucket((workflow.ended - 0.5) * unit);
-      ended[life] += 1 - table.returns[bucket] / table.waiting[bucket];
-      exposure[life] += workflow.unresolved * unit;
+      ended[life_bucket((workflow.ended - 0.5) * unit)] += 1 - table.returns[bucket] / table.waiting[bucket];
     }
   }
 }
@@ -256,48 +267,44 @@ void Predictor::rebuild_life(std::uint32_t agent_class, bool declared, Time now)
   LifeTable& table = declared ? one.declared_calls : one.calls;
   const AgentClass& all = classes_[kAll];
   const LifeTable* parent = agent_class == kAll ? nullptr : declared ? &all.declared_calls : &all.calls;
-  const double prior = 1 / (declared ? kLifeUnit : kPriorTaskCalls);
+  const double prior_rate = 1 / (declared ? kLifeUnit : kPriorTaskCalls);
   table.since_rebuild = 0;
   if (table.events > kMaxCounted) {
     for (std::uint32_t k = 0; k < kLifeBuckets; ++k) {
       table.ended[k] *= 0.5;
-      table.exposure[k] *= 0.5;
+      table.passed[k] *= 0.5;
     }
     table.events *= 0.5;
   }
   double ended[kLifeBuckets] = {};
-  double exposure[kLifeBuckets] = {};
   if (agent_class != kAll) {
-    count_open_life(agent_class, declared, now, ended, exposure);
+    count_open_life(agent_class, declared, now, ended);
   } else {
-    for (std::uint32_t c = kOthers; c < used_classes_; ++c) count_open_life(c, declared, now, ended, exposure);
+    for (std::uint32_t c = kOthers; c < used_classes_; ++c) count_open_life(c, declared, now, ended);
   }
-  table.rest[kLifeBuckets] = 0;
-  for (std::uint32_t k = kLifeBuckets; k-- > 0;) {
-    const double above = parent != nullptr ? parent->rate[k] : prior;
+  table.alive[0] = 1;
+  for (std::uint32_t k = 0; k < kLifeBuckets; ++k) {
     const double width = life_bound(k + 1) - life_bound(k);
-    // As long as a few tasks spend in the bucket, at the rate of the table above.
-    const double pseudo = kPseudoTasks * std::min(width, 1 / above);
-    const double rate =
-        std::max(blend(table.ended[k] + ended[k], table.exposure[k] + exposure[k], above, pseudo), 1e-6);
-    table.rate[k] = rate;
-    if (k == kLifeBuckets - 1) {
-      table.rest[k + 1] = 1 / rate;
-      table.rest[k] = 1 / rate;
-    } else {
-      const double stay = real_exp(-rate * width);
-      table.rest[k] = (1 - stay) / rate + stay * table.rest[k + 1];
-    }
+    const double above = parent != nullptr ? parent->pass[k] : real_exp(-prior_rate * width);
+    const double pass = blend(table.passed[k], table.passed[k] + table.ended[k] + ended[k], above, kPseudoTasks);
+    table.pass[k] = std::clamp(pass, 1e-4, 1 - 1e-9);
+    table.alive[k + 1] = table.alive[k] * table.pass[k];
+  }
+  // Behind the last bucket a task is taken to go on for as long as that is wide.
+  table.area[kLifeBuckets] = table.alive[kLifeBuckets] * (life_bound(kLifeBuckets) - life_bound(kLifeBuckets - 1));
+  for (std::uint32_t k = kLifeBuckets; k-- > 0;) {
+    const double width = life_bound(k + 1) - life_bound(k);
+    table.area[k] = table.area[k + 1] + 0.5 * width * (table.alive[k] + table.alive[k + 1]);
   }
 }
 
-double Predictor::life_rate(const LifeTable& table, double x) { return table.rate[life_bucket(x)]; }
-
-double Predictor::life_rest(const LifeTable& table, double x) {
+Predictor::LifePoint Predictor::life_at(const LifeTable& table, double x) {
   const std::uint32_t k = life_bucket(x);
   const double low = life_bound(k);
-  const double part = std::min(1.0, (x - low) / (life_bound(k + 1) - low));
-  return table.rest[k] + part * (table.rest[k + 1] - table.rest[k]);
+  const double width = life_bound(k + 1) - low;
+  const double part = std::clamp((x - low) / width, 0.0, 1.0);
+  const double alive = table.alive[k] + part * (table.alive[k + 1] - table.alive[k]);
+  return {alive, table.area[k + 1] + 0.5 * width * (1 - part) * (alive + table.alive[k + 1])};
 }
 
 void Predictor::rebuild_all(Time now) {
@@ -434,15 +441,17 @@ std::uint32_t Predictor::open_waits(std::uint32_t agent_class) const {
 
 void Predictor::resolve_calls(Workflow& workflow, double ended, Time now) {
   if (workflow.unresolved == 0) return;
-  const double calls = workflow.unresolved;
+  const double first = workflow.ended - workflow.unresolved + 1;
   const double n = workflow.ended;
   workflow.unresolved = 0;
   const auto learn = [&](std::uint32_t c, bool declared, double unit) {
     LifeTable& table = declared ? classes_[c].declared_calls : classes_[c].calls;
-    const std::uint32_t bucket = life_bucket((n - 0.5) * unit);
-    table.exposure[bucket] += calls * unit;
-    table.ended[bucket] += ended;
-    table.events += calls;
+    const std::uint32_t last = life_bucket((n - 0.5) * unit);
+    const std::uint32_t next = life_bucket((n + 0.5) * unit);
+    for (std::uint32_t k = life_bucket((first - 0.5) * unit); k < last; ++k) table.passed[k] += 1;
+    for (std::uint32_t k = last; k < next; ++k) table.passed[k] += 1 - ended;
+    table.ended[last] += ended;
+    table.events += 1;
     ++table.since_rebuild;
     if (due(table.since_rebuild, table.events, open_waits(c))) rebuild_life(c, declared, now);
   };
@@ -684,9 +693,11 @@ void Predictor::experts(const Workflow& workflow, std::uint32_t n, bool running,
   for (std::uint32_t e = 0; e < kCallExperts; ++e) out[e] = {0, -1};
   const AgentClass& one = classes_[workflow.agent_class];
   const auto by_life = [n](const LifeTable& table, double unit) {
+    const LifePoint here = life_at(table, n * unit);
     CallsToCome calls;
-    calls.end = n == 0 ? 0 : std::min(0.999, life_rate(table, (n - 0.5) * unit) * unit);
-    calls.given_more = std::clamp(life_rest(table, n * unit) / unit, 1.0, kMaxCalls);
+    if (n > 0) calls.end = std::clamp(1 - here.alive / life_at(table, (n - 1) * unit).alive, 0.0, 0.999);
+    // The sum over calls of the chance to get there is the integral and half of its first term.
+    calls.given_more = std::clamp(here.area / (here.alive * unit) + 0.5, 1.0, kMaxCalls);
     return calls;
   };
   out[2] = by_life(one.calls, 1);
@@ -971,7 +982,7 @@ void Predictor::merge(const Predictor& other) {
     const auto add_life = [](LifeTable& life, const LifeTable& more) {
       for (std::uint32_t k = 0; k < kLifeBuckets; ++k) {
         life.ended[k] += more.ended[k];
-        life.exposure[k] += more.exposure[k];
+        life.passed[k] += more.passed[k];
       }
       life.events += more.events;
     };
@@ -1066,7 +1077,8 @@ bool Predictor::verify() const {
     }
     for (const LifeTable* table : {&one.calls, &one.declared_calls}) {
       for (std::uint32_t k = 0; k < kLifeBuckets; ++k) {
-        if (!count(table->ended[k]) || !count(table->exposure[k]) || !(table->rate[k] > 0) || !count(table->rest[k])) {
+        if (!count(table->ended[k]) || !count(table->passed[k]) || !(table->alive[k] > table->alive[k + 1]) ||
+            !(table->area[k] > table->area[k + 1]) || !(table->pass[k] > 0 && table->pass[k] < 1)) {
           return false;
         }
       }

@@ -13,7 +13,7 @@
 //     closing of the workflow, each with its own hazard; a wait that still lasts is at risk up to its present age (Kaplan-Meier, and
 //     Aalen-Johansen for the two ends). So what idle time says about the end of a workflow is learned, whether clients close
 //     their workflows or not;
-//   - life tables: the hazard of ending after the n-th call, by n, and by n over the declared number of calls;
+//   - life tables: how many tasks end after the n-th call, by n in quarter octaves, and by n over the declared number of calls;
 //   - histograms of answer and growth tokens (half octaves), and the variance of both within a task and between tasks.
 // Every table is shrunk to the one above it with a few pseudo-observations (agent class -> all -> built-in prior).
 //
@@ -164,10 +164,15 @@ class Predictor {
     double waiting, returns, return_time;
   };
   struct LifeTable {
-    double ended[kLifeBuckets], exposure[kLifeBuckets];
-    double rate[kLifeBuckets], rest[kLifeBuckets + 1];  // derived: hazard, and expected rest at the lower bound
+    // Tasks that ended in a bucket, and that came through it alive. Within a bucket ends are taken to be spread evenly.
+    double ended[kLifeBuckets], passed[kLifeBuckets];
+    // Derived: share that comes through; at the lower bound: alive, and the integral of alive from there on.
+    double pass[kLifeBuckets], alive[kLifeBuckets + 1], area[kLifeBuckets + 1];
     double events;
     std::uint32_t since_rebuild;
+  };
+  struct LifePoint {
+    double alive, area;
   };
   struct TokenTable {
     float count[kTokenBuckets];  // half octaves of 1 + tokens
@@ -249,8 +254,7 @@ class Predictor {
   static const BucketGrid& grid_of(std::uint32_t table) { return table < kHintedGap ? second_grid() : multiple_grid(); }
   static GapPoint point_at(const GapTable& table, const BucketGrid& grid, double age);
   static double gap_quantile(const GapTable& table, const BucketGrid& grid, double age, double p);
-  static double life_rest(const LifeTable& table, double x);
-  static double life_rate(const LifeTable& table, double x);
+  static LifePoint life_at(const LifeTable& table, double x);
   static double variance_ratio(const VarianceTable& one, const VarianceTable& all);
   static void learn_variance(VarianceTable& table, const OwnMean& own);
   static void learn_tokens(TokenTable& table, double tokens, std::uint32_t bucket);
@@ -259,7 +263,7 @@ class Predictor {
   std::uint32_t find_or_add_class(std::uint32_t tenant, std::uint32_t agent_kind);
   void rebuild_gap(std::uint32_t agent_class, std::uint32_t table, Time now);
   void rebuild_life(std::uint32_t agent_class, bool declared, Time now);
-  void count_open_life(std::uint32_t agent_class, bool declared, Time now, double* ended, double* exposure) const;
+  void count_open_life(std::uint32_t agent_class, bool declared, Time now, double* ended) const;
   static void rebuild_end_factors(AgentClass& one);
   void rebuild_all(Time now);
   void count_open(std::uint32_t agent_class, std::uint32_t table, Time now, double* reached) const;
