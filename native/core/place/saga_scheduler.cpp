@@ -106,7 +106,8 @@ void SagaScheduler::count(Thread& thread, double presence) {
   sum.resident += load.resident - thread.load.resident;
   thread.load = load;
   thread.presence = presence;
-  const double running = thread.state == State::kRunning || thread.state == State::kArriving ? thread.context + thread.output : 0;
+  const double running =
+      thread.state == State::kRunning || thread.state == State::kArriving ? thread.context + thread.output : 0;
   workers_[thread.worker].running += running - thread.running;
   thread.running = running;
   const double queued = thread.state == State::kQueued ? load_of(thread, 1).resident : 0;
@@ -205,14 +206,19 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
   bool second_drawn = false;
   double holder_price = -1;
   PriceTerms holder_terms;
-  for (int pass = 0; pass < 2 && best.worker == kNone; ++pass) {  // if nobody has room (a call that waited long): anyone
+  for (int pass = 0; pass < 2 && best.worker == kNone;
+       ++pass) {  // if nobody has room (a call that waited long): anyone
     for (WorkerId w = 0; w < options_.workers; ++w) {
       const bool holds = 2.0 * matched_[w] * page_tokens_ >= thread.context;
       if (pass == 0 && options_.parts.admission && w != thread.worker && !has_room(thread, w, holds)) continue;
-      if (pass == 0 && options_.parts.admission && w == thread.worker && !thread.admitted && !has_room(thread, w, holds)) continue;
+      if (pass == 0 && options_.parts.admission && w == thread.worker && !thread.admitted &&
+          !has_room(thread, w, holds))
+        continue;
       Choice choice;
       choice.worker = w;
-      choice.reason = matched_[w] > 0 && w == holder ? SagaReason::kHolder : holder == kNone ? SagaReason::kNew : SagaReason::kRecompute;
+      choice.reason = matched_[w] > 0 && w == holder ? SagaReason::kHolder
+                      : holder == kNone              ? SagaReason::kNew
+                                                     : SagaReason::kRecompute;
       choice.terms = price(thread, w, missing(w), 0, now);
       if (options_.parts.affinity && options_.parts.stealing && holder != kNone && matched_[w] < matched_[holder]) {
         const PriceTerms pulled =
@@ -246,7 +252,8 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
     best.source = kNone;
     best.reason = SagaReason::kHolder;
     best.terms = holder_terms;
-  } else if (second.worker != kNone && best.worker != thread.worker && second_price <= best_price * (1 + options_.tie)) {
+  } else if (second.worker != kNone && best.worker != thread.worker &&
+             second_price <= best_price * (1 + options_.tie)) {
     second_drawn = (random_.next() & 1) != 0;
     const std::uint32_t open = cluster.open_calls(best.worker);
     const std::uint32_t other = cluster.open_calls(second.worker);
@@ -505,6 +512,11 @@ void SagaScheduler::consider_steal(std::uint32_t id, Time now, ClusterControl& c
   double best_price = stay;
   for (WorkerId w = 0; w < options_.workers; ++w) {
     if (w == home) continue;
+    // Where all are full, to one that stays less full than this one.
+    if (!has_room(thread, w, false) &&
+        workers_[w].load.resident + thread.load.resident > workers_[home].load.resident) {
+      continue;
+    }
     const double there = price(thread, w, thread.growth, 0, now).total();
     if (there < best_price) {
       best = w;

@@ -76,18 +76,19 @@ struct SagaSchedulerOptions {
   StepCosts costs;
   double kv_bytes_per_token = 327'680;
   SagaParts parts;
-  double room = 0.95;            // of the KV room that working sets may fill
-  double readmit = 0.1;          // a thread that returns with less presence is admitted anew
+  double room = 0.9;     // of the KV room that working sets may fill
+  double readmit = 0.1;  // a thread that returns with less presence is admitted anew
   double hysteresis = 0.03;
   double tie = 0.005;
   double settle_seconds = 10;
   double longest_copy_seconds = 2;
-  double displacement = 10;      // price of a displaced token in prefills of it: it is missed, and pushes out others in turn
+  double displacement =
+      10;  // price of a displaced token in prefills of it: it is missed, and pushes out others in turn
   Time horizon = 30'000'000;
   Time longest_wait = 36'000'000'000;
   Time steal_idle = 100'000;
   double steal_ratio = 2;
-  bool leases = false;           // workers that evict by another order than SAGA's: keep what will be used soon
+  bool leases = false;  // workers that evict by another order than SAGA's: keep what will be used soon
 };
 
 // What the price of an alternative is made of, in seconds.
@@ -115,23 +116,23 @@ struct SagaReceipt {
   SagaReason reason = SagaReason::kNew;
   std::uint32_t matched_pages = 0;
   PriceTerms price;
-  WorkerId holder = kNone;      // where the thread was
-  PriceTerms holder_price;      // what staying would have cost
-  Time queued = 0;              // waited in the fair queue
+  WorkerId holder = kNone;  // where the thread was
+  PriceTerms holder_price;  // what staying would have cost
+  Time queued = 0;          // waited in the fair queue
 };
 
 struct SagaStatistics {
   std::uint64_t grants = 0;
-  std::uint64_t queued = 0;        // calls that waited in the fair queue
-  std::uint64_t held = 0;          // calls that waited for their pages
-  std::uint64_t steals = 0;        // threads moved while paused
-  std::uint64_t pulls = 0;         // threads moved when they returned
-  std::uint64_t recomputes = 0;    // threads that went elsewhere without their pages
-  std::uint64_t thrash = 0;        // moves of a thread within three settle times of the move before
-  std::uint64_t prefetches = 0;    // loads from host memory ahead of a return
+  std::uint64_t queued = 0;      // calls that waited in the fair queue
+  std::uint64_t held = 0;        // calls that waited for their pages
+  std::uint64_t steals = 0;      // threads moved while paused
+  std::uint64_t pulls = 0;       // threads moved when they returned
+  std::uint64_t recomputes = 0;  // threads that went elsewhere without their pages
+  std::uint64_t thrash = 0;      // moves of a thread within three settle times of the move before
+  std::uint64_t prefetches = 0;  // loads from host memory ahead of a return
   std::uint64_t prefetches_cancelled = 0;
-  std::uint64_t preemptions = 0;   // running calls asked to give way
-  std::uint64_t refused = 0;       // calls that the fair queue had no room for and were granted at once
+  std::uint64_t preemptions = 0;  // running calls asked to give way
+  std::uint64_t refused = 0;      // calls that the fair queue had no room for and were granted at once
 };
 
 class SagaScheduler final : public PlacementPolicy {
@@ -145,6 +146,7 @@ class SagaScheduler final : public PlacementPolicy {
   void call_finished(CallId call, WorkerId worker, StopReason stop, ToolClass tool, Time now,
                      ClusterControl& cluster) override;
   void timer(Time now, ClusterControl& cluster) override;
+  std::uint64_t steals() const override { return statistics_.steals + statistics_.pulls; }
   bool verify() const override;
 
   const SagaStatistics& statistics() const { return statistics_; }
@@ -170,17 +172,17 @@ class SagaScheduler final : public PlacementPolicy {
     std::uint32_t task = kNone;
     std::uint32_t open_calls = 0;
     FairEntry entry = 0;
-    double context = 0;   // tokens: prompt of the newest call, and its answer once it has ended
-    double output = 0;    // expected of the running or next call
-    double growth = 0;    // expected of the next gap
-    double gap = 0;       // expected seconds of a gap
-    double calls = 0;     // expected number of calls to come
+    double context = 0;  // tokens: prompt of the newest call, and its answer once it has ended
+    double output = 0;   // expected of the running or next call
+    double growth = 0;   // expected of the next gap
+    double gap = 0;      // expected seconds of a gap
+    double calls = 0;    // expected number of calls to come
     double presence = 0;
-    double running = 0;   // tokens counted as running on the worker
-    double queued = 0;    // tokens counted as queued there
-    Load load;            // counted on the worker, presence included
+    double running = 0;  // tokens counted as running on the worker
+    double queued = 0;   // tokens counted as queued there
+    Load load;           // counted on the worker, presence included
     Time paused_at = 0;
-    Time ready_at = 0;    // its pages are on the worker then
+    Time ready_at = 0;  // its pages are on the worker then
     Time moved_at = 0;
     Time started_at = 0;
     double predicted = 0;  // seconds that the running call was expected to take
@@ -188,7 +190,7 @@ class SagaScheduler final : public PlacementPolicy {
     LeaseId lease = kNoLease;
     bool moved = false;
     bool follows_tool = false;
-    bool opened = false;   // in the predictor
+    bool opened = false;    // in the predictor
     bool admitted = false;  // its working set has been granted room, and it has not been absent since
     std::uint32_t previous = kNone, next = kNone;  // among the threads of the task, and among the paused ones
   };
@@ -247,7 +249,7 @@ class SagaScheduler final : public PlacementPolicy {
   std::vector<Time> arrived_;  // per task
   std::vector<double> expected_;
   std::vector<std::uint32_t> matched_;
-  std::vector<Timer> timers_;  // heap by (at, thread, kind)
+  std::vector<Timer> timers_;               // heap by (at, thread, kind)
   std::vector<std::uint32_t> active_;       // threads that are not absent, in no order of meaning
   std::vector<std::uint32_t> active_slot_;  // per thread
   double capacity_ = 0;                     // tokens of a worker

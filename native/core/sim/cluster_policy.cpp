@@ -1,6 +1,7 @@
 #include "cluster_policy.hpp"
 
 #include "../base/assert.hpp"
+#include "../place/saga_scheduler.hpp"
 #include "cluster.hpp"
 #include "continuum.hpp"
 #include "kv_flow.hpp"
@@ -68,6 +69,28 @@ bool valid(const ClusterPolicyOptions& options) {
   return true;
 }
 
+SagaSchedulerOptions saga_options(const ClusterPolicyOptions& options, const ClusterOptions& cluster,
+                                  const Workload& workload) {
+  SagaSchedulerOptions saga;
+  saga.workers = cluster.workers;
+  saga.tasks = workload.tasks();
+  saga.calls = workload.calls();
+  for (const ThreadId thread : workload.call_thread) saga.threads = std::max(saga.threads, thread + 1);
+  for (const std::uint32_t tenant : workload.task_tenant) saga.tenants = std::max(saga.tenants, tenant + 1);
+  saga.seed = options.seed;
+  saga.costs = step_costs(StepTimeModel(cluster.hardware, cluster.step_time_curve));
+  saga.kv_bytes_per_token = static_cast<double>(cluster.kv_bytes_per_token);
+  saga.parts.prediction = options.has(kPartPrediction);
+  saga.parts.affinity = options.has(kPartAffinity);
+  saga.parts.stealing = options.has(kPartStealing);
+  saga.parts.prefetch = options.has(kPartPrefetch);
+  saga.parts.admission = options.has(kPartAdmission);
+  saga.parts.fairness = options.has(kPartFairness);
+  saga.parts.retention = options.has(kPartTtl);
+  saga.leases = !options.has(kPartEviction);
+  return saga;
+}
+
 std::unique_ptr<PlacementPolicy> make_cluster_policy(const ClusterPolicyOptions& options, const ClusterOptions& cluster,
                                                      const Workload& workload) {
   switch (options.kind) {
@@ -86,6 +109,8 @@ std::unique_ptr<PlacementPolicy> make_cluster_policy(const ClusterPolicyOptions&
       return std::make_unique<KvFlow>(options, cluster, workload);
     case ClusterPolicyKind::kSagaPaper:
       return std::make_unique<SagaPaper>(options, cluster, workload);
+    case ClusterPolicyKind::kSaga:
+      return std::make_unique<SagaScheduler>(saga_options(options, cluster, workload));
     default:
       break;
   }

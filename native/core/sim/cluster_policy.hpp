@@ -90,6 +90,11 @@ PlacementKind baseline_placement_of(ClusterPolicyKind kind);
 // False: unknown bits in `without`, or a parameter beyond a thousand million.
 bool valid(const ClusterPolicyOptions& options);
 
+// The options of `saga`, as make_cluster_policy() sets them.
+struct SagaSchedulerOptions;
+SagaSchedulerOptions saga_options(const ClusterPolicyOptions& options, const ClusterOptions& cluster,
+                                  const Workload& workload);
+
 // A policy for one run. The workload bounds its tables and nothing else; both references are not kept.
 std::unique_ptr<PlacementPolicy> make_cluster_policy(const ClusterPolicyOptions& options, const ClusterOptions& cluster,
                                                      const Workload& workload);

@@ -133,4 +133,20 @@ std::vector<StepTimeComparison> compare_step_time_model() {
   return rows;
 }
 
+StepCosts step_costs(const StepTimeModel& model) {
+  constexpr double kSecond = 1e12;  // picoseconds
+  const auto tokens = [&](std::uint64_t prefill, std::uint64_t decode) {
+    return static_cast<double>(model.token_picoseconds(prefill, decode)) / kSecond;
+  };
+  StepLoad pair;
+  pair.prefill_pairs2 = 2'000'000;
+  StepCosts costs;
+  costs.base = tokens(0, 1);
+  costs.per_call = (tokens(0, 32) - tokens(0, 1)) / 31;
+  costs.per_prefill_token = (tokens(1024, 0) - tokens(256, 0)) / 768;
+  costs.per_context_token = static_cast<double>(model.context_picoseconds()) / kSecond;
+  costs.per_prefill_pair = static_cast<double>(model.picoseconds(pair) - model.picoseconds({})) / 1e6 / kSecond;
+  return costs;
+}
+
 }  // namespace saga

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "../base/types.hpp"
+#include "../place/cost_model.hpp"
 
 namespace saga {
 
@@ -83,6 +84,10 @@ class StepTimeModel {
   std::uint64_t context_;
   std::array<std::uint64_t, 9> sums_;
 };
+
+// The coefficients that a scheduler starts from for such a machine: the slopes of the model where agents' calls run, between 1
+// and 32 decoding calls and chunks of 256 to 1,024 tokens.
+StepCosts step_costs(const StepTimeModel& model);
 
 // One comparison of the model with a published figure; relative_error = model / reference - 1.
 struct StepTimeComparison {
