@@ -28,6 +28,13 @@ export interface BarChart {
   title: string;
   subtitle: string;
   panels: readonly BarPanel[];
+  /** All panels have one scale, so that bars compare from panel to panel. Default: each its own. */
+  sameScale?: boolean;
+}
+
+interface Scale {
+  lowest: number;
+  highest: number;
 }
 
 const width = 1040;
@@ -53,21 +60,25 @@ export function renderBars(chart: BarChart): string {
     text(28, 52, chart.subtitle, 'fill="#555555"'),
   ];
   let top: number = frame.top;
+  const common = scaleOf(panels);
   panels.forEach((panel, index) => {
-    parts.push(...renderPanel(panel, top));
+    parts.push(...renderPanel(panel, top, chart.sameScale === true ? common : scaleOf([panel])));
     top += heights[index] ?? 0;
   });
   parts.push('</svg>');
   return `${parts.join('\n')}\n`;
 }
 
-function renderPanel(panel: BarPanel, top: number): string[] {
-  const highest = Math.max(
-    1e-9,
-    panel.reference?.value ?? 0,
-    ...panel.bars.flatMap((bar) => [bar.value, bar.interval?.[1] ?? 0]),
-  );
-  const lowest = Math.min(0, ...panel.bars.flatMap((bar) => [bar.value, bar.interval?.[0] ?? 0]));
+/** From the lowest to the highest of all values and intervals; 0 is always in it. */
+function scaleOf(panels: readonly BarPanel[]): Scale {
+  const values = panels.flatMap(({ bars, reference }) => [
+    ...(reference === undefined ? [] : [reference.value]),
+    ...bars.flatMap(({ value, interval }) => [value, ...(interval ?? [])]),
+  ]);
+  return { lowest: Math.min(0, ...values), highest: Math.max(1e-9, ...values) };
+}
+
+function renderPanel(panel: BarPanel, top: number, { lowest, highest }: Scale): string[] {
   const room = width - frame.left - frame.right;
   const x = (value: number): number => frame.left + ((value - lowest) / (highest - lowest)) * room;
   const first = top + panelHead;

@@ -63,6 +63,7 @@ export function changeChart(
     chart: {
       title,
       subtitle,
+      sameScale: true,
       panels: groups.map((group) => ({
         title: group.replace(/ ([\d.]+)$/, ', load $1'),
         xTitle: `mean task completion time against ${base}, per cent longer`,

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { renderBars } from '../../src/evaluate/bar-chart.js';
+import { renderBars, type BarChart, type BarPanel } from '../../src/evaluate/bar-chart.js';
 import { checkSection, withSection } from '../../src/evaluate/document.js';
 import { cellText, chartSvg, durationText, reportMarkdown, reportText } from '../../src/evaluate/render.js';
 import { goalOf, outcomeOf, type FinishedReport } from '../../src/evaluate/report.js';
@@ -181,6 +181,21 @@ describe('bars', () => {
     });
     expect(svg).toContain('<rect x="240" y="113" width="352" height="14"');
     expect(svg).toContain('<rect x="592" y="133" width="352" height="14"');
+  });
+});
+
+describe('panels of bars', () => {
+  const panelOf = (value: number): BarPanel => ({ title: '', xTitle: '', digits: 0, bars: [{ label: '', value }] });
+  const widthsOf = (chart: Pick<BarChart, 'sameScale'>): (string | undefined)[] =>
+    [
+      ...renderBars({ title: '', subtitle: '', panels: [panelOf(1), panelOf(4)], ...chart }).matchAll(
+        /width="([\d.]+)" height="14"/g,
+      ),
+    ].map(([, width]) => width);
+
+  it('have a scale each, or one', () => {
+    expect(widthsOf({})).toEqual(['704', '704']);
+    expect(widthsOf({ sameScale: true })).toEqual(['176', '704']);
   });
 });
 

@@ -30,7 +30,7 @@ export const completionTable: Table = {
   name: 'completion',
   title: 'Task completion time by system',
   shows: 'mean completion time on swe-bench and web-arena at loads 0.5 to 1.1, ten seeds, with the goals',
-  minutes: 20,
+  minutes: 14,
   async run(context) {
     const played = loadsOf(context, loads);
     const outcomes = await play(context, 'completion', loadCases(context, mixes, played, systems, context.seeds));

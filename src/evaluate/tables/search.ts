@@ -25,7 +25,7 @@ export const searchTable: Table = {
   name: 'search',
   title: 'Parameters of the other systems',
   shows: 'completion time of the other systems over a grid of their parameters, two loads, seeds of its own',
-  minutes: 15,
+  minutes: 7,
   async run(context) {
     const seeds = context.quick ? searchSeeds.slice(0, 1) : searchSeeds;
     const half = { ...context, tasks: context.quick ? context.tasks : Math.ceil(context.tasks / 2) };

@@ -26,7 +26,7 @@ export const sensitivityTable: Table = {
   name: 'sensitivity',
   title: "Sensitivity of the paper's system",
   shows: 'saga-paper with each parameter at both ends of its range, swe-bench, load 1.1, three seeds',
-  minutes: 3,
+  minutes: 2,
   async run(context) {
     const variants = [
       ...systemsOf([base]),

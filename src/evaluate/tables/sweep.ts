@@ -13,7 +13,7 @@ export const sweepTable: Table = {
   name: 'sweep',
   title: 'Task completion time from idle to past saturation',
   shows: 'mean completion time of every system over ten loads from 0.1 to 1.4, three seeds',
-  minutes: 6,
+  minutes: 5,
   async run(context) {
     const played = loadsOf(context, loads);
     const outcomes = await play(context, 'sweep', loadCases(context, mixes, played, systems, context.sweepSeeds));

@@ -27,7 +27,7 @@ export const tenantsTable: Table = {
   title: 'Several tenants',
   shows:
     'share of tasks in time, overall and by class, and fairness between tenants, multi-tenant at load 0.9, three seeds',
-  minutes: 6,
+  minutes: 5,
   async run(context) {
     const seeds = context.sweepSeeds;
     const cases = seeds.flatMap((seed) => {
@@ -111,6 +111,7 @@ export const tenantsTable: Table = {
         chart: {
           title: this.title,
           subtitle: `Tasks within ${promise} x ideal, load ${load}, mean over ${seedsText(seeds)}`,
+          sameScale: true,
           panels: ['overall', ...classes].map((name) => ({
             title: name,
             xTitle: 'tasks in time, per cent',
