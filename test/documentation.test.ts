@@ -72,6 +72,8 @@ const readme = exampleBehind(read('README.md'), '## The API in 20 lines');
 const simulate = exampleOf('src/simulate/index.ts', '@example');
 const scheduler = exampleOf('src/scheduler.ts', '@example');
 const pageTable = exampleOf('src/page-table.ts', '@example');
+const batchFormer = exampleOf('src/batch.ts', '@example');
+const batches = exampleBehind(read('docs/batch.md'), '## One step');
 const graphs = [...read('docs/graphs.md').matchAll(/```ts\n([\s\S]*?)```/g)].map(([, code = '']) => code);
 
 describe('the example of the README', () => {
@@ -84,6 +86,18 @@ describe('the example of the README', () => {
       '0 fewest-blocks 0 of 250 blocks held',
       '0 longest-match 250 of 290 blocks held',
       '0 longest-match 290 of 331 blocks held',
+      '',
+    ]);
+  });
+});
+
+describe('the example of docs/batch.md', () => {
+  it('runs, and a shared prefix is computed once', () => {
+    expect(outputOf(batches).split('\n')).toEqual([
+      'step 1: call 1 in row 0: tokens 0 to 9; call 0 in row 1: tokens 8 to 10',
+      'step 2: call 1 in row 0: tokens 10 to 10; call 0 in row 1: tokens 11 to 11',
+      'step 3: call 0 in row 1: tokens 12 to 12',
+      '8 of 21 prompt tokens were cached',
       '',
     ]);
   });
@@ -148,7 +162,7 @@ void simulateCluster(columns, { rate: 1, trace: 'file' });
 describe('the types', () => {
   it('fit every example and every use, as ESM and as CommonJS, and refuse what is wrong', () => {
     const given = `
-      import { PageTable, BlockHasher, Scheduler } from 'saga-scheduler';
+      import { BatchFormer, PageTable, BlockHasher, Scheduler } from 'saga-scheduler';
       declare const hasher: BlockHasher; declare const prompt: Uint32Array; declare const tokenIds: Uint32Array;`;
     expect(
       complaintsAbout({
@@ -156,6 +170,8 @@ describe('the types', () => {
         'example-simulate.mts': simulate,
         'example-scheduler.mts': `${given}\n${scheduler}`,
         'example-page-table.cts': `${given}\n${pageTable}`,
+        'example-batch-former.mts': `${given}\n${batchFormer}`,
+        'example-batches.mts': batches,
         ...Object.fromEntries(graphs.map((code, at) => [`example-graphs-${at}.mts`, code])),
         'uses.mts': uses,
         'uses.cts': uses,
