@@ -177,7 +177,7 @@ TEST(FairBounds, WithoutTheTurnOfTheOldestCallsStarve) {
   }
 }
 
-// A tenant that is counted as active only while it waits makes the clock run away for heavy tenants (docs/fairness.md).
+// Light tenants come and go in bursts beside a heavy one, whose deadlines are far shorter than theirs.
 TEST(FairBounds, ManyTenantsThatLeaveAtOnce) {
   FairScenario scenario;
   for (int i = 0; i < 200; ++i) {
