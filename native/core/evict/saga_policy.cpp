@@ -55,8 +55,8 @@ SagaPolicy::HeadId SagaPolicy::new_head() {
 // Its pages stay known, but nobody's.
 void SagaPolicy::free_orphan(HeadId id) {
   SAGA_ASSERT(heads_[id].state == State::kOrphan);
-  for (NodeId node = heads_[id].path_leaf; node != kNone && nodes_[node].owner == id; node = tree_.node(node).parent) {
-    nodes_[node].owner = kDropped;
+  for (NodeId node = heads_[id].path_leaf; node != heads_[id].fork; node = tree_.node(node).parent) {
+    if (nodes_[node].owner == id) nodes_[node].owner = kDropped;  // others may have come onto some of them
   }
   unhang(id);
   heads_[id].state = State::kFree;
@@ -190,6 +190,7 @@ void SagaPolicy::supersede(HeadId id, NodeId above, Time now) {
   Head& old = heads_[orphan];
   const std::uint32_t tail = tree_.path_pages(head.path_leaf) - tree_.path_pages(above);
   old.path_leaf = head.path_leaf;
+  old.fork = above;
   old.state = State::kOrphan;
   old.since = now;
   old.parent = id;

@@ -71,6 +71,7 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
 
   struct Head {
     NodeId path_leaf = kNone;
+    NodeId fork = kNone;  // orphan: the last node that it has in common with its parent's next prompt
     NodeId hangs_at = kNone;
     HeadId previous = kNone, next = kNone;  // at the same node
     Time since = 0;                         // begin of the present wait
