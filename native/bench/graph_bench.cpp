@@ -4,6 +4,7 @@
 //   graph_bench --trace FILE [--live N]   FILE: one request a line, JSON with sid, aid, in, out, llm_s, gap_s, gap_kind, stop and h = runs
 //                                    of 64-token block ids; N sessions (32) run at a time, in a closed loop as recorded.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -104,6 +105,52 @@ void bench_lineage(std::uint32_t threads, std::uint32_t blocks, std::uint32_t gr
   }
   std::printf("lineage    %6u threads of %4u blocks, +%2u a call   first call %8.1f ns   later %8.1f ns\n", threads,
               blocks, growth, first / threads, later / (63.0 * threads));
+}
+
+// What forecasts are worth on tasks like the SWE-bench ones of the SAGA paper: 1 + Gamma(2, 18.5) calls, answers of 100 to 500 tokens that are
+// the same within a task.
+void synthetic_accuracy(bool declared) {
+  saga::PredictorOptions options;
+  saga::Predictor predictor(options);
+  saga::AgentGraph graph;
+  graph.steps.push_back({saga::ToolClass::kNone, 300, 350, 1.0});
+  graph.edges.push_back({0, 0, 1 - 1.0 / 38});
+  graph.expected_calls = 38;
+  graph.prepare();
+  saga::Random random(19);
+  Time now = 1;
+  double calls_error = 0, calls_naive = 0, rest_error = 0, rest_naive = 0, answer_error = 0, answer_naive = 0, n = 0;
+  for (std::uint32_t task = 0; task < 2000; ++task) {
+    const double drawn = -18.5 * (std::log(1 - random.uniform()) + std::log(1 - random.uniform()));
+    const auto calls = static_cast<std::uint32_t>(1 + std::min(drawn, 150.0));
+    const auto output = static_cast<std::uint32_t>(100 + random.below(401));
+    std::uint32_t prompt = 3000;
+    predictor.workflow_opened(0, 0, 1, declared ? &graph : nullptr, now);
+    for (std::uint32_t i = 1; i <= calls; ++i) {
+      predictor.call_started(0, prompt, saga::PromptKind::kTool, now);
+      now += 2'000'000;
+      predictor.call_ended(0, saga::StopReason::kToolUse, saga::ToolClass::kNone, output, now);
+      prompt += output + 350;
+      const saga::Forecast forecast = predictor.forecast(0, now);
+      now += 500'000;
+      if (task < 100) continue;
+      const double rest = calls - i;
+      calls_error += std::abs(forecast.remaining_calls - rest);
+      calls_naive += std::abs(std::max(0.0, 38.0 - i) - rest);
+      rest_error += std::abs(forecast.remaining_output_tokens - rest * output);
+      rest_naive += std::abs(std::max(0.0, 38.0 - i) * 300 - rest * output);
+      answer_error += std::abs(forecast.next_output_tokens - output);
+      answer_naive += std::abs(300.0 - output);
+      n += 1;
+    }
+    predictor.workflow_closed(0, now);
+  }
+  std::printf(
+      "forecasts, %-8s  mean absolute error (of the class mean less what is done): calls to come %.1f (%.1f), tokens "
+      "of answers to "
+      "come %.0f (%.0f), next answer %.1f (%.1f)\n",
+      declared ? "declared" : "learned", calls_error / n, calls_naive / n, rest_error / n, rest_naive / n,
+      answer_error / n, answer_naive / n);
 }
 
 // --- A recorded trace -------------------------------------------------------------------------------------------------------
@@ -430,6 +477,8 @@ int main(int argc, char** argv) {
     bench_predictor(1024, 16, false);
     bench_predictor(1024, 16, true);
     bench_predictor(16384, 64, false);
+    synthetic_accuracy(false);
+    synthetic_accuracy(true);
     bench_lineage(64, 1024, 16);
     bench_lineage(512, 1024, 16);
     return 0;

@@ -126,6 +126,13 @@ std::uint32_t Lineage::head_hanging(std::uint32_t node, std::uint32_t workflow) 
   return best;
 }
 
+bool Lineage::anybody_hangs(std::uint32_t node, std::uint32_t workflow) const {
+  if (workflow == kNone) return nodes_[node].hanging > 0;
+  std::uint32_t h = nodes_[node].first_hanging;
+  while (h != kNone && heads_[h].workflow != workflow) h = heads_[h].same_node;
+  return h != kNone;
+}
+
 std::uint32_t Lineage::head_behind(std::uint32_t node, std::uint32_t workflow) const {
   const std::uint32_t h = owner(node);
   if (h == kNone || heads_[h].running > 0 || heads_[h].tail == kNone) return kNone;
@@ -344,8 +351,10 @@ LineageMatch Lineage::call_started(const BlockHash* chain, std::uint32_t blocks,
     // A head just here or just behind; or else the nearest one that all of the prompt's known part goes beyond: where two workflows
     // have the same content, the line may have been known before this one came along it.
     head = head_hanging(node, workflow);
-    if (head == kNone && nodes_[node].hanging == 0) head = head_behind(node, workflow);
-    if (head == kNone && nodes_[node].hanging == 0) head = head_above(nodes_[node].parent, workflow);
+    if (head == kNone && !anybody_hangs(node, workflow)) {
+      head = head_behind(node, workflow);
+      if (head == kNone) head = head_above(nodes_[node].parent, workflow);
+    }
   }
   std::uint32_t left = kNone;
   if (head != kNone) {
@@ -374,6 +383,7 @@ LineageMatch Lineage::call_started(const BlockHash* chain, std::uint32_t blocks,
 
   if (match.kind == LineageKind::kContinued) {
     workflow = heads_[head].workflow;
+    match.common_blocks = std::min(match.common_blocks, heads_[head].length);
     left = heads_[head].superseded ? newest_head(workflow, true, head) : kNone;
     heads_[head].superseded = false;
   } else if (match.kind == LineageKind::kForked || match.kind == LineageKind::kNew) {

@@ -6,7 +6,8 @@
 //
 // A **head** is the newest prompt of one line of calls; it hangs at the node of its last block. A workflow has one head or several.
 // A prompt of which d leading blocks are known is, in this order:
-//   kContinued   a head hangs within `slack_blocks` behind block d on that line, and does not run: the next call of that line. A
+//   kContinued   a head hangs at block d, within `slack_blocks` behind it on that line, or else, nearest first, above it (two
+//                workflows with the same content share their nodes), and does not run: the next call of that line. A
 //                superseded head comes back to life this way.
 //   kForked      the deepest common block belongs to a line of which no other workflow uses it, and the line's head runs: a sub-agent
 //                or parallel sample. A further head of that workflow.
@@ -15,16 +16,19 @@
 //   kCompacted   only with an explicit id: nothing of its own is common any more but (part of) what its first prompt had, as when a summary
 //                replaces the conversation. The newest waiting head of the workflow is superseded.
 //   kNew         everything else: a new workflow, or a further thread of an explicit one whose heads all run (then kForked).
-// Heads of several workflows on the same block (equal short prompts) are continued by nobody without an id. "Belongs to": d reaches beyond the first prompt of that workflow, less the slack. So a shared system prompt, or the same task asked
-// again with other words, joins no strangers. An explicit id always wins: then only heads of that workflow are looked at.
+// "Belongs to": d reaches beyond the first prompt of that workflow, less the slack. So a shared system prompt, or the same task asked
+// again with other words, joins no strangers. Nor do heads of several workflows on one block (equal short prompts): they are
+// continued by nobody without an id. An explicit id always wins: then only heads of that workflow are looked at. What content
+// cannot tell: a sub-agent that starts while its parent waits looks like a rollback, until the parent's next call revives its head.
 //
 // Bounds are fixed at construction: heads (and so workflows) and blocks. When one is used up the head unused for longest is forgotten,
 // with the blocks that only it needs; a workflow without heads is forgotten with it, and its slot used again (forgotten() names those of
 // the last call). A prompt longer than all blocks is known by its leading part.
 //
-// Cost of a call: O(log blocks) probes, plus a node for each new block; O(blocks) for kRolledBack and kCompacted, and where a new
-// workflow is the first to share a known prefix. Memory: 48 bytes a block (hash map included), ~100 a head and its workflow. Nothing is
-// allocated later. Deterministic: ties go to the newer head, then to the smaller id.
+// Cost of a call: O(log blocks) probes, plus a node for each new block; O(blocks) for everything but kContinued, and where a new
+// workflow is the first to share a known prefix. Measured: 3 us a call of 1,024 blocks that brings 16 new ones, 45 ns a block of a new
+// prompt. Memory: 48 to 56 bytes a block (hash map included), ~80 a head and its workflow. Nothing is allocated later.
+// Deterministic: of heads at one block one that is not superseded comes first, then the smaller id.
 //
 // Invariants (verify()): every node but those of depth 1 has a parent one block up; children and hanging heads are counted; a node without
 // either does not exist; each live hash is found in the map; every head is in its workflow's list and, in order of use, in the list of all;
@@ -44,8 +48,8 @@ struct LineageMatch {
   LineageKind kind = LineageKind::kNew;
   std::uint32_t workflow = kNone;  // slot, below max_heads
   std::uint32_t head = kNone;      // of this call, below max_heads
-  std::uint32_t superseded =
-      kNone;  // head whose branch was left (kRolledBack, kCompacted, kContinued of a superseded one)
+  // Head whose branch was left: with kRolledBack, kCompacted, and kContinued of a superseded one.
+  std::uint32_t superseded = kNone;
   std::uint32_t common_blocks = 0;  // leading blocks shared with the head continued, left or forked; kNew: with anybody
   std::uint32_t known_blocks = 0;   // leading blocks that were known at all
 };
@@ -118,6 +122,7 @@ class Lineage {
 
   std::uint32_t owner(std::uint32_t node) const;
   std::uint32_t head_hanging(std::uint32_t node, std::uint32_t workflow) const;
+  bool anybody_hangs(std::uint32_t node, std::uint32_t workflow) const;
   std::uint32_t head_behind(std::uint32_t node, std::uint32_t workflow) const;
   std::uint32_t head_above(std::uint32_t node, std::uint32_t workflow) const;
   std::uint32_t common_with(std::uint32_t head, const BlockHash* chain, std::uint32_t known) const;
