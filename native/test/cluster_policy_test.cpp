@@ -142,7 +142,7 @@ constexpr auto kCode = ToolClass::kCodeExecution;
 
 TEST(KvRouter, TheCheapestWorkerByItsOwnBooks) {
   FakeCluster cluster(2);
-  KvRouter router(with(ClusterPolicyKind::kKvRouter, {{0, 1.0}, {4, 0.0}}), of_workers(2), forty());
+  KvRouter router(with(ClusterPolicyKind::kKvRouter, {{0, 1.0}, {2, 0.0}, {4, 0.0}}), of_workers(2), forty());
   for (CallId call = 0; call < 3; ++call) cluster.calls[call].prompt = 160;
   // Costs 160 - 80 + 160 against 160 + 160.
   cluster.calls[0].cached = {{1, 5}};
@@ -171,10 +171,10 @@ TEST(KvRouter, HostMemoryCountsForThreeQuarters) {
   cluster.calls[0].prompt = 160;
   cluster.calls[0].cached = {{0, 7}};
   cluster.calls[0].cached_or_host = {{1, 10}};  // 7.5 pages' worth
-  KvRouter without(with(ClusterPolicyKind::kKvRouter, {{4, 0.0}}), options, forty());
+  KvRouter without(with(ClusterPolicyKind::kKvRouter, {{2, 0.0}, {4, 0.0}}), options, forty());
   EXPECT_EQ(without.place(0, 0, cluster), 0u);
   options.host_tier_tokens = 16;
-  KvRouter router(with(ClusterPolicyKind::kKvRouter, {{4, 0.0}}), options, forty());
+  KvRouter router(with(ClusterPolicyKind::kKvRouter, {{2, 0.0}, {4, 0.0}}), options, forty());
   EXPECT_EQ(router.place(0, 0, cluster), 1u);
 }
 
@@ -201,7 +201,7 @@ TEST(KvRouter, CallsAreHeldWhileEveryWorkerIsBusy) {
 
 TEST(KvRouter, SessionAffinityLastsUntilTheThreadWasIdleForSoLong) {
   FakeCluster cluster(2);
-  KvRouter router(with(ClusterPolicyKind::kKvRouter, {{4, 10.0}}), of_workers(2), forty());
+  KvRouter router(with(ClusterPolicyKind::kKvRouter, {{2, 0.0}, {4, 10.0}}), of_workers(2), forty());
   cluster.calls[0].cached = {{1, 1}};
   EXPECT_EQ(router.place(0, 0, cluster), 1u);
   router.call_finished(0, 1, kTool, kCode, kSecond, cluster);
@@ -212,7 +212,7 @@ TEST(KvRouter, SessionAffinityLastsUntilTheThreadWasIdleForSoLong) {
 
 TEST(KvRouter, ATemperatureSpreads) {
   FakeCluster cluster(2);
-  KvRouter router(with(ClusterPolicyKind::kKvRouter, {{1, 1.0}, {4, 0.0}}), of_workers(2), forty());
+  KvRouter router(with(ClusterPolicyKind::kKvRouter, {{1, 1.0}, {2, 0.0}, {4, 0.0}}), of_workers(2), forty());
   std::uint32_t cheapest = 0;
   for (int i = 0; i < 1'000; ++i) {
     cluster.calls[0].cached = {{1, 1}};

@@ -27,7 +27,7 @@ double prefill_profile(const ClusterOptions& cluster) {
 }  // namespace
 
 Continuum::Continuum(const ClusterPolicyOptions& options, const ClusterOptions& cluster, const Workload& workload)
-    : memory_weight_(options.parameter(0, 1.0)),
+    : memory_weight_(options.parameter(0, 0.1)),
       queue_weight_(options.parameter(1, 1.0)),
       longest_ttl_(microseconds(options.parameter(2, 300.0))),
       cold_ttl_(microseconds(options.parameter(3, 2.0))),

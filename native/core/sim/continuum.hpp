@@ -17,7 +17,8 @@
 // Calls of a program go to the worker of the one before; a new program goes where the contexts of the programs that run, wait or
 // are leased are smallest in sum.
 //
-// Parameters: 0 memory weight, 1 queue weight, 2 longest ttl in seconds, 3 ttl before gaps are known, in seconds.
+// Parameters (defaults): 0 memory weight (0.1), 1 queue weight (1), 2 longest ttl in seconds (300), 3 ttl before gaps are known, in
+// seconds (2).
 //
 // Cost: O(1) a call but for new programs, O(workers), and O(gaps) an end. Memory: 40 bytes a call, 40 a thread, 2 KiB a class.
 // Invariants (verify()): the context counted for a worker is the sum over its threads that are open or leased; the gaps of a

@@ -5,7 +5,7 @@
 // live contexts in sum (parameter 0 = 0: by the baseline `affinity` instead). A thread that is over is dropped at once: its
 // pages have no steps to execution any more.
 //
-// Parameters: 0 routing (0: affinity, 1: task).
+// Parameters (defaults): 0 routing (1: by task; 0: affinity).
 //
 // Cost: O(1) a call, O(workers) a new task; without a host tier nothing is prefetched. Memory: that of its tables.
 #pragma once

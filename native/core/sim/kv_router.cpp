@@ -14,11 +14,11 @@ constexpr double kMicroseconds = 1e6;
 }  // namespace
 
 KvRouter::KvRouter(const ClusterPolicyOptions& options, const ClusterOptions& cluster, const Workload& workload)
-    : prefill_scale_(options.parameter(0, 1.0)),
+    : prefill_scale_(options.parameter(0, 16.0)),
       temperature_(options.parameter(1, 0.0)),
-      busy_tokens_(options.parameter(2, 0.0) * static_cast<double>(cluster.token_budget)),
-      least_work_first_(options.parameter(3, 0.0) > 0),
-      affinity_(static_cast<Time>(std::max(0.0, options.parameter(4, 0.0)) * kMicroseconds)),
+      busy_tokens_(options.parameter(2, 0.01) * static_cast<double>(cluster.token_budget)),
+      least_work_first_(options.parameter(3, 1.0) > 0),
+      affinity_(static_cast<Time>(std::max(0.0, options.parameter(4, 10.0)) * kMicroseconds)),
       device_credit_(options.parameter(5, 1.0)),
       host_credit_(options.parameter(6, 0.75)),
       host_tier_(cluster.host_tier_tokens > 0),

@@ -41,12 +41,12 @@ Time SagaPaper::preemption_threshold(const ClusterPolicyOptions& options) {
 
 SagaPaper::SagaPaper(const ClusterPolicyOptions& options, const ClusterOptions& cluster, const Workload& workload)
     : options_(options),
-      theta_(options.parameter(0, 0.8)),
+      theta_(options.parameter(0, 1.2)),
       strategy_(options.has(kPartFairness) ? static_cast<Strategy>(static_cast<int>(options.parameter(1, 3)))
                                            : Strategy::kBreadth),
       idle_before_stealing_(microseconds(options.parameter(2, 0.1))),
       largest_ratio_(options.parameter(3, 2.0)),
-      dispatch_depth_(static_cast<std::uint32_t>(std::max(1.0, options.parameter(4, 4)))),
+      dispatch_depth_(static_cast<std::uint32_t>(std::max(1.0, options.parameter(4, 1)))),
       seats_(cluster.max_sequences),
       host_tier_(cluster.host_tier_tokens > 0 && options.has(kPartPrefetch)),
       prefill_seconds_(step_seconds(cluster, 2'048, 0) / 2'048),

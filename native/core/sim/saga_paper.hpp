@@ -21,8 +21,9 @@
 // Without a part (ClusterPolicyOptions::without): prediction: no declared graph is read; eviction, ttl: the workers' policy;
 // affinity: every call to the least loaded worker; stealing; prefetch; fairness: breadth first, no priorities.
 //
-// Parameters: 0 theta, 1 queue strategy (0 breadth, 1 depth, 2 hybrid by call, 3 hybrid by session), 2 T_idle in seconds,
-// 3 R_max, 4 dispatch depth, 5 preemption threshold in seconds (0: never).
+// Parameters (defaults): 0 theta (1.2: with this load, which has no upper bound, better than the paper's 0.8), 1 queue strategy
+// (3; 0 breadth, 1 depth, 2 hybrid by call, 3 hybrid by session), 2 T_idle in seconds (0.1), 3 R_max (2), 4 dispatch depth (1),
+// 5 preemption threshold in seconds (0.5; 0: never).
 //
 // Cost: O(workers) a call, O(queue) a dispatch, O(live tasks) an epoch in which anything is sent or queued. Memory: 48 bytes a
 // task and 24 a call. States of a call: (queued ->) sent -> gone. Invariants (verify()): a queued call belongs to a bound session,

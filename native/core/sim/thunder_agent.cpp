@@ -29,11 +29,11 @@ std::uint64_t room(double share, WorkerId worker, const ClusterControl& cluster)
 
 ThunderAgent::ThunderAgent(const ClusterPolicyOptions& options, const Workload& workload)
     : pause_at_(options.parameter(0, 0.95)),
-      pause_to_(options.parameter(1, 0.80)),
-      resume_to_(pause_at_ - options.parameter(2, 0.10)),
-      half_life_(microseconds(options.parameter(3, 1.0))),
+      pause_to_(options.parameter(1, 0.90)),
+      resume_to_(pause_at_ - options.parameter(2, 0.15)),
+      half_life_(microseconds(options.parameter(3, 20.0))),
       tick_(std::max<Time>(1'000, microseconds(options.parameter(4, 5.0)))),
-      resume_order_(static_cast<int>(options.parameter(5, 0.0))),
+      resume_order_(static_cast<int>(options.parameter(5, 2.0))),
       time_limit_(microseconds(options.parameter(6, 1800.0))),
       programs_(workload.tasks()),
       next_held_(workload.calls(), kNone) {}

@@ -1,5 +1,5 @@
 // ThunderAgent: programs, not calls, are admitted, paused and resumed, so that what the running ones cache fits into memory
-// (arXiv 2602.13692; the rules and defaults are those of Dynamo's `thunderagent_router`).
+// (arXiv 2602.13692; the rules are those of Dynamo's `thunderagent_router`).
 //
 // A **program** is a task. It is **reasoning** while one of its calls is sent and unfinished, else **acting** (its tool
 // runs); and it is **active** (bound to a worker, all its calls go there) or **paused** (its calls are held). It weighs the
@@ -15,9 +15,10 @@
 //                               does); after the time limit in any case, on the least loaded worker
 //   any -> absent               the task is over, or its client says nothing and it has been idle for the time limit
 //
-// Parameters: 0 pause threshold (of the KV room), 1 pause target, 2 hysteresis, 3 half-life in seconds (0: no decay), 4 tick in
-// seconds, 5 order of resumption (0: largest first, 1: the earliest program first, 2: smallest first, 3: the one with most
-// calls done first), 6 time limit in seconds.
+// Parameters (defaults; in brackets the published ones where a search found better, native/bench/policy_search.cpp):
+//   0 pause threshold, of the KV room: 0.95         1 pause target: 0.90 (0.80)         2 hysteresis: 0.15 (0.10)
+//   3 half-life in seconds, 0: no decay: 20 (1)     4 tick in seconds: 5                6 time limit in seconds: 1,800
+//   5 order of resumption: smallest first, 2 (0: largest first; 1: the earliest program first, 3: most calls done first)
 //
 // Cost: O(1) for a call of an active program; a tick, and the arrival of a program, O(live programs). Memory: 80 bytes a
 // task and 4 a call. Invariants (verify()): live programs are listed once; a held call belongs to a paused program;
