@@ -4,10 +4,12 @@ import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
 import { simulate } from '../../src/cli/simulate.js';
 import { Scheduler } from '../../src/scheduler.js';
+import type { ClusterHardware } from '../../src/simulate/backend.js';
 import { nativeBackend } from '../../src/simulate/native-backend.js';
-import { enginePolicies, type RawOptions } from '../../src/simulate/options.js';
+import { enginePolicies, type ClusterPolicy, type RawOptions } from '../../src/simulate/options.js';
 import type { CacheReport, ClusterReport } from '../../src/simulate/run.js';
 import { generateAgentSessions } from '../../src/workload/agent-workload.js';
+import { noGraph, type WorkloadColumns } from '../../src/workload/columns.js';
 import { withHints } from '../../src/workload/hints.js';
 import { generateTasks, paperWorkloads } from '../../src/workload/paper-workloads.js';
 import { closedLoop } from '../../src/workload/schedule.js';
@@ -141,6 +143,36 @@ describe('cluster mode on the addon', () => {
     await expect(cluster.run({ ...run, parameters: { credit: 1 } })).rejects.toThrow(/parameters .*kv-router/);
     await expect(cluster.run({ ...run, parameters: { deviceCredit: Infinity } })).rejects.toThrow(/deviceCredit/);
     await expect(cluster.run({ ...run, without: ['stealing'] })).rejects.toThrow(/parts of kv-router/);
+  });
+
+  it('hands declared graphs and weights to policies that use them, and only where they are told', async () => {
+    const workload = generateTasks({ classes: paperWorkloads['multi-tenant'], tasks: 60 });
+    const hardware: ClusterHardware = {
+      ...{ workers: 2, hardware: 'a100-tp4', pageTokens: 16, kvTokens: 200_000, maxSequences: 16, stepTokens: 2048 },
+      ...{ hostTierTokens: 0, linkBytesPerSecond: 25e9 },
+    };
+    const played = async (
+      policy: ClusterPolicy,
+      hints: 'none' | 'graph',
+      changes: Partial<WorkloadColumns> = {},
+    ): Promise<Float64Array> => {
+      const cluster = nativeBackend.openCluster({ ...workload, ...changes }, hardware);
+      const { taskSeconds } = await cluster.run({ policy, hints, seed: 1, rate: 0, live: 60, taskSeconds: true });
+      return taskSeconds ?? new Float64Array();
+    };
+    const graphless = { graphs: [], taskGraph: new Uint32Array(60).fill(noGraph) };
+    const told = await played('saga-paper', 'graph');
+    expect(await played('saga-paper', 'graph')).toEqual(told);
+    expect(await played('saga-paper', 'none')).not.toEqual(told);
+    expect(await played('saga-paper', 'graph', graphless)).not.toEqual(told);
+    expect(await played('saga-paper', 'none', graphless)).toEqual(await played('saga-paper', 'none'));
+    expect(await played('saga-paper', 'graph', { tenantWeight: new Float64Array(10).fill(1) })).not.toEqual(told);
+    expect(await played('affinity', 'graph')).toEqual(await played('affinity', 'none', graphless));
+    const refused = (changes: Partial<WorkloadColumns>): unknown =>
+      nativeBackend.openCluster({ ...workload, ...changes }, hardware);
+    expect(() => refused({ tenantWeight: Float64Array.of(0) })).toThrow(/the workload is not valid/);
+    expect(() => refused({ taskGraph: new Uint32Array(60).fill(3) })).toThrow(/the workload is not valid/);
+    expect(() => refused({ taskGraph: new Uint32Array(59) })).toThrow(/the workload is not valid/);
   });
 
   it('says when no rate of arrival saturates the cluster', async () => {
