@@ -38,6 +38,8 @@ class ClusterControl {
   virtual std::uint32_t output_tokens(CallId call) const = 0;
 
   // The workers now.
+  virtual bool active(WorkerId) const { return true; }  // false: it is gone, nothing may go there
+  virtual bool has_host_tier() const { return false; }
   virtual void match(CallId call, std::uint32_t* pages) = 0;       // leading cached pages of the prompt, per worker
   virtual std::uint32_t open_calls(WorkerId worker) const = 0;     // sent and not yet finished
   virtual std::uint32_t running_pages(WorkerId worker) = 0;        // pages in use by running calls

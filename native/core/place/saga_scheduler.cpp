@@ -12,6 +12,11 @@ namespace {
 
 constexpr double kMicrosecond = 1e-6;
 constexpr Time kRefreshEvery = 1'000'000;
+constexpr double kDeadlineFactor = 1.5;   // SAGA paper, section 9: deadline = submission + 1.5 x expected completion
+constexpr double kCallsOfGain = 4;        // calls to come for which a move is credited
+constexpr std::int32_t kPreempting = -1;  // priorities at the workers: smaller first
+constexpr std::int32_t kYielding = 1;
+constexpr double kFullEnough = 0.7;       // share of a worker's room from which on pages may have gone to host memory
 constexpr double kAbsentPresence = 0.01;  // below it a paused thread is not counted
 constexpr double kLongestPrefill = 0.9;   // share of a worker's time: a step time stays finite
 
@@ -51,7 +56,7 @@ SagaScheduler::SagaScheduler(const SagaSchedulerOptions& options)
       threads_(options.threads),
       workers_(options.workers),
       arrived_(options.tasks, 0),
-      expected_(options.tasks, 0),
+      deadline_(options.tasks, kNotDeclared),
       matched_(options.workers, 0),
       active_slot_(options.threads, kNone) {
   timers_.reserve(std::size_t{options.threads} * 2 + options.workers + 1);
@@ -130,7 +135,7 @@ double SagaScheduler::presence_of(std::uint32_t id, Time now) const {
 
 // ---------------------------------------------------------------------------------------------------------------- prices
 
-PriceTerms SagaScheduler::price(const Thread& thread, WorkerId id, double missing, double transfer, Time) const {
+PriceTerms SagaScheduler::price(const Thread& thread, WorkerId id, double missing, double transfer) const {
   const Worker& worker = workers_[id];
   Load others = worker.load;
   double running = worker.running;
@@ -181,7 +186,7 @@ bool SagaScheduler::fits(const Thread& thread, CallId call, Time now, ClusterCon
   const FairQueue& queue = thread.admitted ? queue_ : admissions_;
   if (now - queue.waiting_since(thread.entry) > options_.longest_wait) return true;
   for (WorkerId w = 0; w < options_.workers; ++w) {
-    if (has_room(thread, w, thread.admitted)) return true;
+    if (cluster.active(w) && has_room(thread, w, thread.admitted)) return true;
   }
   if (thread.admitted || thread.worker == kNone || !has_room(thread, thread.worker, true)) return false;
   return 2.0 * cluster.cached_pages(call, thread.worker) * page_tokens_ >= thread.context;
@@ -196,7 +201,7 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
   cluster.match(call, matched_.data());
   WorkerId holder = kNone;
   for (WorkerId w = 0; w < options_.workers; ++w) {
-    if (matched_[w] > 0 && (holder == kNone || matched_[w] > matched_[holder])) holder = w;
+    if (cluster.active(w) && matched_[w] > 0 && (holder == kNone || matched_[w] > matched_[holder])) holder = w;
   }
   const auto missing = [&](WorkerId w) {
     return options_.parts.affinity ? thread.context - matched_[w] * page_tokens_ : thread.context;
@@ -210,6 +215,7 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
        ++pass) {  // if nobody has room (a call that waited long): anyone
     for (WorkerId w = 0; w < options_.workers; ++w) {
       const bool holds = 2.0 * matched_[w] * page_tokens_ >= thread.context;
+      if (!cluster.active(w)) continue;
       if (pass == 0 && options_.parts.admission && w != thread.worker && !has_room(thread, w, holds)) continue;
       if (pass == 0 && options_.parts.admission && w == thread.worker && !thread.admitted &&
           !has_room(thread, w, holds))
@@ -219,10 +225,10 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
       choice.reason = matched_[w] > 0 && w == holder ? SagaReason::kHolder
                       : holder == kNone              ? SagaReason::kNew
                                                      : SagaReason::kRecompute;
-      choice.terms = price(thread, w, missing(w), 0, now);
+      choice.terms = price(thread, w, missing(w), 0);
       if (options_.parts.affinity && options_.parts.stealing && holder != kNone && matched_[w] < matched_[holder]) {
         const PriceTerms pulled =
-            price(thread, w, missing(holder), transfer_time(matched_[holder] - matched_[w], w, now, cluster), now);
+            price(thread, w, missing(holder), transfer_time(matched_[holder] - matched_[w], w, now, cluster));
         if (pulled.total() < choice.terms.total()) {
           choice.terms = pulled;
           choice.source = holder;
@@ -268,7 +274,8 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
 void SagaScheduler::task_arrived(std::uint32_t task, Time now, ClusterControl& cluster) {
   arrived_[task] = now;
   const AgentGraph* graph = cluster.graph(task);
-  expected_[task] = graph != nullptr && options_.parts.prediction ? graph->expected_seconds : 0;
+  const bool declared = graph != nullptr && options_.parts.prediction && graph->expected_seconds > 0;
+  deadline_[task] = declared ? now + microseconds(kDeadlineFactor * graph->expected_seconds) : kNotDeclared;
 }
 
 void SagaScheduler::task_finished(std::uint32_t task, Time now, ClusterControl& cluster) {
@@ -364,10 +371,12 @@ WorkerId SagaScheduler::place(CallId call, Time now, ClusterControl& cluster) {
     const Forecast forecast = predictor_.forecast(id, now);
     work = std::max(own, forecast.remaining_output_tokens * options_.costs.base +
                              costs_.prefill(0, forecast.remaining_growth_tokens + thread.growth, thread.context));
-    waiting.work = microseconds(work);
-    if (expected_[task] > 0) waiting.deadline = arrived_[task] + microseconds(1.5 * expected_[task]);
+    waiting.work = thread.work = microseconds(work);
+    waiting.deadline = deadline_[task];
   }
   waiting.cost = service(thread, thread.admitted ? own : work);
+  thread.queued_at = now;
+  thread.preempts = false;
   FairQueue& queue = thread.admitted ? queue_ : admissions_;
   if (queue.push(waiting, now, &thread.entry) != Status::kOk) {
     ++statistics_.refused;
@@ -395,7 +404,7 @@ void SagaScheduler::grant_waiting(Time now, ClusterControl& cluster, CallId want
          (admissions_.size() > 0 && admissions_.pop(now, fitting, &next))) {
     Thread& thread = thread_of(next.call, cluster);
     thread.charged = next.cost;
-    const WorkerId worker = grant(next.call, 0, now, cluster);
+    const WorkerId worker = grant(next.call, now - thread.queued_at, now, cluster);
     if (worker == kNone) continue;
     if (next.call == wanted) {
       *placed = worker;
@@ -424,29 +433,23 @@ WorkerId SagaScheduler::grant(CallId call, Time queued, Time now, ClusterControl
   receipt_.queued = queued;
   thread.state = State::kRunning;
   thread.admitted = true;
+  thread.yields = false;
   thread.started_at = now;
   thread.predicted = choice.terms.prefill + choice.terms.decode;
   if (choice.worker != home) {
     if (home != kNone) {
-      count(thread, 0);
       thread.state = State::kAbsent;
       count(thread, 0);
       thread.state = State::kRunning;
       cluster.drop(call, home);
-      if (choice.source == kNone) {
-        ++statistics_.recomputes;
-      } else {
-        ++statistics_.pulls;
-      }
-      if (thread.moved && seconds(now - thread.moved_at) < 3 * options_.settle_seconds) ++statistics_.thrash;
-      thread.moved = true;
-      thread.moved_at = now;
+      ++(choice.source == kNone ? statistics_.recomputes : statistics_.pulls);
+      note_move(thread, now);
     }
     thread.worker = choice.worker;
   }
   ++workers_[thread.worker].calls;
   if (choice.source != kNone) {
-    copy_to(thread, id, call, choice.source, choice.worker, now, cluster);
+    copy_to(thread, call, choice.source, choice.worker, now, cluster);
     thread.state = State::kArriving;
     count(thread, 1);
     ++statistics_.held;
@@ -457,7 +460,7 @@ WorkerId SagaScheduler::grant(CallId call, Time queued, Time now, ClusterControl
   return thread.worker;
 }
 
-void SagaScheduler::copy_to(Thread& thread, std::uint32_t, CallId call, WorkerId from, WorkerId to, Time now,
+void SagaScheduler::copy_to(Thread& thread, CallId call, WorkerId from, WorkerId to, Time now,
                             ClusterControl& cluster) {
   const std::uint32_t pages = cluster.copy(call, from, to);
   Worker& worker = workers_[to];
@@ -480,8 +483,8 @@ void SagaScheduler::call_finished(CallId call, WorkerId worker, StopReason stop,
     const double took = seconds(now - thread.started_at);
     costs_.observe(worker, thread.predicted * (thread.output > 0 ? output / thread.output : 1), took);
     const std::uint64_t actual = service(thread, output * options_.costs.base);
-    const std::uint32_t tenant = options_.parts.fairness ? cluster.tenant(thread.task) : 0;
-    queue_.correct(tenant, static_cast<std::int64_t>(actual) - static_cast<std::int64_t>(thread.charged));
+    queue_.correct(tenant_of(thread, cluster),
+                   static_cast<std::int64_t>(actual) - static_cast<std::int64_t>(thread.charged));
     thread.charged = 0;
     thread.state = State::kPaused;
     thread.paused_at = now;
@@ -497,52 +500,156 @@ void SagaScheduler::call_finished(CallId call, WorkerId worker, StopReason stop,
         thread.lease = cluster.lease(call, thread.worker, static_cast<std::uint64_t>(thread.presence * 1e6), until);
       }
     }
+    plan_prefetch(id, now, cluster);
     start_timer({now + kRefreshEvery, kNone, kNone, kRefresh}, cluster);
+  }
+  if (options_.parts.stealing && workers_[worker].calls == 0) {
+    start_timer({now + options_.steal_idle, kNone, worker, kIdle}, cluster);
   }
   grant_waiting(now, cluster, kNone, nullptr);
 }
 
-void SagaScheduler::consider_steal(std::uint32_t id, Time now, ClusterControl& cluster) {
-  Thread& thread = threads_[id];
-  if (thread.presence < 0.5) return;
-  if (thread.moved && seconds(now - thread.moved_at) < options_.settle_seconds) return;
-  const WorkerId home = thread.worker;
-  const double stay = price(thread, home, thread.growth, 0, now).total();
-  WorkerId best = home;
-  double best_price = stay;
-  for (WorkerId w = 0; w < options_.workers; ++w) {
-    if (w == home) continue;
-    // Where all are full, to one that stays less full than this one.
-    if (!has_room(thread, w, false) &&
-        workers_[w].load.resident + thread.load.resident > workers_[home].load.resident) {
-      continue;
-    }
-    const double there = price(thread, w, thread.growth, 0, now).total();
-    if (there < best_price) {
-      best = w;
-      best_price = there;
-    }
+// What has gone to host memory by then is loaded shortly before the thread is expected back.
+void SagaScheduler::plan_prefetch(std::uint32_t id, Time now, ClusterControl& cluster) {
+  const Thread& thread = threads_[id];
+  if (!options_.parts.prefetch || thread.presence < 0.5 || !cluster.has_host_tier() ||
+      workers_[thread.worker].load.resident < capacity_ * kFullEnough) {
+    return;
   }
-  if (best == home || stay <= best_price * (1 + options_.hysteresis)) return;
-  const std::uint32_t pages = cluster.cached_pages(thread.call, home);
-  if (pages == 0) return;
-  const double copy = transfer_time(pages, best, now, cluster);
+  const Time load = cluster.copy_time(static_cast<std::uint32_t>(thread.context / page_tokens_));
+  const Time gap = microseconds(thread.gap);
+  if (gap > load) start_timer({now + gap - load, id, thread.call, kPrefetch}, cluster);
+}
+
+// A paused thread goes to another worker, its pages with it. False: the copy is not worth it.
+bool SagaScheduler::move_paused(std::uint32_t id, WorkerId to, double gain, Time now, ClusterControl& cluster) {
+  Thread& thread = threads_[id];
+  const WorkerId from = thread.worker;
+  const std::uint32_t pages = cluster.cached_pages(thread.call, from);
+  if (pages == 0) return false;
+  const double copy = transfer_time(pages, to, now, cluster);
   const double late = std::max(0.0, copy - thread.gap);
-  if (copy > options_.longest_copy_seconds || (stay - best_price) * 4 <= late) return;
-  thread.state = State::kAbsent;
+  if (copy > options_.longest_copy_seconds || gain * kCallsOfGain <= late) return false;
+  if (thread.lease != kNoLease) cluster.release(thread.lease);
+  thread.lease = kNoLease;
   count(thread, 0);
-  thread.worker = best;
-  thread.state = State::kPaused;
-  copy_to(thread, id, thread.call, home, best, now, cluster);
-  cluster.drop(thread.call, home);
+  thread.worker = to;
+  copy_to(thread, thread.call, from, to, now, cluster);
+  cluster.drop(thread.call, from);
   count(thread, presence_of(id, now));
   ++statistics_.steals;
+  note_move(thread, now);
+  return true;
+}
+
+void SagaScheduler::note_move(Thread& thread, Time now) {
   if (thread.moved && seconds(now - thread.moved_at) < 3 * options_.settle_seconds) ++statistics_.thrash;
   thread.moved = true;
   thread.moved_at = now;
 }
 
+bool SagaScheduler::may_move(const Thread& thread, Time now) const {
+  return thread.state == State::kPaused && thread.presence >= 0.5 && thread.ready_at <= now &&
+         !(thread.moved && seconds(now - thread.moved_at) < options_.settle_seconds);
+}
+
+void SagaScheduler::consider_steal(std::uint32_t id, Time now, ClusterControl& cluster) {
+  const Thread& thread = threads_[id];
+  if (!may_move(thread, now)) return;
+  const WorkerId home = thread.worker;
+  const double stay = price(thread, home, thread.growth, 0).total();
+  WorkerId best = home;
+  double best_price = stay;
+  for (WorkerId w = 0; w < options_.workers; ++w) {
+    if (w == home || !cluster.active(w)) continue;
+    // Where all are full, to one that stays less full than this one.
+    if (!has_room(thread, w, false) &&
+        workers_[w].load.resident + thread.load.resident > workers_[home].load.resident) {
+      continue;
+    }
+    const double there = price(thread, w, thread.growth, 0).total();
+    if (there < best_price) {
+      best = w;
+      best_price = there;
+    }
+  }
+  if (best != home && stay > best_price * (1 + options_.hysteresis)) {
+    move_paused(id, best, stay - best_price, now, cluster);
+  }
+}
+
+// A worker without calls takes a thread that is due to return from the most loaded one, if that has too much.
+void SagaScheduler::steal_for_idle(WorkerId thief, Time now, ClusterControl& cluster) {
+  if (workers_[thief].calls > 0 || !cluster.active(thief)) return;
+  WorkerId victim = thief;
+  double sum = 0;
+  for (WorkerId w = 0; w < options_.workers; ++w) {
+    sum += workers_[w].load.busy;
+    if (workers_[w].load.busy > workers_[victim].load.busy) victim = w;
+  }
+  if (workers_[victim].load.busy * options_.workers <= options_.steal_ratio * sum) return;
+  std::uint32_t best = kNone;
+  for (const std::uint32_t id : active_) {
+    const Thread& thread = threads_[id];
+    if (thread.worker != victim || !may_move(thread, now) || !has_room(thread, thief, false)) continue;
+    if (best == kNone || thread.paused_at < threads_[best].paused_at ||
+        (thread.paused_at == threads_[best].paused_at && id < best)) {
+      best = id;
+    }
+  }
+  if (best == kNone) return;
+  const Thread& thread = threads_[best];
+  const double gain = price(thread, victim, thread.growth, 0).total() - price(thread, thief, thread.growth, 0).total();
+  if (gain > 0) move_paused(best, thief, gain, now, cluster);
+}
+
+// An admitted call that has waited long for room, and whose workflow is much more urgent than one that runs where it belongs,
+// is sent there before it; the worker preempts the other when it needs the room.
+void SagaScheduler::preempt_for_waiting(Time now, ClusterControl& cluster) {
+  if (!options_.parts.fairness || queue_.size() == 0) return;
+  for (std::size_t i = 0; i < active_.size(); ++i) {
+    Thread& waiting = threads_[active_[i]];
+    if (waiting.state != State::kQueued || !waiting.admitted) continue;
+    std::uint32_t victim = kNone;
+    for (const std::uint32_t id : active_) {
+      const Thread& running = threads_[id];
+      if (running.state != State::kRunning || running.worker != waiting.worker || running.yields) continue;
+      if (!queue_.should_preempt(waiting.entry, running.work, deadline_[running.task], now)) continue;
+      if (victim == kNone || running.work > threads_[victim].work ||
+          (running.work == threads_[victim].work && id < victim)) {
+        victim = id;
+      }
+    }
+    if (victim == kNone) continue;
+    threads_[victim].yields = true;
+    cluster.set_priority(threads_[victim].call, kYielding);
+    ++statistics_.preemptions;
+    const CallId call = waiting.call;
+    waiting.charged = queue_.call(waiting.entry).cost;
+    queue_.remove(waiting.entry);
+    queue_.correct(tenant_of(waiting, cluster), static_cast<std::int64_t>(waiting.charged));
+    waiting.preempts = true;
+    const WorkerId worker = grant(call, now - waiting.queued_at, now, cluster);
+    if (worker != kNone) cluster.send(call, worker);
+    return;  // one at a time: the next is judged when this one runs
+  }
+}
+
+std::int32_t SagaScheduler::priority(CallId call, Time, ClusterControl& cluster) {
+  return thread_of(call, cluster).preempts ? kPreempting : 0;
+}
+
+std::uint32_t SagaScheduler::tenant_of(const Thread& thread, ClusterControl& cluster) const {
+  return options_.parts.fairness ? cluster.tenant(thread.task) : 0;
+}
+
 // ---------------------------------------------------------------------------------------------------------------- time
+
+bool SagaScheduler::later(const Timer& a, const Timer& b) {
+  if (a.at != b.at) return a.at > b.at;
+  if (a.thread != b.thread) return a.thread > b.thread;
+  return a.kind != b.kind ? a.kind > b.kind : a.call > b.call;
+}
 
 void SagaScheduler::start_timer(const Timer& timer, ClusterControl& cluster) {
   if (timer.kind == kRefresh) {
@@ -552,7 +659,6 @@ void SagaScheduler::start_timer(const Timer& timer, ClusterControl& cluster) {
     return;
   }
   timers_.push_back(timer);
-  const auto later = [](const Timer& a, const Timer& b) { return a.at != b.at ? a.at > b.at : a.thread > b.thread; };
   std::push_heap(timers_.begin(), timers_.end(), later);
   cluster.wake_at(timer.at);
 }
@@ -581,20 +687,31 @@ void SagaScheduler::refresh(Time now, ClusterControl&) {
 }
 
 void SagaScheduler::timer(Time now, ClusterControl& cluster) {
-  const auto later = [](const Timer& a, const Timer& b) { return a.at != b.at ? a.at > b.at : a.thread > b.thread; };
   while (!timers_.empty() && timers_.front().at <= now) {
     const Timer timer = timers_.front();
     std::pop_heap(timers_.begin(), timers_.end(), later);
     timers_.pop_back();
+    if (timer.kind == kIdle) {
+      steal_for_idle(timer.call, now, cluster);
+      continue;
+    }
     Thread& thread = threads_[timer.thread];
-    if (timer.kind == kArrival && thread.state == State::kArriving && thread.call == timer.call) {
+    if (timer.kind == kArrival) {
+      if (thread.state != State::kArriving || thread.call != timer.call) continue;
       thread.state = State::kRunning;
       cluster.send(timer.call, thread.worker);
+    } else if (thread.state != State::kPaused || thread.call != timer.call || thread.ready_at > now) {
+      ++statistics_.prefetches_cancelled;
+    } else if (cluster.cached_or_host_pages(timer.call, thread.worker) >
+               cluster.cached_pages(timer.call, thread.worker)) {
+      copy_to(thread, timer.call, thread.worker, thread.worker, now, cluster);
+      ++statistics_.prefetches;
     }
   }
   if (next_refresh_ != 0 && now >= next_refresh_) {
     refresh(now, cluster);
     grant_waiting(now, cluster, kNone, nullptr);
+    preempt_for_waiting(now, cluster);
     bool again = queue_.size() + admissions_.size() > 0;
     for (std::size_t i = 0; i < active_.size() && !again; ++i) again = threads_[active_[i]].state == State::kPaused;
     if (again) start_timer({now + kRefreshEvery, kNone, kNone, kRefresh}, cluster);

@@ -78,7 +78,7 @@ struct SagaSchedulerOptions {
   SagaParts parts;
   double room = 0.9;     // of the KV room that working sets may fill
   double readmit = 0.1;  // a thread that returns with less presence is admitted anew
-  double hysteresis = 0.03;
+  double hysteresis = 0.02;
   double tie = 0.005;
   double settle_seconds = 10;
   double longest_copy_seconds = 2;
@@ -140,6 +140,7 @@ class SagaScheduler final : public PlacementPolicy {
   explicit SagaScheduler(const SagaSchedulerOptions& options);
 
   WorkerId place(CallId call, Time now, ClusterControl& cluster) override;
+  std::int32_t priority(CallId call, Time now, ClusterControl& cluster) override;
   void task_arrived(std::uint32_t task, Time now, ClusterControl& cluster) override;
   void task_finished(std::uint32_t task, Time now, ClusterControl& cluster) override;
   void first_token(CallId call, WorkerId worker, Time now, ClusterControl& cluster) override;
@@ -187,12 +188,15 @@ class SagaScheduler final : public PlacementPolicy {
     Time started_at = 0;
     double predicted = 0;  // seconds that the running call was expected to take
     std::uint64_t charged = 0;
+    std::uint64_t work = 0;  // GPU-microseconds that its workflow is expected to need still
+    Time queued_at = 0;
     LeaseId lease = kNoLease;
     bool moved = false;
     bool follows_tool = false;
     bool opened = false;    // in the predictor
+    bool preempts = false;  // its call goes before others at its worker
+    bool yields = false;    // its running call was asked to give way
     bool admitted = false;  // its working set has been granted room, and it has not been absent since
-    std::uint32_t previous = kNone, next = kNone;  // among the threads of the task, and among the paused ones
   };
   struct Worker {
     Load load;
@@ -200,12 +204,11 @@ class SagaScheduler final : public PlacementPolicy {
     double queued = 0;   // working sets of threads that wait for a grant here: room that is not for newcomers
     std::uint32_t calls = 0;
     Time link_free = 0;
-    Time idle_since = 0;
   };
   struct Timer {
     Time at = 0;
-    std::uint32_t thread = kNone;  // kNone: idle check of `call` as worker
-    CallId call = kNone;
+    std::uint32_t thread = kNone;
+    CallId call = kNone;  // kIdle: the worker
     std::uint8_t kind = 0;
   };
   struct Choice {
@@ -223,7 +226,7 @@ class SagaScheduler final : public PlacementPolicy {
   void count(Thread& thread, double presence);  // on its worker, anew
   double step_time(const Load& load) const;
   double presence_of(std::uint32_t id, Time now) const;
-  PriceTerms price(const Thread& thread, WorkerId worker, double missing, double transfer, Time now) const;
+  PriceTerms price(const Thread& thread, WorkerId worker, double missing, double transfer) const;
   bool has_room(const Thread& thread, WorkerId worker, bool holds) const;
   bool fits(const Thread& thread, CallId call, Time now, ClusterControl& cluster);
   std::uint64_t service(const Thread& thread, double gpu_seconds) const;
@@ -231,9 +234,16 @@ class SagaScheduler final : public PlacementPolicy {
   WorkerId grant(CallId call, Time queued, Time now, ClusterControl& cluster);
   void grant_waiting(Time now, ClusterControl& cluster, CallId wanted, WorkerId* placed);
   double transfer_time(std::uint32_t pages, WorkerId to, Time now, ClusterControl& cluster) const;
-  void copy_to(Thread& thread, std::uint32_t id, CallId call, WorkerId from, WorkerId to, Time now,
-               ClusterControl& cluster);
+  void copy_to(Thread& thread, CallId call, WorkerId from, WorkerId to, Time now, ClusterControl& cluster);
+  bool may_move(const Thread& thread, Time now) const;
+  bool move_paused(std::uint32_t id, WorkerId to, double gain, Time now, ClusterControl& cluster);
+  void note_move(Thread& thread, Time now);
   void consider_steal(std::uint32_t id, Time now, ClusterControl& cluster);
+  void steal_for_idle(WorkerId thief, Time now, ClusterControl& cluster);
+  void preempt_for_waiting(Time now, ClusterControl& cluster);
+  void plan_prefetch(std::uint32_t id, Time now, ClusterControl& cluster);
+  std::uint32_t tenant_of(const Thread& thread, ClusterControl& cluster) const;
+  static bool later(const Timer& a, const Timer& b);
   void leave(std::uint32_t id, Time now, ClusterControl& cluster, bool ended);
   void start_timer(const Timer& timer, ClusterControl& cluster);
   void refresh(Time now, ClusterControl& cluster);
@@ -246,8 +256,8 @@ class SagaScheduler final : public PlacementPolicy {
   Random random_;
   std::vector<Thread> threads_;
   std::vector<Worker> workers_;
-  std::vector<Time> arrived_;  // per task
-  std::vector<double> expected_;
+  std::vector<Time> arrived_;   // per task
+  std::vector<Time> deadline_;  // per task; kNotDeclared: none
   std::vector<std::uint32_t> matched_;
   std::vector<Timer> timers_;               // heap by (at, thread, kind)
   std::vector<std::uint32_t> active_;       // threads that are not absent, in no order of meaning

@@ -117,6 +117,7 @@ class Cluster final : public ClusterControl, public WorkerObserver, public Prefi
   std::uint32_t running_pages(WorkerId worker) override;
   std::uint32_t waiting_calls(WorkerId worker) const override { return workers_[worker]->waiting_calls(); }
   std::uint32_t free_pages(WorkerId worker) override;
+  bool has_host_tier() const override { return options_.host_tier_tokens > 0; }
   std::uint32_t capacity_pages(WorkerId worker) const override { return workers_[worker]->cache().capacity(); }
   std::uint32_t leased_pages(WorkerId worker) const override { return workers_[worker]->cache().leased(); }
   std::uint32_t cached_pages(CallId call, WorkerId worker) override;
