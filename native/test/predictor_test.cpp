@@ -384,6 +384,33 @@ TEST(Predictor, TasksOfTenCalls) {
   EXPECT_GT(player.forecast().end_probability, 0.35);
 }
 
+// All tasks begin at once and are equally far: those still alive are at risk, or the few that ended would look like many.
+TEST(Predictor, TasksThatGoOnCountAsAlive) {
+  Random random(17);
+  Predictor predictor(small(512));
+  Time now = 0;
+  for (std::uint32_t w = 0; w < 512; ++w) predictor.workflow_opened(w, 0, 1, nullptr, now);
+  for (int round = 0; round < 70; ++round) {
+    for (std::uint32_t w = 0; w < 512; ++w) {
+      if (!predictor.is_open(w)) continue;
+      predictor.call_started(w, 1000, PromptKind::kTool, now);
+      predictor.call_ended(w, StopReason::kToolUse, ToolClass::kNone, 100, ++now);
+      if (random.below(50) == 0) predictor.workflow_closed(w, now);
+    }
+    now += kSecond;
+  }
+  ASSERT_TRUE(predictor.verify());
+  double sum = 0;
+  double open = 0;
+  for (std::uint32_t w = 0; w < 512; ++w) {
+    if (!predictor.is_open(w)) continue;
+    sum += predictor.forecast(w, now).remaining_calls;
+    open += 1;
+  }
+  EXPECT_GT(open, 80);
+  EXPECT_NEAR(sum / open, 49, 14);
+}
+
 TEST(Predictor, RunningCalls) {
   Player player(small());
   for (int task = 0; task < 100; ++task) {

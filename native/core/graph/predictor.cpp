@@ -247,17 +247,24 @@ double Predictor::gap_quantile(const GapTable& table, const BucketGrid& grid, do
   return at > age ? at - age : 0;
 }
 
-// A wait that lasts may be the end already: it counts for as much of an end as its age makes likely. Without that the ends of clients that
-// never close their workflows would be learned only when these are forgotten.
-void Predictor::count_open_life(std::uint32_t agent_class, bool declared, Time now, double* ended) const {
+// Tasks that wait are at risk too. One inside a bucket has come through that part of it. And its wait may be the end already: it counts for as
+// much of an end as its age makes likely, or the ends of clients that never close their workflows would be learned only when
+// these are forgotten.
+void Predictor::count_open_life(std::uint32_t agent_class, bool declared, Time now, double* ended,
+                                double* inside) const {
   for (std::uint32_t t = 0; t < kStepKinds; ++t) {
     const GapTable& table = classes_[agent_class].gaps[t];
     for (std::uint32_t s = table.oldest; s != kNone; s = workflows_[s].waits[0].newer) {
       const Workflow& workflow = workflows_[s];
       if (declared && workflow.declared == nullptr) continue;
       const double unit = declared ? kLifeUnit / workflow.declared->total_calls() : 1;
+      const double x = (workflow.ended - 0.5) * unit;
+      const std::uint32_t life = life_bucket(x);
       const std::uint32_t bucket = bucket_of(now - workflow.gap_start);
-      ended[life_bucket((workflow.ended - 0.5) * unit)] += 1 - table.returns[bucket] / table.waiting[bucket];
+      const double over = 1 - table.returns[bucket] / table.waiting[bucket];
+      const double part = (x - life_bound(life)) / (life_bound(life + 1) - life_bound(life));
+      ended[life] += over;
+      inside[life] += (1 - over) * std::clamp(part, 0.0, 1.0);
     }
   }
 }
@@ -277,16 +284,18 @@ void Predictor::rebuild_life(std::uint32_t agent_class, bool declared, Time now)
     table.events *= 0.5;
   }
   double ended[kLifeBuckets] = {};
+  double inside[kLifeBuckets] = {};
   if (agent_class != kAll) {
-    count_open_life(agent_class, declared, now, ended);
+    count_open_life(agent_class, declared, now, ended, inside);
   } else {
-    for (std::uint32_t c = kOthers; c < used_classes_; ++c) count_open_life(c, declared, now, ended);
+    for (std::uint32_t c = kOthers; c < used_classes_; ++c) count_open_life(c, declared, now, ended, inside);
   }
   table.alive[0] = 1;
   for (std::uint32_t k = 0; k < kLifeBuckets; ++k) {
     const double width = life_bound(k + 1) - life_bound(k);
     const double above = parent != nullptr ? parent->pass[k] : real_exp(-prior_rate * width);
-    const double pass = blend(table.passed[k], table.passed[k] + table.ended[k] + ended[k], above, kPseudoTasks);
+    const double alive = table.passed[k] + inside[k];
+    const double pass = blend(alive, alive + table.ended[k] + ended[k], above, kPseudoTasks);
     table.pass[k] = std::clamp(pass, 1e-4, 1 - 1e-9);
     table.alive[k + 1] = table.alive[k] * table.pass[k];
   }
@@ -594,12 +603,9 @@ void Predictor::call_ended(std::uint32_t slot, StopReason stop, ToolClass tool, 
                std::max(1.0, workflow.declared->steps[workflow.step].gap_seconds * kMicroseconds));
   }
 
-  CallsToCome calls;
-  if (workflow.declared == nullptr) {
-    calls = pooled_calls(workflow, workflow.ended, false);
-  } else {
-    CallsToCome said[kCallExperts];
-    experts(workflow, workflow.ended, false, said);
+  CallsToCome said[kCallExperts];
+  experts(workflow, workflow.ended, false, said);
+  if (workflow.declared != nullptr) {
     for (std::uint32_t e = 0; e < kCallExperts; ++e) {
       // An expert without an opinion is held to the next best.
       const CallsToCome& one = said[e].given_more < 0 ? said[e + 1] : said[e];
@@ -608,8 +614,8 @@ void Predictor::call_ended(std::uint32_t slot, StopReason stop, ToolClass tool, 
       workflow.expert_square_sum[e] += total * total;
     }
     workflow.expert_samples += 1;
-    calls = pooled_calls(workflow, workflow.ended, false);
   }
+  const CallsToCome calls = pool(workflow, said);
   const Wait& wait = best_wait(workflow);
   const GapTable& table = table_of(workflow, wait);
   workflow.predicted_p50 = to_time(table.quantile_50 * wait.unit);
@@ -735,6 +741,10 @@ void Predictor::experts(const Workflow& workflow, std::uint32_t n, bool running,
 Predictor::CallsToCome Predictor::pooled_calls(const Workflow& workflow, std::uint32_t n, bool running) const {
   CallsToCome said[kCallExperts];
   experts(workflow, n, running, said);
+  return pool(workflow, said);
+}
+
+Predictor::CallsToCome Predictor::pool(const Workflow& workflow, const CallsToCome said[kCallExperts]) const {
   if (workflow.declared == nullptr) return said[2];
   const AgentClass& one = classes_[workflow.agent_class];
   const AgentClass& all = classes_[kAll];

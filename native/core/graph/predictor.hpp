@@ -264,7 +264,7 @@ class Predictor {
   std::uint32_t find_or_add_class(std::uint32_t tenant, std::uint32_t agent_kind);
   void rebuild_gap(std::uint32_t agent_class, std::uint32_t table, Time now);
   void rebuild_life(std::uint32_t agent_class, bool declared, Time now);
-  void count_open_life(std::uint32_t agent_class, bool declared, Time now, double* ended) const;
+  void count_open_life(std::uint32_t agent_class, bool declared, Time now, double* ended, double* inside) const;
   static void rebuild_end_factors(AgentClass& one);
   void rebuild_all(Time now);
   void count_open(std::uint32_t agent_class, std::uint32_t table, Time now, double* reached) const;
@@ -284,6 +284,7 @@ class Predictor {
   // After n calls; where their step is known (ended) or only the one before (running).
   void experts(const Workflow& workflow, std::uint32_t n, bool running, CallsToCome out[kCallExperts]) const;
   CallsToCome pooled_calls(const Workflow& workflow, std::uint32_t n, bool running) const;
+  CallsToCome pool(const Workflow& workflow, const CallsToCome said[kCallExperts]) const;
   double end_probability(const Workflow& workflow, const CallsToCome& calls, Time now) const;
   TokenEstimate estimate_output(const Workflow& workflow) const;
   TokenEstimate estimate_growth(const Workflow& workflow) const;
