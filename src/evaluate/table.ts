@@ -91,7 +91,7 @@ export function seedsText(seeds: readonly number[]): string {
 
 /** A cluster in words. */
 export function clusterText({ workers, hardware, kvTokens }: ClusterHardware): string {
-  return `${workers} workers, ${hardware}, KV room of ${kvTokens.toLocaleString('en-US')} tokens each`;
+  return `${workers} ${workers === 1 ? 'worker' : 'workers'}, ${hardware}, KV room of ${kvTokens.toLocaleString('en-US')} tokens each`;
 }
 
 /** Outcomes of runs by group and system, each a list in the order of the seeds. */
