@@ -499,8 +499,8 @@ BatchFormer::Admission BatchFormer::try_admit(CallId id, std::uint32_t& budget) 
   return Admission::kAdmitted;
 }
 
-// Brings the blocks of a swapped call back, or opens a sequence over the first `matched` blocks of a waiting one. False,
-// with the call as it was, where sequences or plans of the page table have run out.
+// Brings the blocks of a swapped call back, or opens a sequence over the first `matched` blocks of a waiting one.
+// False, with the call as it was, where sequences or plans of the page table have run out.
 bool BatchFormer::reopen(Call& call, std::uint32_t matched) {
   const auto id = static_cast<CallId>(&call - calls_.data());
   const bool swapped = call.state == BatchCallState::kSwapped;

@@ -27,7 +27,7 @@
 //   kBfs       oldest entry: a workflow's next call enters behind the others came last
 //   kDfs       newest entry: stays with the workflow that came last          came first
 //   kHybrid    highest urgency (Agent Fair Share), then came first           lowest urgency, then came last
-//   kSaga      fewest tokens to prefill per urgency, then came first         lowest urgency, then fewest computed tokens
+//   kSaga      fewest tokens to prefill per urgency, then came first         lowest urgency, then fewest computed
 //
 // Under kSaga a call whose context is resident goes before one that must be computed from the start, and the calls that
 // share a prefix follow each other while it is there. Tokens to prefill are estimated from where the cached prefix of a
@@ -42,11 +42,11 @@
 // hit as soon as it is scheduled (attention kernels write the keys and values of a step before they read them), or,
 // with hit_after_completion, when the step that computes it is complete.
 //
-// Preemption. kRecompute gives the blocks back; what is cached and not taken meanwhile is hit when the call returns, and
-// what it has generated is part of its prompt then. kSwap moves the blocks to the host tier and back, if the host tier
+// Preemption. kRecompute gives the blocks back; what is cached and not taken meanwhile is hit when the call returns,
+// and what it has generated is part of its prompt then. kSwap moves the blocks to the host tier and back, if the host tier
 // and max_copies have room, and the page table has a sequence to spare beyond max_sequences (else it is as kRecompute).
-// The server executes `copies` in order before it computes the step, on the stream that computes; so blocks can be given
-// out again at once, and plans are committed at once.
+// The server executes `copies` in order before it computes the step, on the stream that computes; so blocks can be
+// given out again at once, and plans are committed at once.
 //
 // Outputs go to arrays of the caller. Block tables are written incrementally: the row of a call is its sequence id in
 // the page table, which stays the same while it runs, and a step writes only blocks that are new; `updates` lists them,
@@ -54,8 +54,8 @@
 // same). PageTable::export_block_tables writes whole tables in the order of a batch.
 //
 // Costs. A decoding call costs about 5 ns a step from form() to complete(), its share of new blocks (of 16 tokens)
-// included, and about 12 ns where every block that is filled is cached by a hash. Between two blocks nothing looks at the
-// page table: blocks are allocated whole, and the table's token counts are multiples of block_size. Where fewer blocks
+// included, and about 12 ns where every block that is filled is cached by a hash. Between two blocks nothing looks at
+// the page table: blocks are allocated whole, and the table's token counts are multiples of block_size. Where fewer blocks
 // are free than calls run, a step takes the slower way that can preempt.
 // Admission: O(blocks of the prompt); ordering: a heap, O(log waiting), rebuilt once a step that could admit under
 // kDfs, kHybrid and kSaga, O(waiting). Preemption: O(running). Memory, all of it at construction: about 150 bytes a
@@ -187,7 +187,8 @@ class BatchFormer {
   // Whether a call of so many tokens could ever run here.
   bool fits(std::uint64_t prompt_tokens, std::uint64_t max_new_tokens) const;
 
-  // A new waiting call. `hashes`: of the leading full blocks of the prompt (fewer do no harm). kFull: max_calls are here.
+  // A new waiting call. `hashes`: of the leading full blocks of the prompt (fewer do no harm). kFull: max_calls are
+  // here.
   [[nodiscard]] Status submit(Time now, const BatchCall& call, std::span<const BlockHash> hashes, CallId& id);
 
   // Hashes of the next full blocks of the call's known tokens, behind those given: what it generated can then be hit.
