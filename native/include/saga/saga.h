@@ -30,6 +30,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #if defined(SAGA_STATIC) || defined(SAGA_ADDON)
 #define SAGA_API
@@ -148,7 +149,8 @@ typedef struct saga_engine_t saga_engine_t;
 
 typedef enum saga_placement_t SAGA_ENUM {
   SAGA_PLACEMENT_ROUND_ROBIN = 0,
-  SAGA_PLACEMENT_AFFINITY = 1
+  SAGA_PLACEMENT_AFFINITY = 1,
+  SAGA_PLACEMENT_SAGA = 2 /* SAGA's own scheduler: native/core/place/saga_scheduler.hpp */
 } saga_placement_t;
 
 typedef struct saga_engine_options_t {
@@ -167,20 +169,56 @@ typedef struct saga_engine_options_t {
   uint32_t reserved;              /* 0 */
   uint64_t seed;                  /* default 0 */
   uint64_t journal_bytes;         /* capacity of the journal buffer, default 0 = no journal; otherwise at least 4,096 */
+
+  /* The rest is for SAGA_PLACEMENT_SAGA alone. */
+  uint32_t max_threads; /* agents of all open workflows, with one more for each call of an agent that overlaps another
+                              one of it; 1 to 2^24, default 0 = twice max_workflows */
+  uint32_t max_tenants; /* 1 to 2^16, default 64; tenants are numbers below */
+  uint32_t max_graphs;  /* declared graphs, 0 to 4,096, default 64 */
+  uint32_t max_leases;  /* that hold at one time, 0 to 2^20, default 4,096; beyond it nothing more is retained */
+  uint32_t max_directives; /* copies under way and drops not yet read, 1 to 2^20, default 4,096 */
+  uint32_t max_receipts;   /* the newest that are kept, 0 to 2^24, default 4,096 */
+  uint32_t without; /* parts switched off: bits of saga_part_t (simulate.h), default 0. Without eviction: the workers
+                              evict by an order of their own, and leases keep what will be used soon */
+  uint32_t directive_seconds;     /* after which a copy without an answer counts as expired, 1 to 86,400, default 60 */
+  uint64_t kv_bytes_per_token;    /* 1 to 2^30, default 327,680 (70B, bf16) */
+  uint64_t link_bytes_per_second; /* between workers, 1 to 10^13, default 25 * 10^9 */
+  /* Seconds of a step of continuous batching (native/core/place/cost_model.hpp): finite, above 0; at most 1,000. */
+  double step_base;
+  double step_per_call;
+  double step_per_context_token;
+  double step_per_prefill_token;
+  double step_per_prefill_pair;
 } saga_engine_options_t;
 
-/* A decision with its receipt: what was known when it was made. */
-typedef enum saga_decision_type_t SAGA_ENUM { SAGA_DECISION_PLACE = 1 } saga_decision_type_t;
+/* A decision with its receipt: what was known when it was made. With SAGA_PLACEMENT_SAGA decisions come also that are
+ * carried out between calls: their 64 bytes are a saga_directive_t (saga_decision_to_directive). */
+typedef enum saga_decision_type_t SAGA_ENUM {
+  SAGA_DECISION_PLACE = 1,
+  SAGA_DECISION_COPY =
+      2, /* blocks of the call go over the link from a worker to another; same worker: from host memory */
+  SAGA_DECISION_RETAIN =
+      3, /* a lease: what the worker caches of the call is kept until a deadline, unless memory needs it */
+  SAGA_DECISION_RELEASE = 4, /* the lease ends */
+  SAGA_DECISION_DROP = 5,    /* nobody comes back to what only this call's agent uses there: it is evicted first */
+  SAGA_DECISION_PRIORITY = 6 /* of a call that was sent: smaller goes first in the engine's queue */
+} saga_decision_type_t;
 typedef enum saga_reason_t SAGA_ENUM {
   SAGA_REASON_ROUND_ROBIN = 0,   /* its turn */
   SAGA_REASON_LONGEST_MATCH = 1, /* it holds the longest leading part of the prompt */
   SAGA_REASON_FEWEST_BLOCKS = 2, /* nobody holds enough; it has the fewest blocks in use by running calls */
-  SAGA_REASON_IMBALANCE = 3      /* open calls were too unequal; the emptier of two drawn workers */
+  SAGA_REASON_IMBALANCE = 3,     /* open calls were too unequal; the emptier of two drawn workers */
+  /* of SAGA_PLACEMENT_SAGA: the cheapest alternative was */
+  SAGA_REASON_NEW = 4,       /* no worker holds anything worth going to */
+  SAGA_REASON_HOLDER = 5,    /* where its blocks are */
+  SAGA_REASON_RECOMPUTE = 6, /* another worker, computing its prompt again */
+  SAGA_REASON_PULL = 7       /* another worker, after copying its blocks there */
 } saga_reason_t;
 
 typedef struct saga_decision_t {
-  uint32_t type;   /* saga_decision_type_t */
-  uint32_t worker; /* where the call goes */
+  uint16_t type;      /* saga_decision_type_t */
+  uint16_t placement; /* how often this call was placed before (it lost its worker), modulo 2^16 */
+  uint32_t worker;    /* where the call goes */
   uint64_t call;
   uint32_t reason;                          /* saga_reason_t */
   uint32_t prompt_blocks;                   /* full blocks of the prompt, hashed or not */
@@ -192,6 +230,46 @@ typedef struct saga_decision_t {
   uint32_t active_workers;
   uint64_t decided_at; /* microseconds */
 } saga_decision_t;
+
+/* Why blocks are copied. */
+typedef enum saga_copy_reason_t SAGA_ENUM {
+  SAGA_COPY_PULL = 0,     /* a call waits for them: it is placed when they should have arrived */
+  SAGA_COPY_MIGRATE = 1,  /* the agent is in a gap and will go on at the other worker */
+  SAGA_COPY_PREFETCH = 2, /* from the worker's host memory, before the agent comes back */
+  SAGA_COPY_RELOAD = 3    /* from the worker's host memory, for a call that waits */
+} saga_copy_reason_t;
+
+/* A decision of another type than SAGA_DECISION_PLACE. What its type does not use is 0. `call` may have ended: it then
+ * stands for its prompt and its answer. */
+typedef struct saga_directive_t {
+  uint16_t type; /* saga_decision_type_t */
+  uint16_t reserved;
+  uint32_t worker; /* that carries it out; copy: receives the blocks */
+  uint64_t call;
+  uint32_t reason; /* copy: saga_copy_reason_t */
+  uint32_t
+      blocks; /* copy: leading blocks of the call that `source` has, of prompt and answer; retain: that it covers */
+  uint32_t source;     /* copy */
+  int32_t priority;    /* priority */
+  uint64_t id;         /* copy, retain, release: of the copy or the lease; 0: none */
+  uint64_t value;      /* retain: of two leases the one of lower value is given up first */
+  uint64_t until;      /* retain: deadline; copy: after this time it is not needed any more */
+  uint64_t decided_at; /* microseconds */
+} saga_directive_t;
+
+static inline saga_directive_t saga_decision_to_directive(const saga_decision_t* decision) {
+  saga_directive_t directive;
+  memcpy(&directive, decision, sizeof directive);
+  return directive;
+}
+
+/* What became of a copy or a lease. */
+typedef enum saga_outcome_t SAGA_ENUM {
+  SAGA_OUTCOME_APPLIED = 0, /* a copy: its blocks are there. A lease: it holds, and will report its end */
+  SAGA_OUTCOME_REFUSED = 1,
+  SAGA_OUTCOME_EXPIRED = 2, /* a copy: too late. A lease: its deadline has passed */
+  SAGA_OUTCOME_REVOKED = 3  /* a lease: memory needed it */
+} saga_outcome_t;
 
 typedef struct saga_engine_stats_t {
   uint32_t workers;       /* active */
@@ -207,6 +285,154 @@ typedef struct saga_engine_stats_t {
   uint64_t holder_blocks;  /* (worker, tier, block) triples known */
   uint64_t journal_bytes;  /* written so far */
 } saga_engine_stats_t;
+
+/* What a client may tell with a call or with its answer (native/core/graph/predictor.hpp, CallHints). Zeros tell nothing,
+ * but for `gap` and `step`: saga_call_hints_none. Hints are learned, not believed. */
+typedef struct saga_call_hints_t {
+  uint32_t next_tool;     /* answer: saga_tool_t that runs now, where the answer does not name it */
+  uint32_t final_step;    /* this call is its agent's last: 0 not told, 1 no, 2 yes */
+  uint64_t gap;           /* answer: microseconds until the next call; UINT64_MAX: not told */
+  uint32_t step;          /* of the declared graph, that this call is; SAGA_NONE: not told */
+  uint32_t output_tokens; /* call: of its answer; answer: of the next one; 0: not told */
+} saga_call_hints_t;
+
+static inline saga_call_hints_t saga_call_hints_none(void) {
+  saga_call_hints_t hints = {0, 0, UINT64_MAX, SAGA_NONE, 0};
+  return hints;
+}
+
+typedef struct saga_workflow_info_t {
+  uint32_t struct_size;
+  uint32_t tenant;     /* below max_tenants with SAGA_PLACEMENT_SAGA */
+  uint32_t graph;      /* of saga_engine_declare_graph, default SAGA_NONE */
+  uint32_t agent_kind; /* what is learned is kept for each kind: 1 to 63, default 0 = unknown */
+} saga_workflow_info_t;
+
+#define SAGA_PROMPT_NOT_TOLD SAGA_NONE
+
+typedef struct saga_call_info_t {
+  uint32_t struct_size;
+  uint32_t prompt_tokens; /* at least 1 */
+  uint32_t agent; /* of the workflow, a number of your choice; default 0: the main one. The calls of an agent follow
+                             each other; where they overlap they count as agents of their own */
+  uint32_t prompt_kind; /* saga_prompt_kind_t, default SAGA_PROMPT_NOT_TOLD: by how the answer before ended */
+  saga_call_hints_t hints;
+} saga_call_info_t;
+
+typedef struct saga_answer_info_t {
+  uint32_t struct_size;
+  uint32_t placement; /* that answers, as in its decision; default SAGA_NONE: the present one */
+  uint32_t stop;      /* saga_stop_t */
+  uint32_t tool;      /* saga_tool_t */
+  uint32_t output_tokens;
+  uint32_t reserved; /* 0 */
+  saga_call_hints_t hints;
+} saga_answer_info_t;
+
+typedef struct saga_worker_load_t {
+  uint32_t struct_size;
+  uint32_t running_blocks; /* in use by running calls */
+  uint32_t waiting_calls;  /* in the worker's queue; default SAGA_NONE: not told */
+  uint32_t free_blocks;    /* hold nothing at all; default SAGA_NONE: not told */
+} saga_worker_load_t;
+
+/* What the price of an alternative is made of, in predicted seconds of delay. */
+typedef struct saga_price_t {
+  double wait;         /* until the worker has room */
+  double prefill;      /* of what is not there */
+  double transfer;     /* of what is pulled */
+  double decode;       /* of the answer */
+  double interference; /* what the call costs others there */
+  double displacement; /* what it pushes out of memory */
+} saga_price_t;
+
+typedef struct saga_receipt_t {
+  uint32_t struct_size;
+  uint32_t reason; /* saga_reason_t */
+  uint64_t call;
+  uint32_t worker;
+  uint32_t source; /* of a pull, or SAGA_NONE */
+  uint32_t holder; /* where the call's agent was, or SAGA_NONE */
+  uint32_t matched_blocks;
+  uint32_t prompt_blocks;
+  uint32_t placement;
+  saga_price_t price;        /* of the worker */
+  saga_price_t holder_price; /* of staying where the agent was; zeros where that was no alternative */
+  uint64_t submitted_at;
+  uint64_t queued; /* microseconds from then, or from when its worker was lost, until it was granted */
+  uint64_t granted_at;
+} saga_receipt_t;
+
+typedef struct saga_scheduler_stats_t {
+  uint32_t struct_size;
+  uint32_t queued_calls; /* now, in the fair queue */
+  uint64_t grants;
+  uint64_t queued;     /* calls that waited in the fair queue */
+  uint64_t held;       /* calls that waited for their blocks */
+  uint64_t steals;     /* agents moved in a gap */
+  uint64_t pulls;      /* moved with their blocks when they returned */
+  uint64_t recomputes; /* that went elsewhere without their blocks */
+  uint64_t thrash;     /* moves soon after the move before */
+  uint64_t prefetches; /* loads from host memory before a return */
+  uint64_t prefetches_cancelled;
+  uint64_t preemptions; /* running calls asked to give way */
+  uint64_t copies;
+  uint64_t copies_applied;
+  uint64_t copies_refused; /* by the executor, or for want of directives */
+  uint64_t copies_expired;
+  uint64_t leases_granted;
+  uint64_t leases_refused;
+  uint64_t leases_expired;
+  uint64_t leases_released;
+  uint64_t leases_revoked;
+  uint64_t drops;
+  uint64_t drops_lost; /* for want of directives */
+  uint64_t stale;      /* events of an earlier placement, refused */
+  uint32_t threads;    /* in use */
+  uint32_t graphs;
+} saga_scheduler_stats_t;
+
+#define SAGA_RELIABILITY_BINS 10
+
+typedef struct saga_reliability_bin_t {
+  uint64_t predictions; /* with a probability in [bin / 10, (bin + 1) / 10) */
+  uint64_t happened;
+  double predicted_sum;
+} saga_reliability_bin_t;
+
+/* How good the predictions of reuse were (native/core/graph/calibration.hpp). */
+typedef struct saga_calibration_t {
+  uint32_t struct_size;
+  uint32_t reserved;
+  saga_reliability_bin_t next_call[SAGA_RELIABILITY_BINS];      /* a next call comes at all */
+  saga_reliability_bin_t within_horizon[SAGA_RELIABILITY_BINS]; /* it comes within the horizon */
+  double next_call_brier;
+  double within_horizon_brier;
+  uint64_t gaps; /* whose quantiles were predicted, and how many were not longer than them */
+  uint64_t within_p50;
+  uint64_t within_p90;
+  uint64_t within_p95;
+} saga_calibration_t;
+
+typedef struct saga_tenant_state_t {
+  uint32_t struct_size;
+  uint32_t waiting; /* calls in the fair queue */
+  double weight;
+  int64_t served;  /* GPU-microseconds, KV memory counted in */
+  int64_t lag;     /* behind its fair share; negative: ahead */
+  uint64_t credit; /* still to be used up before it is charged again */
+  double share;    /* of the urgency of all that waits */
+} saga_tenant_state_t;
+
+typedef struct saga_worker_forecast_t {
+  uint32_t struct_size;
+  uint32_t open_calls;
+  double cost_factor;     /* observed time over the predicted one, 1/4 to 4 */
+  double resident_tokens; /* working sets of the agents there, weighted by their presence */
+  double running_tokens;
+  uint32_t leased_blocks;
+  uint32_t reserved;
+} saga_worker_forecast_t;
 
 typedef struct saga_worker_state_t {
   uint32_t capacity_blocks;
@@ -268,6 +494,77 @@ SAGA_API saga_status_t saga_engine_tick(saga_engine_t* engine, uint64_t now);
  * no worker is active they stay waiting. */
 SAGA_API saga_status_t saga_engine_decide(saga_engine_t* engine, uint64_t now, saga_decision_t* decisions,
                                           size_t capacity, size_t* count);
+
+/* ---- With SAGA_PLACEMENT_SAGA. Functions of this part answer SAGA_ERR_WRONG_STATE to an engine of another placement,
+ * but for those that tell more of an event: there, what is told is checked and recorded and has no effect.
+ *
+ * saga_engine_decide then drains what the scheduler has decided since, in order: placements and directives. A call may be
+ * held: it stays waiting, and a later decide places it. At the time of saga_engine_next_wake call saga_engine_tick and then
+ * saga_engine_decide, also when nothing else happens. */
+
+SAGA_API void saga_workflow_info_init_sized(saga_workflow_info_t* info, uint32_t struct_size);
+static inline void saga_workflow_info_init(saga_workflow_info_t* info) {
+  saga_workflow_info_init_sized(info, (uint32_t)sizeof(saga_workflow_info_t));
+}
+SAGA_API void saga_call_info_init_sized(saga_call_info_t* info, uint32_t struct_size);
+static inline void saga_call_info_init(saga_call_info_t* info) {
+  saga_call_info_init_sized(info, (uint32_t)sizeof(saga_call_info_t));
+}
+SAGA_API void saga_answer_info_init_sized(saga_answer_info_t* info, uint32_t struct_size);
+static inline void saga_answer_info_init(saga_answer_info_t* info) {
+  saga_answer_info_init_sized(info, (uint32_t)sizeof(saga_answer_info_t));
+}
+SAGA_API void saga_worker_load_init_sized(saga_worker_load_t* load, uint32_t struct_size);
+static inline void saga_worker_load_init(saga_worker_load_t* load) {
+  saga_worker_load_init_sized(load, (uint32_t)sizeof(saga_worker_load_t));
+}
+
+/* What clients declare about a class of tasks: the graph's steps and edges (first_step and first_edge are 0), as in a
+ * workload (simulate.h). A graph that is declared already gets the id that it has. SAGA_ERR_FULL: max_graphs, or more than
+ * 4,096 steps or 65,536 edges. */
+struct saga_agent_graph_t;
+struct saga_agent_step_t;
+struct saga_agent_edge_t;
+SAGA_API saga_status_t saga_engine_declare_graph(saga_engine_t* engine, uint64_t now,
+                                                 const struct saga_agent_graph_t* graph,
+                                                 const struct saga_agent_step_t* steps,
+                                                 const struct saga_agent_edge_t* edges, uint32_t* id);
+/* Weight of its fair share, 1/1,024 to 1,024, default 1; kept in 1/1,024. */
+SAGA_API saga_status_t saga_engine_set_tenant(saga_engine_t* engine, uint64_t now, uint32_t tenant, double weight);
+
+/* The events above, with all that can be told of them. */
+SAGA_API saga_status_t saga_engine_open_workflow_with(saga_engine_t* engine, uint64_t now,
+                                                      const saga_workflow_info_t* info, uint64_t* workflow);
+/* SAGA_ERR_FULL also where max_threads are in use. */
+SAGA_API saga_status_t saga_engine_submit_call_with(saga_engine_t* engine, uint64_t now, uint64_t workflow,
+                                                    const saga_call_info_t* info, const uint64_t* chain, size_t count,
+                                                    uint64_t* call);
+/* SAGA_ERR_WRONG_STATE where the call has been placed anew since: an answer of the lost worker. */
+SAGA_API saga_status_t saga_engine_first_token_with(saga_engine_t* engine, uint64_t now, uint64_t call,
+                                                    uint32_t placement);
+/* `chain`: hashes of the full blocks behind those of the prompt that the answer has filled, if known; at most as many as
+ * prompt and answer have. */
+SAGA_API saga_status_t saga_engine_finish_call_with(saga_engine_t* engine, uint64_t now, uint64_t call,
+                                                    const saga_answer_info_t* info, const uint64_t* chain,
+                                                    size_t count);
+SAGA_API saga_status_t saga_engine_worker_load_with(saga_engine_t* engine, uint64_t now, uint32_t worker,
+                                                    const saga_worker_load_t* load);
+/* What became of a copy or a lease. SAGA_ERR_NOT_FOUND: it has ended (a lease may expire or be released meanwhile). */
+SAGA_API saga_status_t saga_engine_directive_done(saga_engine_t* engine, uint64_t now, uint64_t id,
+                                                  saga_outcome_t outcome);
+/* When the scheduler wants to go on; UINT64_MAX: not before the next event. Any placement. */
+SAGA_API saga_status_t saga_engine_next_wake(const saga_engine_t* engine, uint64_t* time);
+
+/* The results of the rest begin with struct_size: set it to the size that you compiled with. */
+/* Why a call was placed, or granted and held for its blocks: its newest receipt. SAGA_ERR_NOT_FOUND: not among the
+ * newest max_receipts. */
+SAGA_API saga_status_t saga_engine_receipt(const saga_engine_t* engine, uint64_t call, saga_receipt_t* receipt);
+SAGA_API saga_status_t saga_engine_scheduler_stats(const saga_engine_t* engine, saga_scheduler_stats_t* stats);
+SAGA_API saga_status_t saga_engine_calibration(const saga_engine_t* engine, saga_calibration_t* calibration);
+SAGA_API saga_status_t saga_engine_tenant_state(const saga_engine_t* engine, uint32_t tenant,
+                                                saga_tenant_state_t* state);
+SAGA_API saga_status_t saga_engine_worker_forecast(const saga_engine_t* engine, uint32_t worker,
+                                                   saga_worker_forecast_t* forecast);
 
 /* Leading blocks of `chain` that each worker holds: depth[worker * SAGA_TIER_COUNT + tier] for all max_workers; tiers are
  * cumulative (in GPU; in GPU or host; in any). `depth_count` must be max_workers * SAGA_TIER_COUNT. */
