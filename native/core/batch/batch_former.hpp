@@ -43,8 +43,9 @@
 // with hit_after_completion, when the step that computes it is complete.
 //
 // Preemption. kRecompute gives the blocks back; what is cached and not taken meanwhile is hit when the call returns,
-// and what it has generated is part of its prompt then. kSwap moves the blocks to the host tier and back, if the host tier
-// and max_copies have room, and the page table has a sequence to spare beyond max_sequences (else it is as kRecompute).
+// and what it has generated is part of its prompt then. kSwap moves the blocks to the host tier and back, if the
+// host tier and max_copies have room, and the page table has a sequence to spare beyond max_sequences (else it is as
+// kRecompute).
 // The server executes `copies` in order before it computes the step, on the stream that computes; so blocks can be
 // given out again at once, and plans are committed at once.
 //
@@ -55,8 +56,8 @@
 //
 // Costs. A decoding call costs about 5 ns a step from form() to complete(), its share of new blocks (of 16 tokens)
 // included, and about 12 ns where every block that is filled is cached by a hash. Between two blocks nothing looks at
-// the page table: blocks are allocated whole, and the table's token counts are multiples of block_size. Where fewer blocks
-// are free than calls run, a step takes the slower way that can preempt.
+// the page table: blocks are allocated whole, and the table's token counts are multiples of block_size. Where
+// fewer blocks are free than calls run, a step takes the slower way that can preempt.
 // Admission: O(blocks of the prompt); ordering: a heap, O(log waiting), rebuilt once a step that could admit under
 // kDfs, kHybrid and kSaga, O(waiting). Preemption: O(running). Memory, all of it at construction: about 150 bytes a
 // call, and 8 bytes for each of max_calls * max_blocks_per_sequence hashes (address space where it is not used).
