@@ -14,8 +14,8 @@ namespace {
 using test::append_call;
 using test::path_page_numbers;
 
-constexpr PolicyKind kPolicies[] = {PolicyKind::kLru, PolicyKind::kLruPrefix, PolicyKind::kWaLru, PolicyKind::kTtl,
-                                    PolicyKind::kBelady};
+constexpr PolicyKind kPolicies[] = {PolicyKind::kLru, PolicyKind::kLruPrefix, PolicyKind::kWaLru,
+                                    PolicyKind::kTtl, PolicyKind::kBelady,    PolicyKind::kSaga};
 constexpr CacheModel kModels[] = {CacheModel::kAtomic, CacheModel::kPinned};
 
 CacheReplayOptions options_of(PolicyKind policy, CacheModel model, std::uint32_t capacity) {
@@ -115,6 +115,9 @@ TEST(CacheReplay, LimitProgressAndTiming) {
     EXPECT_EQ(progress.load(), 300u);
     EXPECT_EQ(limited.requests, 300u);
     EXPECT_EQ(limited.cut_ns, limited.cuts * 7);
+    // Two readings a start and an end, three where pages go; the ends behind the last start are not played.
+    EXPECT_GE(limited.policy_ns, limited.cut_ns * 2 + (limited.requests - limited.cuts) * 7);
+    EXPECT_LE(limited.policy_ns, limited.cut_ns + limited.requests * 2 * 7);
     const CacheReplayResult alone = replay_cache(workload, tree, head, options_of(policy, CacheModel::kPinned, 40));
     EXPECT_EQ(limited.missed_pages, alone.missed_pages);  // belady does not look beyond the limit either
     EXPECT_EQ(limited.missed_cost, alone.missed_cost);

@@ -44,6 +44,9 @@
 //               256 gaps of its class (stop reason x tool class), 2 s until 5 are seen, at most 300 s, none after
 //               end_turn.
 //   saga-paper  wa-lru, but a branch younger than its time to live goes last: that of ttl, but 300 s after end_turn.
+//   saga        the Hazard Gittins Index (evict/saga_policy.hpp): evict the pages with the fewest expected hits for each
+//               page-second of room, by learned distributions of how long a branch idles; the users of a shared page add up.
+//               Takes session ends and declared gaps as hints whose worth it learns.
 //   belady      the offline optimum, Belady's MIN with bypass: it is given the requests to come. Farthest next use
 //               first, of equals the deepest. Calls may start in another order than recorded: what counts is which
 //               recorded requests have not started yet.
