@@ -87,7 +87,7 @@ bool runs_through_engine(ClusterPolicyKind kind) { return kind <= ClusterPolicyK
 
 // The options of a run on a cluster, or false.
 bool run_options(const saga_cluster_t& cluster, const saga_run_options_t& given, ClusterOptions* options) {
-  if (given.policy > SAGA_POLICY_SAGA_PAPER || given.hints > SAGA_HINTS_GRAPH || given.reserved != 0) return false;
+  if (given.policy > SAGA_POLICY_SAGA || given.hints > SAGA_HINTS_GRAPH || given.reserved != 0) return false;
   *options = cluster.options;
   options->policy.kind = static_cast<ClusterPolicyKind>(given.policy);
   options->policy.seed = given.seed;

@@ -426,13 +426,23 @@ static void cluster(const saga_workload_t* workload) {
   REFUSED_OPTION(without, SAGA_PART_STEALING); /* affinity has no parts */
   REFUSED_OPTION(reserved, 1);
   REFUSED_OPTION(parameters[3], HUGE_VAL);
+  REFUSED_OPTION(parameters[7], -1.1e9);
   REFUSED_OPTION(rate, 1);
   REFUSED_OPTION(live, 0);
   saga_run_options_init(&run);
   run.live = 1;
-  run.policy = SAGA_POLICY_KV_ROUTER;
+  for (run.policy = SAGA_POLICY_KV_ROUTER; run.policy <= SAGA_POLICY_SAGA; ++run.policy) {
+    OK(saga_cluster_run(made, &run, &result, NULL));
+    CHECK(result.tasks_completed == 2 && result.engine_digest == 0 && result.missed_pages >= 7);
+  }
+  run.policy = SAGA_POLICY_SAGA_PAPER;
+  run.without = 255;
   OK(saga_cluster_run(made, &run, &result, NULL));
-  CHECK(result.tasks_completed == 2 && result.engine_digest == 0);
+  run.policy = SAGA_POLICY_SAGA;
+  OK(saga_cluster_run(made, &run, &result, NULL));
+  run.without = 256;
+  INVALID(saga_cluster_run(made, &run, &result, NULL));
+  run.without = 0;
   run.journal = keep; /* it does not run through the engine */
   INVALID(saga_cluster_run(made, &run, &result, NULL));
   saga_run_options_init(&run);

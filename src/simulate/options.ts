@@ -91,9 +91,6 @@ export const policyParameters: Readonly<Partial<Record<ClusterPolicy, readonly s
   'saga-paper': ['theta', 'queueStrategy', 'idleSeconds', 'mostImbalance', 'dispatchDepth', 'preemptionSeconds'],
 };
 
-/** What runs where no policies are named. */
-const defaultClusterPolicies = clusterPolicies.filter((policy) => policy !== 'saga');
-
 /** What clients of a cluster tell: nothing, or the declared graph of a task when it arrives, and that a task is over. */
 export const clusterHints = ['none', 'graph'] as const;
 /** One of {@link clusterHints}. */
@@ -336,7 +333,7 @@ function parseCluster(raw: RawOptions, input: InputOptions): ClusterOptions {
       `expected --step-tokens to be at least the ${maxSequences} sequences of a step, not ${stepTokens}`,
     );
   }
-  const policies = policiesOf(raw, 'policies', clusterPolicies) ?? [...defaultClusterPolicies];
+  const policies = policiesOf(raw, 'policies', clusterPolicies) ?? [...clusterPolicies];
   const arrivals = parseArrivals(raw);
   const journal = textOf(raw, 'journal');
   if (journal !== undefined && policies.length * (arrivals.kind === 'load' ? arrivals.loads.length : 1) > 1) {

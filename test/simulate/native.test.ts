@@ -137,9 +137,11 @@ describe('cluster mode on the addon', () => {
     expect(seconds.length).toBe(12);
     expect(seconds.reduce((sum, one) => sum + one, 0) / 12).toBeCloseTo(asked.taskCompletionSeconds.mean, 9);
     expect(seconds[5]).toBeCloseTo(asked.taskCompletionSeconds.p50, 9);
-    // Only the load counts when what is cached is worth nothing: fewer hits.
-    const blind = await cluster.run({ ...run, parameters: { deviceCredit: 0 } });
-    expect(blind.prefixHitRate).toBeLessThan(plain.prefixHitRate);
+    // Only the load counts when what is cached is worth nothing and threads are bound to no worker: fewer hits.
+    const unbound = { sessionAffinitySeconds: 0, queueThreshold: 0 };
+    const seeing = await cluster.run({ ...run, parameters: unbound });
+    const blind = await cluster.run({ ...run, parameters: { ...unbound, deviceCredit: 0 } });
+    expect(blind.prefixHitRate).toBeLessThan(seeing.prefixHitRate);
     await expect(cluster.run({ ...run, parameters: { credit: 1 } })).rejects.toThrow(/parameters .*kv-router/);
     await expect(cluster.run({ ...run, parameters: { deviceCredit: Infinity } })).rejects.toThrow(/deviceCredit/);
     await expect(cluster.run({ ...run, without: ['stealing'] })).rejects.toThrow(/parts of kv-router/);

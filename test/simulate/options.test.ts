@@ -112,7 +112,7 @@ describe('options of saga simulate', () => {
       gapCapSeconds: 1800,
       orderSalt: undefined,
       onBadLine: 'fail',
-      policies: clusterPolicies.filter((policy) => policy !== 'saga'),
+      policies: [...clusterPolicies],
       workers: 16,
       hardware: 'a100-tp4',
       arrivals: { kind: 'load', loads: [0.5, 1] },

@@ -223,7 +223,7 @@ typedef struct saga_run_options_t {
   uint32_t reserved; /* 0 */
   double rate;       /* open loop: tasks a second; exactly one of live and rate is above 0 */
   uint64_t seed;     /* of arrivals and of the policy's draws, default 0 */
-  /* Of the policy, as its header numbers them; NaN (default): the policy's own default. Never infinite. */
+  /* Of the policy, as its header numbers them; NaN (default): the policy's own default. At most 10^9 in size. */
   double parameters[SAGA_POLICY_PARAMETERS];
   /* If given, receives the engine's journal in pieces, on the thread of the run. Only with a policy that runs through the
    * engine: round-robin, affinity, wa-lru and ttl. Default NULL. */
