@@ -26,8 +26,8 @@
 // the last call). A prompt longer than all blocks is known by its leading part.
 //
 // Cost of a call: O(log blocks) probes, plus a node for each new block; O(blocks) for everything but kContinued, and where a new
-// workflow is the first to share a known prefix. Measured: 3 us a call of 1,024 blocks that brings 16 new ones, 45 ns a block of a new
-// prompt. Memory: 48 to 56 bytes a block (hash map included), ~80 a head and its workflow. Nothing is allocated later.
+// workflow is the first to share a known prefix. Measured: 3 us (64 threads) to 10 us (512) a call of 1,024 blocks
+// that brings 16 new ones, 45 to 65 ns a block of a new prompt. Memory: 48 to 56 bytes a block (hash map included), ~80 a head and its workflow. Nothing is allocated later.
 // Deterministic: of heads at one block one that is not superseded comes first, then the smaller id.
 //
 // Invariants (verify()): every node but those of depth 1 has a parent one block up; children and hanging heads are counted; a node without

@@ -26,8 +26,8 @@
 // age makes likely. Tables of a gap are rebuilt after max(16, min(2048, events / 8), open waits)
 // events of theirs, so a rebuild is amortised O(1) an event.
 //
-// Cost: an event O(1), a forecast O(1) (a few table look-ups, two binary searches over 92 buckets): measured 60 to 150 ns and 130 to
-// 200 ns (native/bench/graph_bench.cpp). Memory, all at construction: max_workflows x 304 bytes + (max_agent_classes + 2) x 46 KB. Deterministic: doubles with + - * / only.
+// Cost: an event O(1), a forecast O(1) (a few table look-ups, two binary searches over 92 buckets): measured 70 to 160 ns and 150 to
+// 200 ns for up to 1,024 workflows, 120 to 300 ns and 180 to 250 ns for 16,384 of 64 classes, where caches miss (graph_bench). Memory, all at construction: max_workflows x 304 bytes + (max_agent_classes + 2) x 46 KB. Deterministic: doubles with + - * / only.
 //
 // Invariants (verify()): counts are finite and not negative; the open waits of each gap table are linked in order of their start and
 // counted; distributions are monotone and within [0, 1].
