@@ -70,7 +70,7 @@ function outputOf(code: string): string {
 
 const readme = exampleBehind(read('README.md'), '## The API in 20 lines');
 const simulate = exampleOf('src/simulate/index.ts', '@example');
-const scheduler = exampleOf('src/scheduler.ts', '@example');
+const scheduler = exampleOf('src/scheduler/scheduler.ts', '@example');
 const pageTable = exampleOf('src/page-table.ts', '@example');
 const batchFormer = exampleOf('src/batch.ts', '@example');
 const batches = exampleBehind(read('docs/batch.md'), '## One step');

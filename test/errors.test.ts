@@ -117,6 +117,7 @@ describe('an error', () => {
 describe('the package', () => {
   it('exports what is documented and no internals', () => {
     expect(Object.keys(source).sort()).toEqual([
+      'BatchFormer',
       'BlockHasher',
       'PageTable',
       'SagaArgumentError',

@@ -1,0 +1,114 @@
+/** A worker as the scheduler sees it. */
+import { checkInteger, checkOneOf } from '../check.js';
+import { checkHash, checkHashes, refused, twoTo32 } from './checks.js';
+import type { At } from './options.js';
+import type { Scheduler } from './scheduler.js';
+import { tiers, type Tier } from './vocabulary.js';
+
+/** A worker's present state. */
+export interface WorkerState {
+  /** Its KV room in blocks, as given to {@link Scheduler.addWorker}. */
+  blocks: number;
+  /** Calls placed there that have not ended. */
+  openCalls: number;
+  /** Blocks in use by running calls, as last reported, plus the prompts of open calls placed since. */
+  blocksInUse: number;
+  /** `false` once it was removed. */
+  active: boolean;
+}
+
+/** A worker as the scheduler sees it: what it holds, and how loaded it is. Made by {@link Scheduler.addWorker}. */
+export class Worker {
+  /** Small integers in the order of {@link Scheduler.addWorker}, from 0; never used again. */
+  readonly id: number;
+  readonly #scheduler: Scheduler;
+
+  /** @internal */
+  constructor(scheduler: Scheduler, id: number) {
+    this.#scheduler = scheduler;
+    this.id = id;
+  }
+
+  /**
+   * Blocks became resident (a KV event of the worker). Counted per physical copy: a block stored twice stays until it is
+   * removed twice.
+   *
+   * @param hashes in chain order, at most 2^24
+   * @param options.tier where. Default `gpu`
+   * @param options.parent hash of the block before the first one, if known: a hint that makes later matches faster
+   * @throws SagaCapacityError when `maxBlocks` are known; nothing was stored
+   */
+  stored(hashes: BigUint64Array, options: { tier?: Tier; parent?: bigint } & At = {}): void {
+    const scheduler = this.#scheduler;
+    const now = scheduler.time(options);
+    checkHashes('hashes', hashes);
+    const tier = checkOneOf('tier', options.tier ?? 'gpu', tiers);
+    let given = hashes;
+    if (options.parent !== undefined) {
+      const parent = checkHash('parent', options.parent);
+      if (hashes.length > 0) {
+        given = new BigUint64Array(hashes.length + 1);
+        given[0] = parent;
+        given.set(hashes, 1);
+      }
+    }
+    const status = scheduler.native.blocksStored(now, this.id, tier, given, given === hashes ? 0 : 1);
+    if (status < 0) throw refused(status, `worker ${this.id} cannot store ${hashes.length} blocks`);
+  }
+
+  /**
+   * Blocks are gone (a KV event of the worker). Hashes that it does not hold are ignored.
+   *
+   * @param hashes in any order, at most 2^24
+   * @param options.tier where. Default `gpu`
+   */
+  removed(hashes: BigUint64Array, options: { tier?: Tier } & At = {}): void {
+    const scheduler = this.#scheduler;
+    const now = scheduler.time(options);
+    checkHashes('hashes', hashes);
+    const tier = checkOneOf('tier', options.tier ?? 'gpu', tiers);
+    const status = scheduler.native.blocksRemoved(now, this.id, tier, hashes);
+    if (status < 0) throw refused(status, `worker ${this.id} cannot remove ${hashes.length} blocks`);
+  }
+
+  /** Everything in every tier is gone. */
+  cleared(at: At = {}): void {
+    const scheduler = this.#scheduler;
+    const status = scheduler.native.blocksCleared(scheduler.time(at), this.id);
+    if (status < 0) throw refused(status, `worker ${this.id} cannot be cleared`);
+  }
+
+  /**
+   * The worker reports how many blocks its running calls use. Until the next report the prompts of calls placed there are added.
+   *
+   * @param options.blocksInUse 0 to 2^32 - 1
+   */
+  load(options: { blocksInUse: number } & At): void {
+    const scheduler = this.#scheduler;
+    const now = scheduler.time(options);
+    const blocks = checkInteger('blocksInUse', options.blocksInUse, 0, twoTo32 - 1);
+    const status = scheduler.native.workerLoad(now, this.id, blocks);
+    if (status < 0) throw refused(status, `worker ${this.id} cannot report its load`);
+  }
+
+  /**
+   * The worker is lost or drained: what it held is forgotten, and its calls wait to be placed again, before all that were
+   * submitted after them. Their {@link Call.receipt} is `undefined` until then.
+   */
+  remove(at: At = {}): void {
+    const scheduler = this.#scheduler;
+    const status = scheduler.native.removeWorker(scheduler.time(at), this.id);
+    if (status < 0) throw refused(status, `worker ${this.id} cannot be removed`);
+    scheduler.forgetReceipts(this);
+  }
+
+  /** Its present state; also of a worker that was removed. */
+  state(): WorkerState {
+    const scheduler = this.#scheduler;
+    scheduler.open();
+    const status = scheduler.native.workerState(this.id);
+    if (status < 0) throw refused(status, `worker ${this.id} has no state`);
+    const [blocks = 0, openCalls = 0, blocksInUse = 0, active = 0] = scheduler.workerState;
+    return { blocks, openCalls, blocksInUse, active: active === 1 };
+  }
+}
