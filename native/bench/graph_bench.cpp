@@ -1,8 +1,10 @@
 // Predictor and lineage: cost of an event, and with --trace what they get right on a recorded trace.
 //
 //   graph_bench                      costs on synthetic agents, in CPU nanoseconds
-//   graph_bench --trace FILE [--live N]   FILE: one request a line, JSON with sid, aid, in, out, llm_s, gap_s, gap_kind, stop and h = runs
-//                                    of 64-token block ids; N sessions (32) run at a time, in a closed loop as recorded.
+//   graph_bench --trace FILE [--live N]   FILE: one request a line, JSON with sid, aid, in, out, llm_s, gap_s,
+//   gap_kind, stop and h = runs
+//                                    of 64-token block ids; N sessions (32) run at a time, in a closed loop as
+//                                    recorded.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -107,8 +109,8 @@ void bench_lineage(std::uint32_t threads, std::uint32_t blocks, std::uint32_t gr
               blocks, growth, first / threads, later / (63.0 * threads));
 }
 
-// What forecasts are worth on tasks like the SWE-bench ones of the SAGA paper: 1 + Gamma(2, 18.5) calls, answers of 100 to 500 tokens that are
-// the same within a task.
+// What forecasts are worth on tasks like the SWE-bench ones of the SAGA paper: 1 + Gamma(2, 18.5) calls, answers of 100
+// to 500 tokens that are the same within a task.
 void synthetic_accuracy(bool declared) {
   saga::PredictorOptions options;
   saga::Predictor predictor(options);
@@ -153,7 +155,8 @@ void synthetic_accuracy(bool declared) {
       answer_error / n, answer_naive / n);
 }
 
-// --- A recorded trace -------------------------------------------------------------------------------------------------------
+// --- A recorded trace
+// -------------------------------------------------------------------------------------------------------
 
 struct Request {
   std::uint32_t session = 0;
@@ -292,8 +295,8 @@ void trace_lineage(const std::vector<Request>& requests, const std::vector<Event
   options.max_blocks = 1u << 22;
   options.slack_blocks = slack;
   saga::Lineage lineage(options);
-  // A call is right if the call before it in its inferred workflow is of the same session (its thread, strictly), or, where a workflow
-  // is said to be new, if its thread is.
+  // A call is right if the call before it in its inferred workflow is of the same session (its thread, strictly), or,
+  // where a workflow is said to be new, if its thread is.
   std::unordered_map<std::uint32_t, std::uint32_t> session_of;   // inferred workflow -> session of its first call
   std::unordered_map<std::uint32_t, std::uint32_t> workflow_of;  // session -> inferred workflow of its last call
   std::unordered_map<std::uint32_t, std::uint32_t> head_of_request;
@@ -301,7 +304,8 @@ void trace_lineage(const std::vector<Request>& requests, const std::vector<Event
   std::uint64_t right = 0, joined_strangers = 0, split = 0, calls = 0, kinds[5] = {}, same_as_before = 0,
                 continuing = 0;
   double cost = 0;
-  // Joined to another session whose call shares as much with the prompt as the thread's own: content cannot tell them apart.
+  // Joined to another session whose call shares as much with the prompt as the thread's own: content cannot tell them
+  // apart.
   std::uint64_t twins = 0;
   // Split off where less than half of the prompt is the thread's last one.
   std::uint64_t departures = 0;

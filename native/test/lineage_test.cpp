@@ -280,8 +280,8 @@ TEST(Lineage, AHashAtAnotherDepthIsNotFollowed) {
   EXPECT_EQ(calls.lineage.blocks(), 5u);
 }
 
-// Agents with known truth: private growth behind shared system prompts, rewritten last blocks, rollbacks behind the first prompt, forks while the
-// parent runs. What is known is compared with all prompts so far, by brute force.
+// Agents with known truth: private growth behind shared system prompts, rewritten last blocks, rollbacks behind the
+// first prompt, forks while the parent runs. What is known is compared with all prompts so far, by brute force.
 TEST(Lineage, RandomAgentsWithKnownTruth) {
   for (const std::uint64_t seed : {1u, 2u, 3u, 4u}) {
     Random random(seed);

@@ -220,7 +220,8 @@ TEST(Predictor, ReuseWithinAgainstTheEmpiricalShare) {
 }
 
 TEST(Predictor, OpenWaitsAreAtRisk) {
-  // 100 gaps of a second have ended, 900 waits last for 100 seconds already: the share that returns is near a tenth, not one.
+  // 100 gaps of a second have ended, 900 waits last for 100 seconds already: the share that returns is near a tenth,
+  // not one.
   Predictor predictor(small(1000));
   for (std::uint32_t w = 0; w < 1000; ++w) {
     predictor.workflow_opened(w, 0, 1, nullptr, 0);
@@ -270,7 +271,8 @@ TEST(Predictor, IdleTimeOfClientsThatClose) {
 TEST(Predictor, IdleTimeOfClientsThatNeverClose) {
   Random random(6);
   Predictor predictor(small(400));
-  // Every fourth call is a workflow's last one, the others come back after 2 s. Nobody closes; forgotten is what is an hour old.
+  // Every fourth call is a workflow's last one, the others come back after 2 s. Nobody closes; forgotten is what is an
+  // hour old.
   Time now = 0;
   for (std::uint32_t w = 0; w < 300; ++w) {
     predictor.workflow_opened(w, 0, 1, nullptr, now);
@@ -384,7 +386,8 @@ TEST(Predictor, TasksOfTenCalls) {
   EXPECT_GT(player.forecast().end_probability, 0.35);
 }
 
-// All tasks begin at once and are equally far: those still alive are at risk, or the few that ended would look like many.
+// All tasks begin at once and are equally far: those still alive are at risk, or the few that ended would look like
+// many.
 TEST(Predictor, TasksThatGoOnCountAsAlive) {
   Random random(17);
   Predictor predictor(small(512));
@@ -403,7 +406,8 @@ TEST(Predictor, TasksThatGoOnCountAsAlive) {
   std::uint32_t slot = 0;
   while (predictor.is_open(slot)) ++slot;
   predictor.workflow_opened(slot, 0, 1, nullptr, now);
-  // 50 calls on average; known is the part up to 70 calls, 50 (1 - e^-1.4) = 37.7, and behind it the prior's 32 for every fourth task.
+  // 50 calls on average; known is the part up to 70 calls, 50 (1 - e^-1.4) = 37.7, and behind it the prior's 32 for
+  // every fourth task.
   EXPECT_NEAR(predictor.forecast(slot, now).remaining_calls, 45.6, 4);
 }
 

@@ -1,22 +1,23 @@
-// AgentGraph: a declared Agent Execution Graph (SAGA paper, section 3): what a client says about a class of tasks before one
-// of them runs.
+// AgentGraph: a declared Agent Execution Graph (SAGA paper, section 3): what a client says about a class of tasks
+// before one of them runs.
 //
-// A **step** (node) is a kind of LLM call: which tool its answer calls, how long the answer is, what the tool's result adds to
-// the next prompt and how long that takes. An **edge** is the probability that one kind of step follows another; what the
-// edges of a step leave of 1 is the probability that the task ends with it. All values are means over the class, never draws
-// of one task. A task starts with step 0 unless it is seen or told to have started elsewhere. Checked where it comes in (C ABI).
+// A **step** (node) is a kind of LLM call: which tool its answer calls, how long the answer is, what the tool's result
+// adds to the next prompt and how long that takes. An **edge** is the probability that one kind of step follows
+// another; what the edges of a step leave of 1 is the probability that the task ends with it. All values are means over
+// the class, never draws of one task. A task starts with step 0 unless it is seen or told to have started elsewhere.
+// Checked where it comes in (C ABI).
 //
-// prepare(), called once when all fields are set, derives what follows from them: for each step the expected calls, tokens and
-// time of waiting that are still to come (the fixed point of the Markov chain, by Gauss-Seidel sweeps from the last step to the
-// first, at most kMaxSweeps; one sweep is enough for a graph whose edges all lead forward). Cost O(edges x sweeps). Afterwards
-// the graph is immutable and every question about it is O(1), or O(edges of a step). A cycle that is never left has no finite
-// expectation: values stop at kMaxExpectation.
+// prepare(), called once when all fields are set, derives what follows from them: for each step the expected calls,
+// tokens and time of waiting that are still to come (the fixed point of the Markov chain, by Gauss-Seidel sweeps from
+// the last step to the first, at most kMaxSweeps; one sweep is enough for a graph whose edges all lead forward). Cost
+// O(edges x sweeps). Afterwards the graph is immutable and every question about it is O(1), or O(edges of a step). A
+// cycle that is never left has no finite expectation: values stop at kMaxExpectation.
 //
 // A graph without steps that declares its number of calls becomes one step that repeats.
 //
-// Invariants (verify()): edges are sorted by (from, to) without repetition, name steps that exist, have probabilities in
-// [0, 1], and those of a step sum to at most 1; values are finite and not negative. If it is prepared, the derived values
-// satisfy their equations.
+// Invariants (verify()): edges are sorted by (from, to) without repetition, name steps that exist, have probabilities
+// in [0, 1], and those of a step sum to at most 1; values are finite and not negative. If it is prepared, the derived
+// values satisfy their equations.
 #pragma once
 
 #include <cstdint>
@@ -70,10 +71,10 @@ class AgentGraph {
   const StepExpectation& expectation(std::uint32_t step) const { return expectations_[step]; }
   // Calls of a whole task: as declared, else as the edges imply.
   double total_calls() const { return expected_calls > 0 ? expected_calls : 1 + expectations_[0].calls; }
-  // The step that a call is, whose answer calls `tool`, when `before` was the step of the call before it (kNone: it is the first):
-  // the most likely successor with that tool (of equals the smallest), else the most likely one without a declared tool; for a
-  // first call step 0 where it fits. Else the first step with that tool; kNone: none has it. Where nothing is `told` of the
-  // answer, a tool of class kNone fits every step.
+  // The step that a call is, whose answer calls `tool`, when `before` was the step of the call before it (kNone: it is
+  // the first): the most likely successor with that tool (of equals the smallest), else the most likely one without a
+  // declared tool; for a first call step 0 where it fits. Else the first step with that tool; kNone: none has it. Where
+  // nothing is `told` of the answer, a tool of class kNone fits every step.
   std::uint32_t match_step(std::uint32_t before, ToolClass tool, bool told) const;
 
   bool verify() const;

@@ -1,15 +1,16 @@
 // Calibration: how good the predictions of reuse were, once their outcomes are known.
 //
-// Two reliability tables of ten bins (predicted probability against the share that happened) with the Brier score (mean squared error of
-// the probability; 0 is perfect, that of always saying the mean rate r is r (1 - r)): "a next call comes at all" and "the next call
-// comes within the horizon". And the coverage of gap quantiles: the share of gaps that were not longer than the predicted p50, p90 and
-// p95, which should be .50, .90 and .95.
+// Two reliability tables of ten bins (predicted probability against the share that happened) with the Brier score (mean
+// squared error of the probability; 0 is perfect, that of always saying the mean rate r is r (1 - r)): "a next call
+// comes at all" and "the next call comes within the horizon". And the coverage of gap quantiles: the share of gaps that
+// were not longer than the predicted p50, p90 and p95, which should be .50, .90 and .95.
 //
-// A prediction is counted when its outcome is known: the next call, the end of the workflow, or the passing of the horizon. Cost: a few
-// additions an outcome; the tables are plain numbers and add up (merge). Counts are exact up to 2^53.
+// A prediction is counted when its outcome is known: the next call, the end of the workflow, or the passing of the
+// horizon. Cost: a few additions an outcome; the tables are plain numbers and add up (merge). Counts are exact up to
+// 2^53.
 //
-// Invariants (verify()): in every bin happened <= predictions, the sum of predicted probabilities lies within the bin, and squared errors
-// are within what both allow; covered gaps rise with the quantile and do not exceed the gaps.
+// Invariants (verify()): in every bin happened <= predictions, the sum of predicted probabilities lies within the bin,
+// and squared errors are within what both allow; covered gaps rise with the quantile and do not exceed the gaps.
 #pragma once
 
 #include <array>

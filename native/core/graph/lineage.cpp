@@ -12,7 +12,8 @@ namespace {
 
 std::size_t table_size(std::uint32_t entries) { return std::bit_ceil(std::size_t{entries} * 2 + 2); }
 
-// Open addressing with linear probing; `key(entry)` is the key of what a slot holds. Erasing moves later entries of the run back.
+// Open addressing with linear probing; `key(entry)` is the key of what a slot holds. Erasing moves later entries of the
+// run back.
 template <class Key>
 std::uint32_t find_slot(const std::vector<std::uint32_t>& slots, std::uint64_t wanted, const Key& key) {
   const std::size_t mask = slots.size() - 1;
@@ -60,7 +61,8 @@ Lineage::Lineage(const LineageOptions& options)
   }
 }
 
-// Maps --------------------------------------------------------------------------------------------------------------------
+// Maps
+// --------------------------------------------------------------------------------------------------------------------
 
 std::uint32_t Lineage::find_node(BlockHash hash, std::uint32_t depth) const {
   const std::uint32_t node = slots_[find_slot(slots_, hash, [this](std::uint32_t n) { return nodes_[n].hash; })];
@@ -101,7 +103,8 @@ std::uint32_t Lineage::known_depth(const BlockHash* chain, std::uint32_t blocks)
   return known;
 }
 
-// Heads -------------------------------------------------------------------------------------------------------------------
+// Heads
+// -------------------------------------------------------------------------------------------------------------------
 
 std::uint32_t Lineage::owner(std::uint32_t node) const {
   if (node == kNone) return kNone;
@@ -332,7 +335,8 @@ void Lineage::take_over(std::uint32_t node, std::uint32_t from, std::uint32_t to
   }
 }
 
-// Calls -------------------------------------------------------------------------------------------------------------------
+// Calls
+// -------------------------------------------------------------------------------------------------------------------
 
 LineageMatch Lineage::call_started(const BlockHash* chain, std::uint32_t blocks, std::uint64_t id) {
   forgotten_.clear();
@@ -348,8 +352,8 @@ LineageMatch Lineage::call_started(const BlockHash* chain, std::uint32_t blocks,
   std::uint32_t workflow = id == kNoId ? kNone : find_workflow(id);
   std::uint32_t head = kNone;
   if (node != kNone && (id == kNoId || workflow != kNone)) {
-    // A head just here or just behind; or else the nearest one that all of the prompt's known part goes beyond: where two workflows
-    // have the same content, the line may have been known before this one came along it.
+    // A head just here or just behind; or else the nearest one that all of the prompt's known part goes beyond: where
+    // two workflows have the same content, the line may have been known before this one came along it.
     head = head_hanging(node, workflow);
     if (head == kNone && !anybody_hangs(node, workflow)) {
       head = head_behind(node, workflow);

@@ -1,38 +1,43 @@
 // Lineage: which workflow a call belongs to, told by its chain of block hashes.
 //
-// A prompt that begins with all that an earlier call's prompt was (but for its last few blocks, which clients rewrite) continues that
-// call's workflow. Kept is a trie of the chains of all known calls, a node a block: equal hash means equal prefix, so a node is found by
-// one probe, and the deepest known block of a prompt by a binary search over its hashes (the trie is closed under prefixes).
+// A prompt that begins with all that an earlier call's prompt was (but for its last few blocks, which clients rewrite)
+// continues that call's workflow. Kept is a trie of the chains of all known calls, a node a block: equal hash means
+// equal prefix, so a node is found by one probe, and the deepest known block of a prompt by a binary search over its
+// hashes (the trie is closed under prefixes).
 //
-// A **head** is the newest prompt of one line of calls; it hangs at the node of its last block. A workflow has one head or several.
-// A prompt of which d leading blocks are known is, in this order:
-//   kContinued   a head hangs at block d, within `slack_blocks` behind it on that line, or else, nearest first, above it (two
-//                workflows with the same content share their nodes), and does not run: the next call of that line. A
-//                superseded head comes back to life this way.
-//   kForked      the deepest common block belongs to a line of which no other workflow uses it, and the line's head runs: a sub-agent
-//                or parallel sample. A further head of that workflow.
-//   kRolledBack  the same, but the head waits: the conversation goes on from an earlier point (cleared results, edited turn). The new head
-//                takes the old one's place; the old one is **superseded**: reported, still known.
-//   kCompacted   only with an explicit id: nothing of its own is common any more but (part of) what its first prompt had, as when a summary
-//                replaces the conversation. The newest waiting head of the workflow is superseded.
-//   kNew         everything else: a new workflow, or a further thread of an explicit one whose heads all run (then kForked).
-// "Belongs to": d reaches beyond the first prompt of that workflow, less the slack. So a shared system prompt, or the same task asked
-// again with other words, joins no strangers. Nor do heads of several workflows on one block (equal short prompts): they are
-// continued by nobody without an id. An explicit id always wins: then only heads of that workflow are looked at. What content
-// cannot tell: a sub-agent that starts while its parent waits looks like a rollback, until the parent's next call revives its head.
+// A **head** is the newest prompt of one line of calls; it hangs at the node of its last block. A workflow has one head
+// or several. A prompt of which d leading blocks are known is, in this order:
+//   kContinued   a head hangs at block d, within `slack_blocks` behind it on that line, or else, nearest first, above
+//                it (two workflows with the same content share their nodes), and does not run: the next call of that
+//                line. A superseded head comes back to life this way.
+//   kForked      the deepest common block belongs to a line of which no other workflow uses it, and the line's head
+//                runs: a sub-agent or parallel sample. A further head of that workflow.
+//   kRolledBack  the same, but the head waits: the conversation goes on from an earlier point (cleared results, edited
+//                turn). The new head takes the old one's place; the old one is **superseded**: reported, still known.
+//   kCompacted   only with an explicit id: nothing of its own is common any more but (part of) what its first prompt
+//                had, as when a summary replaces the conversation. The newest waiting head of the workflow is
+//                superseded.
+//   kNew         everything else: a new workflow, or a further thread of an explicit one whose heads all run (then
+//                kForked).
+// "Belongs to": d reaches beyond the first prompt of that workflow, less the slack. So a shared system prompt, or the
+// same task asked again with other words, joins no strangers. Nor do heads of several workflows on one block (equal
+// short prompts): they are continued by nobody without an id. An explicit id always wins: then only heads of that
+// workflow are looked at. What content cannot tell: a sub-agent that starts while its parent waits looks like a
+// rollback, until the parent's next call revives its head.
 //
-// Bounds are fixed at construction: heads (and so workflows) and blocks. When one is used up the head unused for longest is forgotten,
-// with the blocks that only it needs; a workflow without heads is forgotten with it, and its slot used again (forgotten() names those of
-// the last call). A prompt longer than all blocks is known by its leading part.
+// Bounds are fixed at construction: heads (and so workflows) and blocks. When one is used up the head unused for
+// longest is forgotten, with the blocks that only it needs; a workflow without heads is forgotten with it, and its slot
+// used again (forgotten() names those of the last call). A prompt longer than all blocks is known by its leading part.
 //
-// Cost of a call: O(log blocks) probes, plus a node for each new block; O(blocks) for everything but kContinued, and where a new
-// workflow is the first to share a known prefix. Measured: 3 us (64 threads) to 10 us (512) a call of 1,024 blocks
-// that brings 16 new ones, 45 to 65 ns a block of a new prompt. Memory: 48 to 56 bytes a block (hash map included), ~80 a head and its workflow. Nothing is allocated later.
-// Deterministic: of heads at one block one that is not superseded comes first, then the smaller id.
+// Cost of a call: O(log blocks) probes, plus a node for each new block; O(blocks) for everything but kContinued, and
+// where a new workflow is the first to share a known prefix. Measured: 3 us (64 threads) to 10 us (512) a call of 1,024
+// blocks that brings 16 new ones, 45 to 65 ns a block of a new prompt. Memory: 48 to 56 bytes a block (hash map
+// included), ~80 a head and its workflow. Nothing is allocated later. Deterministic: of heads at one block one that is
+// not superseded comes first, then the smaller id.
 //
-// Invariants (verify()): every node but those of depth 1 has a parent one block up; children and hanging heads are counted; a node without
-// either does not exist; each live hash is found in the map; every head is in its workflow's list and, in order of use, in the list of all;
-// every workflow has a head.
+// Invariants (verify()): every node but those of depth 1 has a parent one block up; children and hanging heads are
+// counted; a node without either does not exist; each live hash is found in the map; every head is in its workflow's
+// list and, in order of use, in the list of all; every workflow has a head.
 #pragma once
 
 #include <cstdint>
@@ -67,7 +72,8 @@ class Lineage {
 
   explicit Lineage(const LineageOptions& options);
 
-  // At least one of max_heads must be free of running calls. A prompt of `blocks` chain hashes is sent, by the workflow `id` if the client names it. Its head runs until call_ended.
+  // At least one of max_heads must be free of running calls. A prompt of `blocks` chain hashes is sent, by the workflow
+  // `id` if the client names it. Its head runs until call_ended.
   LineageMatch call_started(const BlockHash* chain, std::uint32_t blocks, std::uint64_t id = kNoId);
   void call_ended(std::uint32_t head);
   void workflow_closed(std::uint32_t workflow);  // forgets it; its blocks stay only where others use them

@@ -128,7 +128,8 @@ std::uint32_t Predictor::find_or_add_class(std::uint32_t tenant, std::uint32_t a
   return entry;
 }
 
-// Tables ------------------------------------------------------------------------------------------------------------------
+// Tables
+// ------------------------------------------------------------------------------------------------------------------
 
 void Predictor::count_open(std::uint32_t agent_class, std::uint32_t table, Time now, double* reached) const {
   const std::uint32_t which = table < kHintedGap ? 0 : table - kHintedGap + 1;
@@ -247,9 +248,9 @@ double Predictor::gap_quantile(const GapTable& table, const BucketGrid& grid, do
   return at > age ? at - age : 0;
 }
 
-// Tasks that wait are at risk too. One inside a bucket has come through that part of it. And its wait may be the end already: it counts for as
-// much of an end as its age makes likely, or the ends of clients that never close their workflows would be learned only when
-// these are forgotten.
+// Tasks that wait are at risk too. One inside a bucket has come through that part of it. And its wait may be the end
+// already: it counts for as much of an end as its age makes likely, or the ends of clients that never close their
+// workflows would be learned only when these are forgotten.
 void Predictor::count_open_life(std::uint32_t agent_class, bool declared, Time now, double* ended,
                                 double* inside) const {
   for (std::uint32_t t = 0; t < kStepKinds; ++t) {
@@ -400,7 +401,8 @@ void Predictor::add_transition(std::uint32_t agent_class, std::uint32_t from, st
   }
 }
 
-// Waits -------------------------------------------------------------------------------------------------------------------
+// Waits
+// -------------------------------------------------------------------------------------------------------------------
 
 void Predictor::begin_wait(std::uint32_t slot, std::uint32_t which, std::uint32_t t, double unit) {
   Workflow& workflow = workflows_[slot];
@@ -476,7 +478,8 @@ void Predictor::resolve_calls(Workflow& workflow, double ended, Time now) {
   }
 }
 
-// Events ------------------------------------------------------------------------------------------------------------------
+// Events
+// ------------------------------------------------------------------------------------------------------------------
 
 void Predictor::workflow_opened(std::uint32_t slot, std::uint32_t tenant, std::uint32_t agent_kind,
                                 const AgentGraph* declared, Time now) {
@@ -685,7 +688,8 @@ bool Predictor::is_open(std::uint32_t slot) const {
   return slot < workflows_.size() && workflows_[slot].state != State::kFree;
 }
 
-// Forecasts ---------------------------------------------------------------------------------------------------------------
+// Forecasts
+// ---------------------------------------------------------------------------------------------------------------
 
 const Predictor::Wait& Predictor::best_wait(const Workflow& workflow) const {
   if (workflow.waits[1].table != kNone) return workflow.waits[1];
@@ -729,7 +733,8 @@ void Predictor::experts(const Workflow& workflow, std::uint32_t n, bool running,
     }
   }
   if (running || n == 0) return;
-  // Life tables know the number of calls; what the last answer was moves the odds by as much as it does over all numbers.
+  // Life tables know the number of calls; what the last answer was moves the odds by as much as it does over all
+  // numbers.
   const double factor = one.end_factor[workflow.step_kind];
   for (std::uint32_t e = 1; e < kCallExperts; ++e) {
     if (out[e].given_more < 0) continue;
@@ -780,7 +785,8 @@ double Predictor::end_probability(const Workflow& workflow, const CallsToCome& c
     end = blend(one.final_ended[told], one.final_told[told], above, kFinalPseudo);
   }
   if (workflow.state != State::kWaiting) return end;
-  // Idle time is evidence: it multiplies the odds by how much more often a wait of this age has no next call than a fresh one.
+  // Idle time is evidence: it multiplies the odds by how much more often a wait of this age has no next call than a
+  // fresh one.
   const Wait& wait = best_wait(workflow);
   const GapTable& table = table_of(workflow, wait);
   const GapPoint point =
@@ -975,7 +981,8 @@ double Predictor::reuse_within(std::uint32_t slot, Time horizon, Time now) const
   return (1 - end_probability(workflow, calls, now)) * (1 - later / here);
 }
 
-// Whole tables ------------------------------------------------------------------------------------------------------------
+// Whole tables
+// ------------------------------------------------------------------------------------------------------------
 
 void Predictor::merge(const Predictor& other) {
   const auto add_class = [](AgentClass& to, const AgentClass& from) {

@@ -1,36 +1,43 @@
-// Predictor: what is still to come of a workflow. The learned half of the Agent Execution Graph (SAGA paper, section 3).
+// Predictor: what is still to come of a workflow. The learned half of the Agent Execution Graph (SAGA paper, section
+// 3).
 //
-// A **workflow** here is one chain of calls: a task, or one thread of it, as its owner chooses; calls that overlap are counted, but
-// teach nothing about gaps and growth. The owner numbers workflows by slots below max_workflows and reports four events: opened,
-// call started, call ended, closed (or forgotten: no longer tracked, end unknown). forecast() answers at any time between them.
+// A **workflow** here is one chain of calls: a task, or one thread of it, as its owner chooses; calls that overlap are
+// counted, but teach nothing about gaps and growth. The owner numbers workflows by slots below max_workflows and
+// reports four events: opened, call started, call ended, closed (or forgotten: no longer tracked, end unknown).
+// forecast() answers at any time between them.
 //
-//   states of a slot: free -> open (no call yet) -> running (a call is under way) <-> waiting (gap: tool, human or nothing) -> free
+//   states of a slot: free -> open (no call yet) -> running (a call is under way) <-> waiting (gap: tool, human or
+//   nothing) -> free
 //
-// **What is known about a call** is its step kind: stop reason and tool class of its answer. Per **agent class** (tenant, agent kind)
-// and over all of them the predictor keeps, with decay:
+// **What is known about a call** is its step kind: stop reason and tool class of its answer. Per **agent class**
+// (tenant, agent kind) and over all of them the predictor keeps, with decay:
 //   - transition counts between step kinds (start and end included);
-//   - gap tables: how waits end, by age in quarter octaves from 1/16 s to days. A wait has two competing ends, the next call and the
-//     closing of the workflow, each with its own hazard; a wait that still lasts is at risk up to its present age (Kaplan-Meier, and
-//     Aalen-Johansen for the two ends). So what idle time says about the end of a workflow is learned, whether clients close
-//     their workflows or not;
-//   - life tables: how many tasks end after the n-th call, by n in quarter octaves, and by n over the declared number of calls;
+//   - gap tables: how waits end, by age in quarter octaves from 1/16 s to days. A wait has two competing ends, the next
+//     call and the closing of the workflow, each with its own hazard; a wait that still lasts is at risk up to its
+//     present age (Kaplan-Meier, and Aalen-Johansen for the two ends). So what idle time says about the end of a
+//     workflow is learned, whether clients close their workflows or not;
+//   - life tables: how many tasks end after the n-th call, by n in quarter octaves, and by n over the declared number
+//     of calls;
 //   - histograms of answer and growth tokens (half octaves), and the variance of both within a task and between tasks.
 // Every table is shrunk to the one above it with a few pseudo-observations (agent class -> all -> built-in prior).
 //
-// **Sources, best first**: hints with the call, the declared graph, learned tables, priors. Hints are learned, not believed: a
-// declared duration is a scale on which the distribution of its error is learned, a "final" flag has a learned reliability, and where
-// two sources say different numbers (of calls, of tokens) they are weighted by the squared errors that they made on finished
-// workflows. A task's own mean joins its class by shrinkage with k = variance within / variance between tasks pseudo-observations.
+// **Sources, best first**: hints with the call, the declared graph, learned tables, priors. Hints are learned, not
+// believed: a declared duration is a scale on which the distribution of its error is learned, a "final" flag has a
+// learned reliability, and where two sources say different numbers (of calls, of tokens) they are weighted by the
+// squared errors that they made on finished workflows. A task's own mean joins its class by shrinkage with k = variance
+// within / variance between tasks pseudo-observations.
 //
-// Learning happens only when something has ended; in rebuilt tables a wait that lasts counts as at risk, and as much of an end as its
-// age makes likely. Tables of a gap are rebuilt after max(16, min(2048, events / 8), open waits)
+// Learning happens only when something has ended; in rebuilt tables a wait that lasts counts as at risk, and as much of
+// an end as its age makes likely. Tables of a gap are rebuilt after max(16, min(2048, events / 8), open waits)
 // events of theirs, so a rebuild is amortised O(1) an event.
 //
-// Cost: an event O(1), a forecast O(1) (a few table look-ups, two binary searches over 92 buckets): measured 70 to 160 ns and 150 to
-// 200 ns for up to 1,024 workflows, 120 to 300 ns and 180 to 250 ns for 16,384 of 64 classes, where caches miss (graph_bench). Memory, all at construction: max_workflows x 304 bytes + (max_agent_classes + 2) x 46 KB. Deterministic: doubles with + - * / only.
+// Cost: an event O(1), a forecast O(1) (a few table look-ups, two binary searches over 92 buckets): measured 70 to 160
+// ns and 150 to 200 ns for up to 1,024 workflows, 120 to 300 ns and 180 to 250 ns for 16,384 of 64 classes, where
+// caches miss (graph_bench). Memory, all at construction: max_workflows x 304 bytes + (max_agent_classes + 2) x 46 KB.
+// Deterministic: doubles with + - * / only.
 //
-// Invariants (verify()): counts are finite and not negative; the open waits of each gap table are linked in order of their start and
-// counted; distributions are monotone and within [0, 1].
+// Invariants (verify()): counts are finite and not negative; the open waits of each gap table are linked in order of
+// their start and counted; distributions are monotone and within [0, 1].
 #pragma once
 
 #include <cstdint>
@@ -62,7 +69,8 @@ struct CallHints {
 // The best of the sources that a forecast rests on.
 enum class ForecastSource : std::uint8_t { kPrior = 0, kLearned = 1, kDeclared = 2, kHinted = 3 };
 
-// Numbers about "the next call" mean: while a call runs, the one behind it; `current_output_tokens` is that of the running one.
+// Numbers about "the next call" mean: while a call runs, the one behind it; `current_output_tokens` is that of the
+// running one.
 struct Forecast {
   double end_probability = 0;    // no further call comes, given the idle time so far
   double reuse_probability = 0;  // Eqs 4, 5: (1 - end_probability) x cached / (cached + expected growth)
@@ -108,7 +116,8 @@ class Predictor {
                   const CallHints* hints = nullptr);
   // The client said that the workflow has ended (or cancelled it).
   void workflow_closed(std::uint32_t workflow, Time now);
-  // It is no longer tracked: idle for long, or its slot is needed. Its wait is censored, never counted as an end for certain.
+  // It is no longer tracked: idle for long, or its slot is needed. Its wait is censored, never counted as an end for
+  // certain.
   void workflow_forgotten(std::uint32_t workflow, Time now);
 
   bool is_open(std::uint32_t workflow) const;
@@ -119,7 +128,8 @@ class Predictor {
   // Adds what another predictor has learned (its open workflows stay its own).
   void merge(const Predictor& other);
 
-  // Step kinds: 0 end_turn, 1 not told, 2 tool_use without a class, 3 to 6 tool_use by class; kStepKinds: start (from), end (to).
+  // Step kinds: 0 end_turn, 1 not told, 2 tool_use without a class, 3 to 6 tool_use by class; kStepKinds: start (from),
+  // end (to).
   static constexpr std::uint32_t kStepKinds = 7;
   static std::uint32_t step_kind_of(StopReason stop, ToolClass tool);
   // Observed transitions, with decay: a row is halved when its sum passes kTransitionWindow. Class 0 counts all.
@@ -138,8 +148,8 @@ class Predictor {
   static constexpr std::uint32_t kEnd = kStepKinds;
   static constexpr std::uint32_t kAll = 0;     // class: sums over all
   static constexpr std::uint32_t kOthers = 1;  // class: those without tables of their own
-  // Gap tables of a class: by step kind, in seconds; by the declared duration of this gap and by the declared mean of the step, in
-  // multiples of it.
+  // Gap tables of a class: by step kind, in seconds; by the declared duration of this gap and by the declared mean of
+  // the step, in multiples of it.
   static constexpr std::uint32_t kHintedGap = kStepKinds;
   static constexpr std::uint32_t kDeclaredGap = kStepKinds + 1;
   static constexpr std::uint32_t kGapTables = kStepKinds + 2;
@@ -151,8 +161,8 @@ class Predictor {
   struct GapTable {
     // Waits by how and in which bucket they ended. Censored: forgotten, the end not known.
     float returned[kBuckets], closed[kBuckets], censored[kBuckets];
-    // Derived. Of a bucket: both hazards. At its lower bound: chance to wait for so long, chance to return then or later, and the same
-    // times the time of return (units of the grid; late returns are cut off).
+    // Derived. Of a bucket: both hazards. At its lower bound: chance to wait for so long, chance to return then or
+    // later, and the same times the time of return (units of the grid; late returns are cut off).
     float return_hazard[kBuckets], close_hazard[kBuckets];
     double waiting[kBuckets + 1], returns[kBuckets + 1], return_time[kBuckets + 1];
     double quantile_50, quantile_90, quantile_95;  // of a gap, at age 0
@@ -192,8 +202,8 @@ class Predictor {
     VarianceTable output_variance, growth_variance;
     double transitions[kStepKinds + 1][kStepKinds + 1];
     double transition_sum[kStepKinds + 1];
-    // How often each step kind came, forgotten at one pace (rows and tables forget at their own), and by how much an end behind it
-    // has other odds than behind any.
+    // How often each step kind came, forgotten at one pace (rows and tables forget at their own), and by how much an
+    // end behind it has other odds than behind any.
     double step_count[kStepKinds], step_count_sum;
     double end_factor[kStepKinds];
     double expert_error[kCallExperts], expert_tasks;  // shares of the squared error
