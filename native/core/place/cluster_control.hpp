@@ -5,8 +5,9 @@
 // tell which. It sees what a router in front of engines sees: prompts when they are sent, what each worker caches, how
 // much it runs, answers when they end, and what clients declare. Never the future.
 //
-// Calls, tasks (workflows), threads and tenants are small integers. Numbers of calls and tasks may be used again after
-// call_finished and task_finished (the engine does so, the simulator does not). A policy belongs to one host and is called
+// Calls, tasks (workflows), threads and tenants are small integers. The number of a call may be used again when the next
+// call of its thread has been placed, those of tasks and their threads after task_finished (the engine does so, the
+// simulator does not). A policy belongs to one host and is called
 // from one thread, in order of time; it may call any action of ClusterControl from within any of its notifications.
 #pragma once
 
@@ -18,6 +19,7 @@
 namespace saga {
 
 class AgentGraph;
+struct CallHints;
 
 // The cluster as a policy sees it and acts on it.
 class ClusterControl {
@@ -34,11 +36,15 @@ class ClusterControl {
   virtual double weight(std::uint32_t tenant) const = 0;  // of its fair share; above 0, default 1
   // What the client declared for the task when it arrived; nullptr: nothing. Class values, never the task's own draws.
   virtual const AgentGraph* graph(std::uint32_t task) const = 0;
-  // Of a call that has finished, during and after call_finished until the task's next call is placed.
+  virtual std::uint32_t agent_kind(std::uint32_t) const { return 0; }  // of a task: small numbers from 1; 0: unknown
+  // What the client told beyond that with the call and, once it has ended, with its answer; nullptr: nothing.
+  virtual const CallHints* hints(CallId) const { return nullptr; }
+  // Of a call that has finished, during and after call_finished until the thread's next call is placed.
   virtual std::uint32_t output_tokens(CallId call) const = 0;
 
   // The workers now.
   virtual bool active(WorkerId) const { return true; }  // false: it is gone, nothing may go there
+  virtual std::uint32_t active_workers() const { return workers(); }
   virtual bool has_host_tier() const { return false; }
   virtual void match(CallId call, std::uint32_t* pages) = 0;       // leading cached pages of the prompt, per worker
   virtual std::uint32_t open_calls(WorkerId worker) const = 0;     // sent and not yet finished
@@ -71,6 +77,8 @@ class ClusterControl {
   // unless it is revoked (lease.hpp). kNoLease: refused. release(): false if the lease has ended before.
   virtual LeaseId lease(CallId call, WorkerId worker, std::uint64_t value, Time until) = 0;
   virtual bool release(LeaseId lease) = 0;
+  // The policy has just decided on this call, and has a receipt of it.
+  virtual void granted(CallId) {}
 
  protected:
   ~ClusterControl() = default;
@@ -89,6 +97,14 @@ class PlacementPolicy {
   virtual void first_token(CallId, WorkerId, Time, ClusterControl&) {}
   virtual void call_finished(CallId, WorkerId, StopReason, ToolClass, Time, ClusterControl&) {}
   virtual void timer(Time, ClusterControl&) {}
+
+  // What a simulated cluster never does. worker_removed(): active() says so already, and the calls that were sent there
+  // and have not finished are not sent any more: the policy sends them again. call_cancelled(): ended without an answer,
+  // in whatever state; its number may be used again. tenant_changed(): its weight.
+  virtual void worker_added(WorkerId, Time, ClusterControl&) {}
+  virtual void worker_removed(WorkerId, Time, ClusterControl&) {}
+  virtual void call_cancelled(CallId, Time, ClusterControl&) {}
+  virtual void tenant_changed(std::uint32_t, Time, ClusterControl&) {}
   // Each outcome once, in order, at the moment when it happens but after everything that the same event brings about
   // (so lease() has returned before its kGranted comes). Who asks again at each refusal asks for ever.
   virtual void lease_reported(const LeaseReport&, Time, ClusterControl&) {}

@@ -1,6 +1,7 @@
 #include "saga_scheduler.hpp"
 
 #include <algorithm>
+#include <bit>
 
 #include "../base/assert.hpp"
 #include "../base/real.hpp"
@@ -36,6 +37,12 @@ FairOptions fair_options(const SagaSchedulerOptions& options) {
   return fair;
 }
 
+FairOptions admission_options(const SagaSchedulerOptions& options) {
+  FairOptions fair = fair_options(options);
+  if (options.parts.fairness) fair.oldest_every = options.oldest_every;
+  return fair;
+}
+
 PredictorOptions predictor_options(const SagaSchedulerOptions& options) {
   PredictorOptions predictor;
   predictor.max_workflows = options.threads;
@@ -51,11 +58,12 @@ SagaScheduler::SagaScheduler(const SagaSchedulerOptions& options)
       costs_(options.costs, options.workers),
       predictor_(predictor_options(options)),
       queue_(fair_options(options)),
-      admissions_(fair_options(options)),
+      admissions_(admission_options(options)),
       random_(mix64(options.seed ^ 0x73616761ull)),
       threads_(options.threads),
       workers_(options.workers),
       arrived_(options.tasks, 0),
+      first_thread_(options.tasks, kNone),
       deadline_(options.tasks, kNotDeclared),
       matched_(options.workers, 0),
       active_slot_(options.threads, kNone) {
@@ -160,11 +168,11 @@ PriceTerms SagaScheduler::price(const Thread& thread, WorkerId id, double missin
   const double busy = std::max(0.0, others.busy);
   terms.interference =
       costs_.factor(id) * thread.output * (after - before) * busy / std::max(own.busy, 1e-3) + terms.prefill * busy;
-  const double over = others.resident + own.resident - capacity_ * options_.room;
+  const double over = others.resident + own.resident - worker.capacity * options_.room;
   if (over > 0) {
     terms.displacement = options_.displacement * std::min(over, own.resident) * options_.costs.per_prefill_token;
   }
-  const double short_of = running + thread.context + thread.output - capacity_;
+  const double short_of = running + thread.context + thread.output - worker.capacity;
   if (short_of > 0 && running > 0) {  // it waits until running calls of that size have ended
     terms.wait = short_of / running * after * thread.output;
   }
@@ -174,14 +182,16 @@ PriceTerms SagaScheduler::price(const Thread& thread, WorkerId id, double missin
 bool SagaScheduler::has_room(const Thread& thread, WorkerId id, bool holds) const {
   const Worker& worker = workers_[id];
   const double running = worker.running - (thread.worker == id ? thread.running : 0);
-  if (running > 0 && running + thread.context + thread.output > capacity_) return false;
+  if (running > 0 && running + thread.context + thread.output > worker.capacity) return false;
   if (holds) return true;
   double resident = worker.load.resident - (thread.worker == id ? thread.load.resident : 0);
   if (thread.worker == kNone) resident += worker.queued;
-  return resident <= 1 || resident + load_of(thread, 1).resident <= capacity_ * options_.room;
+  const double room = worker.capacity * options_.room;
+  return resident <= 1 || resident + std::min(load_of(thread, 1).resident, room * options_.largest_need) <= room;
 }
 
 bool SagaScheduler::fits(const Thread& thread, CallId call, Time now, ClusterControl& cluster) {
+  if (cluster.active_workers() == 0) return false;
   if (!options_.parts.admission) return true;
   const FairQueue& queue = thread.admitted ? queue_ : admissions_;
   if (now - queue.waiting_since(thread.entry) > options_.longest_wait) return true;
@@ -279,14 +289,13 @@ void SagaScheduler::task_arrived(std::uint32_t task, Time now, ClusterControl& c
 }
 
 void SagaScheduler::task_finished(std::uint32_t task, Time now, ClusterControl& cluster) {
-  for (std::size_t i = 0; i < active_.size();) {
-    const std::uint32_t id = active_[i];
-    if (threads_[id].task == task && threads_[id].open_calls == 0) {
-      leave(id, now, cluster, true);
-    } else {
-      ++i;
-    }
+  for (std::uint32_t id = first_thread_[task]; id != kNone;) {
+    const std::uint32_t next = threads_[id].next;
+    SAGA_ASSERT(threads_[id].open_calls == 0);
+    leave(id, now, cluster, true);
+    id = next;
   }
+  first_thread_[task] = kNone;
   grant_waiting(now, cluster, kNone, nullptr);
 }
 
@@ -300,9 +309,7 @@ void SagaScheduler::leave(std::uint32_t id, Time now, ClusterControl& cluster, b
   count(thread, 0);
   if (ended) {
     if (thread.opened) predictor_.workflow_closed(id, now);
-    thread.opened = false;
-    thread.worker = kNone;
-    thread.call = kNone;
+    thread = Thread{};
   }
   const std::uint32_t slot = active_slot_[id];
   if (slot == kNone) return;
@@ -313,21 +320,28 @@ void SagaScheduler::leave(std::uint32_t id, Time now, ClusterControl& cluster, b
 }
 
 WorkerId SagaScheduler::place(CallId call, Time now, ClusterControl& cluster) {
-  capacity_ = static_cast<double>(cluster.capacity_pages(0)) * cluster.page_tokens();
-  page_tokens_ = cluster.page_tokens();
+  if (workers_[0].capacity == 0) {
+    for (WorkerId w = 0; w < options_.workers; ++w) learn_capacity(w, cluster);
+  }
   refresh(now, cluster);
   const std::uint32_t id = cluster.thread(call);
   Thread& thread = threads_[id];
   const std::uint32_t task = cluster.task(call);
   const std::uint32_t tenant = cluster.tenant(task);
   const bool fresh = thread.call == kNone;
+  const double presence_before = thread.state == State::kPaused ? presence_of(id, now) : 0;
   if (!thread.opened) {
     const AgentGraph* graph = options_.parts.prediction ? cluster.graph(task) : nullptr;
-    predictor_.workflow_opened(id, tenant, 0, graph, now);
+    predictor_.workflow_opened(id, tenant, cluster.agent_kind(task), graph, now);
     thread.opened = true;
   }
-  predictor_.call_started(id, cluster.prompt_tokens(call), cluster.prompt_kind(call), now);
-  thread.task = task;
+  const CallHints* hints = options_.parts.prediction ? cluster.hints(call) : nullptr;
+  predictor_.call_started(id, cluster.prompt_tokens(call), cluster.prompt_kind(call), now, hints);
+  if (thread.task == kNone) {
+    thread.task = task;
+    thread.next = first_thread_[task];
+    first_thread_[task] = id;
+  }
   thread.context = cluster.prompt_tokens(call);
   if (active_slot_[id] == kNone) {
     active_slot_[id] = static_cast<std::uint32_t>(active_.size());
@@ -346,25 +360,38 @@ WorkerId SagaScheduler::place(CallId call, Time now, ClusterControl& cluster) {
       return thread.worker;
     }
   }
-  const double presence_before = thread.state == State::kPaused ? presence_of(id, now) : 0;
   thread.call = call;
   thread.state = State::kQueued;
   estimate(thread, id, now);
   if (thread.ready_at > now) {  // moved in its gap, and back before its pages have arrived
     thread.state = State::kArriving;
     thread.started_at = now;
+    ++workers_[thread.worker].calls;
     count(thread, 1);
     ++statistics_.held;
     start_timer({thread.ready_at, id, call, kArrival}, cluster);
     return kNone;
   }
   thread.admitted = !fresh && thread.worker != kNone && presence_before >= options_.readmit;
+  bool full = false;
+  enqueue(id, fresh, now, cluster, &full);
+  if (full) return grant(call, 0, now, cluster);
+  WorkerId placed = kNone;
+  grant_waiting(now, cluster, call, &placed);
+  if (thread.state == State::kQueued) ++statistics_.queued;
+  return placed;
+}
+
+// Into the fair queue. *full: it has no room.
+void SagaScheduler::enqueue(std::uint32_t id, bool fresh, Time now, ClusterControl& cluster, bool* full) {
+  Thread& thread = threads_[id];
+  const std::uint32_t task = thread.task;
   // While it waits it asks for no memory, or those who wait could block each other.
   if (!thread.admitted) count(thread, 0);
   FairCall waiting;
-  waiting.tenant = options_.parts.fairness ? tenant : 0;
+  waiting.tenant = tenant_of(thread, cluster);
   waiting.kind = fresh && arrived_[task] == now ? FairClass::kAdmission : FairClass::kRunning;
-  waiting.call = call;
+  waiting.call = thread.call;
   const double own = thread.output * options_.costs.base + costs_.prefill(0, thread.growth, thread.context);
   double work = own;
   if (options_.parts.fairness) {
@@ -378,14 +405,8 @@ WorkerId SagaScheduler::place(CallId call, Time now, ClusterControl& cluster) {
   thread.queued_at = now;
   thread.preempts = false;
   FairQueue& queue = thread.admitted ? queue_ : admissions_;
-  if (queue.push(waiting, now, &thread.entry) != Status::kOk) {
-    ++statistics_.refused;
-    return grant(call, 0, now, cluster);
-  }
-  WorkerId placed = kNone;
-  grant_waiting(now, cluster, call, &placed);
-  if (thread.state == State::kQueued) ++statistics_.queued;
-  return placed;
+  *full = queue.push(waiting, now, &thread.entry) != Status::kOk;
+  if (*full) ++statistics_.refused;
 }
 
 // GPU time and KV room for that time, as one number.
@@ -431,6 +452,7 @@ WorkerId SagaScheduler::grant(CallId call, Time queued, Time now, ClusterControl
   receipt_.holder = home;
   receipt_.holder_price = choice.holder_terms;
   receipt_.queued = queued;
+  cluster.granted(call);
   thread.state = State::kRunning;
   thread.admitted = true;
   thread.yields = false;
@@ -478,7 +500,7 @@ void SagaScheduler::call_finished(CallId call, WorkerId worker, StopReason stop,
   --thread.open_calls;
   --workers_[worker].calls;
   const std::uint32_t output = cluster.output_tokens(call);
-  predictor_.call_ended(id, stop, tool, output, now);
+  predictor_.call_ended(id, stop, tool, output, now, options_.parts.prediction ? cluster.hints(call) : nullptr);
   if (thread.open_calls == 0 && call == thread.call) {
     const double took = seconds(now - thread.started_at);
     costs_.observe(worker, thread.predicted * (thread.output > 0 ? output / thread.output : 1), took);
@@ -513,7 +535,7 @@ void SagaScheduler::call_finished(CallId call, WorkerId worker, StopReason stop,
 void SagaScheduler::plan_prefetch(std::uint32_t id, Time now, ClusterControl& cluster) {
   const Thread& thread = threads_[id];
   if (!options_.parts.prefetch || thread.presence < 0.5 || !cluster.has_host_tier() ||
-      workers_[thread.worker].load.resident < capacity_ * kFullEnough) {
+      workers_[thread.worker].load.resident < workers_[thread.worker].capacity * kFullEnough) {
     return;
   }
   const Time load = cluster.copy_time(static_cast<std::uint32_t>(thread.context / page_tokens_));
@@ -583,11 +605,11 @@ void SagaScheduler::steal_for_idle(WorkerId thief, Time now, ClusterControl& clu
   if (workers_[thief].calls > 0 || !cluster.active(thief)) return;
   WorkerId victim = thief;
   double sum = 0;
-  for (WorkerId w = 0; w < options_.workers; ++w) {
+  for (WorkerId w = 0; w < options_.workers; ++w) {  // those that are gone have no load
     sum += workers_[w].load.busy;
     if (workers_[w].load.busy > workers_[victim].load.busy) victim = w;
   }
-  if (workers_[victim].load.busy * options_.workers <= options_.steal_ratio * sum) return;
+  if (workers_[victim].load.busy * cluster.active_workers() <= options_.steal_ratio * sum) return;
   std::uint32_t best = kNone;
   for (const std::uint32_t id : active_) {
     const Thread& thread = threads_[id];
@@ -715,6 +737,153 @@ void SagaScheduler::timer(Time now, ClusterControl& cluster) {
     bool again = queue_.size() + admissions_.size() > 0;
     for (std::size_t i = 0; i < active_.size() && !again; ++i) again = threads_[active_[i]].state == State::kPaused;
     if (again) start_timer({now + kRefreshEvery, kNone, kNone, kRefresh}, cluster);
+  }
+}
+
+Time SagaScheduler::next_wake() const {
+  const Time refresh_at = next_refresh_ != 0 ? next_refresh_ : kNotDeclared;
+  return timers_.empty() ? refresh_at : std::min(timers_.front().at, refresh_at);
+}
+
+// ------------------------------------------------------------------------------------------------- what only engines meet
+
+void SagaScheduler::learn_capacity(WorkerId worker, ClusterControl& cluster) {
+  page_tokens_ = cluster.page_tokens();
+  workers_[worker].capacity = static_cast<double>(cluster.capacity_pages(worker)) * cluster.page_tokens();
+}
+
+void SagaScheduler::worker_added(WorkerId worker, Time now, ClusterControl& cluster) {
+  learn_capacity(worker, cluster);
+  grant_waiting(now, cluster, kNone, nullptr);
+}
+
+// Its threads are nowhere any more; those with a call wait for another worker.
+void SagaScheduler::worker_removed(WorkerId worker, Time now, ClusterControl& cluster) {
+  for (std::uint32_t id = 0; id < options_.threads; ++id) {
+    Thread& thread = threads_[id];
+    if (thread.worker != worker) continue;
+    const State state = thread.state;
+    thread.state = State::kAbsent;
+    count(thread, 0);
+    thread.state = state;
+    thread.worker = kNone;
+    thread.ready_at = 0;
+    if (thread.lease != kNoLease) cluster.release(thread.lease);
+    thread.lease = kNoLease;
+    if (state != State::kRunning && state != State::kArriving) continue;
+    uncharge(thread, cluster);
+    thread.state = State::kQueued;
+    thread.admitted = false;
+    thread.yields = false;
+    estimate(thread, id, now);
+    bool full = false;
+    enqueue(id, false, now, cluster, &full);
+    SAGA_ASSERT(!full);  // there is an entry for each call
+  }
+  workers_[worker].load = {};
+  workers_[worker].running = workers_[worker].queued = 0;
+  workers_[worker].calls = 0;
+  grant_waiting(now, cluster, kNone, nullptr);
+}
+
+// What the call was charged in advance, it did not take.
+void SagaScheduler::uncharge(Thread& thread, ClusterControl& cluster) {
+  queue_.correct(tenant_of(thread, cluster), -static_cast<std::int64_t>(thread.charged));
+  thread.charged = 0;
+}
+
+// The thread may go on with another call, or not: nothing is known of it but where its pages are.
+void SagaScheduler::call_cancelled(CallId call, Time now, ClusterControl& cluster) {
+  const std::uint32_t id = cluster.thread(call);
+  Thread& thread = threads_[id];
+  refresh(now, cluster);
+  if (thread.state == State::kQueued) {
+    (thread.admitted ? queue_ : admissions_).remove(thread.entry);
+  } else {
+    --workers_[thread.worker].calls;
+    uncharge(thread, cluster);
+  }
+  --thread.open_calls;
+  thread.call = kNone;
+  if (thread.opened) predictor_.workflow_forgotten(id, now);
+  thread.opened = false;
+  leave(id, now, cluster, false);
+  grant_waiting(now, cluster, kNone, nullptr);
+}
+
+void SagaScheduler::tenant_changed(std::uint32_t tenant, Time, ClusterControl& cluster) {
+  if (!options_.parts.fairness) return;
+  const auto weight = static_cast<std::uint32_t>(cluster.weight(tenant) * kFairWeightOne + 0.5);
+  queue_.set_weight(tenant, weight);
+  admissions_.set_weight(tenant, weight);
+}
+
+void SagaScheduler::add_to(Digest& digest, Time now) const {
+  const auto add = [&digest](double value) { digest.add(std::bit_cast<std::uint64_t>(value)); };
+  const auto add_load = [&add](const Load& load) {
+    for (const double value : {load.busy, load.step, load.prefill, load.resident}) add(value);
+  };
+  for (std::uint32_t id = 0; id < options_.threads; ++id) {
+    const Thread& thread = threads_[id];
+    if (thread.state == State::kAbsent && thread.call == kNone && !thread.opened) continue;
+    digest.add(id | (static_cast<std::uint64_t>(thread.state) << 32) | (std::uint64_t{thread.moved} << 40) |
+               (std::uint64_t{thread.follows_tool} << 41) | (std::uint64_t{thread.opened} << 42) |
+               (std::uint64_t{thread.preempts} << 43) | (std::uint64_t{thread.yields} << 44) |
+               (std::uint64_t{thread.admitted} << 45));
+    digest.add(thread.worker | (std::uint64_t{thread.call} << 32));
+    digest.add(thread.task | (std::uint64_t{thread.open_calls} << 32));
+    for (const double value : {thread.context, thread.output, thread.growth, thread.gap, thread.calls, thread.presence,
+                               thread.running, thread.queued, thread.predicted}) {
+      add(value);
+    }
+    add_load(thread.load);
+    for (const std::uint64_t value : {thread.paused_at, thread.ready_at, thread.moved_at, thread.started_at,
+                                      thread.charged, thread.work, thread.queued_at, thread.lease}) {
+      digest.add(value);
+    }
+    if (thread.state == State::kQueued) digest.add(thread.entry);
+    if (!thread.opened) continue;
+    const Forecast forecast = predictor_.forecast(id, now);
+    for (const double value : {forecast.end_probability, forecast.remaining_calls, forecast.current_output_tokens,
+                               forecast.next_output_tokens, forecast.next_growth_tokens, forecast.confidence}) {
+      add(value);
+    }
+    digest.add(forecast.gap_p50);
+    digest.add(forecast.gap_p95);
+  }
+  for (WorkerId w = 0; w < options_.workers; ++w) {
+    const Worker& worker = workers_[w];
+    add_load(worker.load);
+    for (const double value : {worker.running, worker.queued, worker.capacity, costs_.factor(w)}) add(value);
+    digest.add(worker.calls);
+    digest.add(worker.link_free);
+  }
+  for (const Timer& timer : timers_) {
+    digest.add(timer.at);
+    digest.add(timer.thread | (std::uint64_t{timer.call} << 32));
+    digest.add(timer.kind);
+  }
+  for (const std::uint32_t id : active_) digest.add(id);
+  digest.add(next_refresh_);
+  for (int word = 0; word < 4; ++word) digest.add(random_.state()[word]);
+  for (const FairQueue* queue : {&queue_, &admissions_}) {
+    digest.add(queue->virtual_time());
+    for (std::uint32_t tenant = 0; tenant < options_.tenants; ++tenant) {
+      digest.add(queue->weight(tenant) | (std::uint64_t{queue->waiting(tenant)} << 32));
+      digest.add(static_cast<std::uint64_t>(queue->served(tenant)));
+      digest.add(queue->credit(tenant));
+      digest.add(static_cast<std::uint64_t>(queue->lag(tenant)));
+    }
+  }
+  const CalibrationReport& calibration = predictor_.calibration().report();
+  add(calibration.next_call.squared_error);
+  add(calibration.within_horizon.squared_error);
+  digest.add(calibration.gaps.gaps);
+  digest.add(calibration.gaps.within_p90);
+  for (const std::uint64_t value :
+       {statistics_.grants, statistics_.queued, statistics_.held, statistics_.steals, statistics_.pulls,
+        statistics_.recomputes, statistics_.prefetches, statistics_.preemptions}) {
+    digest.add(value);
   }
 }
 

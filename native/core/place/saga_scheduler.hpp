@@ -46,6 +46,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../base/digest.hpp"
 #include "../base/random.hpp"
 #include "../base/types.hpp"
 #include "../fair/fair_queue.hpp"
@@ -86,6 +87,8 @@ struct SagaSchedulerOptions {
       10;  // price of a displaced token in prefills of it: it is missed, and pushes out others in turn
   Time horizon = 30'000'000;
   Time longest_wait = 36'000'000'000;
+  std::uint32_t oldest_every = 64;  // admissions: every so many the oldest
+  double largest_need = 0.1;       // share of the room that an admission may ask for at most
   Time steal_idle = 100'000;
   double steal_ratio = 2;
   bool leases = false;  // workers that evict by another order than SAGA's: keep what will be used soon
@@ -147,6 +150,12 @@ class SagaScheduler final : public PlacementPolicy {
   void call_finished(CallId call, WorkerId worker, StopReason stop, ToolClass tool, Time now,
                      ClusterControl& cluster) override;
   void timer(Time now, ClusterControl& cluster) override;
+  void worker_added(WorkerId worker, Time now, ClusterControl& cluster) override;
+  void worker_removed(WorkerId worker, Time now, ClusterControl& cluster) override;
+  void call_cancelled(CallId call, Time now, ClusterControl& cluster) override;
+  void tenant_changed(std::uint32_t tenant, Time now, ClusterControl& cluster) override;
+  // The earliest time that wake_at() was asked for and timer() has not come to; kNotDeclared: none.
+  Time next_wake() const;
   std::uint64_t steals() const override { return statistics_.steals + statistics_.pulls; }
   bool verify() const override;
 
@@ -155,6 +164,12 @@ class SagaScheduler final : public PlacementPolicy {
   const Predictor& predictor() const { return predictor_; }
   const FairQueue& queue() const { return queue_; }
   const FairQueue& admissions() const { return admissions_; }
+  double cost_factor(WorkerId worker) const { return costs_.factor(worker); }
+  double resident_tokens(WorkerId worker) const { return workers_[worker].load.resident; }
+  double running_tokens(WorkerId worker) const { return workers_[worker].running; }
+  // Adds its state: threads, workers, timers and draws in full; the fair queues by the accounts and lags of tenants; of the
+  // predictor the forecasts for all present threads and its calibration.
+  void add_to(Digest& digest, Time now) const;
 
  private:
   enum class State : std::uint8_t { kAbsent, kQueued, kArriving, kRunning, kPaused };
@@ -171,6 +186,7 @@ class SagaScheduler final : public PlacementPolicy {
     WorkerId worker = kNone;
     CallId call = kNone;  // newest
     std::uint32_t task = kNone;
+    std::uint32_t next = kNone;  // of the task
     std::uint32_t open_calls = 0;
     FairEntry entry = 0;
     double context = 0;  // tokens: prompt of the newest call, and its answer once it has ended
@@ -203,6 +219,7 @@ class SagaScheduler final : public PlacementPolicy {
     double running = 0;  // tokens of running calls
     double queued = 0;   // working sets of threads that wait for a grant here: room that is not for newcomers
     std::uint32_t calls = 0;
+    double capacity = 0;  // tokens
     Time link_free = 0;
   };
   struct Timer {
@@ -245,6 +262,9 @@ class SagaScheduler final : public PlacementPolicy {
   std::uint32_t tenant_of(const Thread& thread, ClusterControl& cluster) const;
   static bool later(const Timer& a, const Timer& b);
   void leave(std::uint32_t id, Time now, ClusterControl& cluster, bool ended);
+  void enqueue(std::uint32_t id, bool fresh, Time now, ClusterControl& cluster, bool* full);
+  void uncharge(Thread& thread, ClusterControl& cluster);
+  void learn_capacity(WorkerId worker, ClusterControl& cluster);
   void start_timer(const Timer& timer, ClusterControl& cluster);
   void refresh(Time now, ClusterControl& cluster);
 
@@ -256,13 +276,13 @@ class SagaScheduler final : public PlacementPolicy {
   Random random_;
   std::vector<Thread> threads_;
   std::vector<Worker> workers_;
-  std::vector<Time> arrived_;   // per task
+  std::vector<Time> arrived_;  // per task
+  std::vector<std::uint32_t> first_thread_;
   std::vector<Time> deadline_;  // per task; kNotDeclared: none
   std::vector<std::uint32_t> matched_;
   std::vector<Timer> timers_;               // heap by (at, thread, kind)
   std::vector<std::uint32_t> active_;       // threads that are not absent, in no order of meaning
   std::vector<std::uint32_t> active_slot_;  // per thread
-  double capacity_ = 0;                     // tokens of a worker
   double page_tokens_ = 16;
   Time next_refresh_ = 0;
   SagaStatistics statistics_;
