@@ -186,4 +186,18 @@ void GapCorrection::learn(const HazardTree& gap, HazardTree::ClassId id, const F
   }
 }
 
+bool GapCorrection::verify() const {
+  for (const Weights& w : weights_) {
+    for (std::uint32_t g = 0; g < kGroups; ++g) {
+      if (!(w.square[g] >= 1) || !(w.weight[g] > -100 && w.weight[g] < 100)) return false;
+    }
+  }
+  bool any = false;
+  for (const Loss& loss : loss_) {
+    if (!(loss.square >= 0) || (loss.counts && loss.decided < kDecidedBefore)) return false;
+    any |= loss.counts;
+  }
+  return any == active_ && views_.size() == fresh_.size();
+}
+
 }  // namespace saga

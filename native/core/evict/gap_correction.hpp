@@ -65,6 +65,8 @@ class GapCorrection {
   };
   const Loss& loss(std::uint32_t group) const { return loss_[group]; }
 
+  bool verify() const;
+
  private:
   // What predict() needs of a class, made once for each generation of tables.
   struct ClassView {

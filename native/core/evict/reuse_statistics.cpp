@@ -93,7 +93,8 @@ void ReuseStatistics::merge(const ReuseStatistics& other) {
 }
 
 bool ReuseStatistics::verify() const {
-  return gap.verify() && declared.verify() && ended.verify() && orphan.verify() && base.verify() && run.verify();
+  return correction.verify() && gap.verify() && declared.verify() && ended.verify() && orphan.verify() &&
+         base.verify() && run.verify();
 }
 
 }  // namespace saga

@@ -16,7 +16,8 @@
 //                     left       thread_left(): worth nothing until its thread calls again
 //
 // Where a call comes without a thread its head is inferred: the head that used its deepest known page last, if that is at least
-// the second page, the head is no orphan, and its path goes at most one page further.
+// the second page, the head is no orphan, and its path goes at most one page further. So it is where a thread id is new and the
+// head found is idle and of a thread that has called once: ids that are new for each call say nothing.
 //
 // **Structures.** Notifications only mark nodes; victim() brings them up to date. Candidates lie in a heap by a lower bound of
 // their key that holds for about an octave of age, and in a second heap by the time when the bound must be renewed; only what
@@ -25,8 +26,8 @@
 // rated anew when the tables were rebuilt.
 //
 // Cost: a start O(nodes that the path gained or lost), an end O(1), a decision O(log candidates) for as many pages as the node
-// has. Memory: 32 bytes a node; 150 bytes a head, 600 more for a table of its own; one head a thread (a call, where they are
-// inferred), and orphans until they are 40,000 s old.
+// has. Memory: 32 bytes a node; about 250 bytes a head, 456 more for a table of its own; one head a thread (a call, where they
+// are inferred), and orphans until they are 40,000 s old.
 // Invariants: verify().
 #pragma once
 
