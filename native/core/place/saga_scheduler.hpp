@@ -78,7 +78,7 @@ struct SagaSchedulerOptions {
   double kv_bytes_per_token = 327'680;
   SagaParts parts;
   double room = 0.9;     // of the KV room that working sets may fill
-  double readmit = 0.1;  // a thread that returns with less presence is admitted anew
+  double readmit = 0.3;  // a thread that returns with less presence is admitted anew
   double hysteresis = 0.02;
   double tie = 0.005;
   double settle_seconds = 10;
