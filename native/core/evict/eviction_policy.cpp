@@ -9,7 +9,7 @@
 namespace saga {
 
 std::unique_ptr<EvictionPolicy> make_eviction_policy(PolicyKind kind, const ResidentSet& residents,
-                                                     const FutureRequests& future) {
+                                                     const FutureRequests& future, ReuseStatistics* shared) {
   switch (kind) {
     case PolicyKind::kLru:
       return std::make_unique<RecencyPolicy>(residents);
@@ -24,7 +24,7 @@ std::unique_ptr<EvictionPolicy> make_eviction_policy(PolicyKind kind, const Resi
     case PolicyKind::kSagaPaper:
       return std::make_unique<SagaPaperPolicy>(residents);
     case PolicyKind::kSaga:
-      return std::make_unique<SagaPolicy>(residents);
+      return std::make_unique<SagaPolicy>(residents, shared);
     case PolicyKind::kStepsToExecution:
       return std::make_unique<StepsPolicy>(residents);
   }

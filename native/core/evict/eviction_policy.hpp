@@ -159,8 +159,11 @@ class EvictionPolicy {
   EvictionPolicy& operator=(const EvictionPolicy&) = delete;
 };
 
-// `residents` must outlive the policy. `future` is read by belady alone.
+// `residents` must outlive the policy. `future` is read by belady alone, `shared` by saga: what the caches of a cluster learn
+// together (nullptr: each for itself).
+class ReuseStatistics;
 std::unique_ptr<EvictionPolicy> make_eviction_policy(PolicyKind kind, const ResidentSet& residents,
-                                                     const FutureRequests& future = {});
+                                                     const FutureRequests& future = {},
+                                                     ReuseStatistics* shared = nullptr);
 
 }  // namespace saga

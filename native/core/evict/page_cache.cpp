@@ -8,7 +8,7 @@
 namespace saga {
 
 PageCache::PageCache(const PageTree& tree, std::uint32_t capacity, std::uint32_t max_running, PolicyKind policy,
-                     const FutureRequests& future, std::uint32_t max_leases)
+                     const FutureRequests& future, std::uint32_t max_leases, ReuseStatistics* shared)
     : tree_(tree), capacity_(capacity), stride_(tree.max_path_nodes()), max_running_(max_running) {
   residents_.tree = &tree;
   residents_.nodes.resize(tree.size());
@@ -17,7 +17,7 @@ PageCache::PageCache(const PageTree& tree, std::uint32_t capacity, std::uint32_t
   running_.resize(slots);
   paths_.resize(slots * stride_);
   if (max_leases > 0) lease_pins_.resize(tree.size());
-  policy_ = make_eviction_policy(policy, residents_, future);
+  policy_ = make_eviction_policy(policy, residents_, future, shared);
 }
 
 std::uint32_t PageCache::match(NodeId leaf) const {

@@ -52,9 +52,9 @@ struct PageRange {
 
 class PageCache {
  public:
-  // The tree must outlive the cache; so must the calls of `future` (belady).
+  // The tree must outlive the cache; so must the calls of `future` (belady) and what it learns into (saga; nullptr: its own).
   PageCache(const PageTree& tree, std::uint32_t capacity, std::uint32_t max_running, PolicyKind policy,
-            const FutureRequests& future = {}, std::uint32_t max_leases = 0);
+            const FutureRequests& future = {}, std::uint32_t max_leases = 0, ReuseStatistics* shared = nullptr);
 
   PageCache(const PageCache&) = delete;
   PageCache& operator=(const PageCache&) = delete;
