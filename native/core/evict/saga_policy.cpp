@@ -157,8 +157,10 @@ void SagaPolicy::call_started(const CallStart& call, Time now) {
   } else {
     if (heads_[id].state == State::kIdle) gap_ended(id, now);
     const NodeId old_leaf = heads_[id].path_leaf;
-    statistics_->run.event(heads_[id].run_class, bucket_of(now - heads_[id].run_since), 1);
-    statistics_->learned();
+    if (heads_[id].state != State::kExpected) {
+      statistics_->run.event(heads_[id].run_class, bucket_of(now - heads_[id].run_since), 1);
+      statistics_->learned();
+    }
     above = tree_.common_ancestor(old_leaf, call.path_leaf);
     if (above != old_leaf) supersede(id, above, now);
     unhang(id);
@@ -295,6 +297,29 @@ void SagaPolicy::thread_left(ThreadId thread, Time now) {
   if (head.hangs_at != kNone) touch(head.hangs_at);
 }
 
+void SagaPolicy::thread_expected(ThreadId thread, NodeId leaf, Time now) {
+  if (thread >= head_of_thread_.size() || leaf == kNone) return;
+  HeadId id = head_of_thread_[thread];
+  NodeId above = kNone;
+  if (id == kNoHead) {
+    id = new_head();
+    head_of_thread_[thread] = id;
+    pasts_[id].thread = thread;
+  } else {
+    if (heads_[id].state != State::kLeft) return;  // it is here
+    const NodeId old_leaf = heads_[id].path_leaf;
+    above = tree_.common_ancestor(old_leaf, leaf);
+    if (above != old_leaf) supersede(id, above, now);
+    unhang(id);
+  }
+  arrive(leaf, above, id, now);
+  Head& head = heads_[id];
+  head.path_leaf = leaf;
+  head.state = State::kExpected;
+  head.since = now;
+  hang(id, place_of(leaf));
+}
+
 void SagaPolicy::node_resident(NodeId node) {
   const NodeId parent = tree_.node(node).parent;
   if (parent == kNone) return;  // who waits for a first node hangs there already
@@ -369,7 +394,7 @@ void SagaPolicy::count_open_waits(Time now) {
       }
       continue;
     }
-    if (head.state == State::kLeft) continue;
+    if (head.state == State::kLeft || head.state == State::kExpected) continue;
     statistics_->run.open(head.run_class, bucket_of(age_since(head.run_since)), 1);
     if (head.state != State::kIdle) continue;
     const Time age = age_since(head.since);
@@ -422,6 +447,10 @@ void SagaPolicy::add_head(Rating& rating, HeadId id, Time now, bool exact) {
     case State::kOrphan:
       rating.tie = std::max(rating.tie, head.since);
       add_value(rating, statistics_->orphan.index(head.wait_class), bucket_of(now - head.since), head.since, exact);
+      return;
+    case State::kExpected:  // where its wait began is known to the worker that it came from
+      rating.tie = std::max(rating.tie, head.since);
+      add_value(rating, statistics_->gap.index(HazardTree::kRoot), bucket_of(now - head.since), head.since, exact);
       return;
     case State::kLeft:
     case State::kFree:

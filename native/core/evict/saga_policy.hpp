@@ -14,6 +14,7 @@
 //                     idle       its call has ended; by stop reason and tool, or by the declared duration, or as ended
 //                     orphan     superseded; gone when somebody comes onto one of its pages beyond the fork
 //                     left       thread_left(): worth nothing until its thread calls again
+//                     expected   thread_expected(): its pages were copied here; by the table of all gaps, from the copy on
 //
 // Where a call comes without a thread its head is inferred: the head that used its deepest known page last, if that is at least
 // the second page, the head is no orphan, and its path goes at most one page further. So it is where a thread id is new and the
@@ -51,6 +52,7 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   void call_ended(const CallEnd& call, Time now) override;
   void call_preempted(CallId call, Time now) override;
   void thread_left(ThreadId thread, Time now) override;
+  void thread_expected(ThreadId thread, NodeId leaf, Time now) override;
   void node_resident(NodeId node) override;
   void node_emptied(NodeId node) override;
   void candidate_added(NodeId node) override { touch(node); }
@@ -67,7 +69,7 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   using HeadId = std::uint32_t;
   using ClassId = HazardTree::ClassId;
 
-  enum class State : std::uint8_t { kRunning, kWaiting, kIdle, kOrphan, kLeft, kFree };
+  enum class State : std::uint8_t { kRunning, kWaiting, kIdle, kOrphan, kLeft, kExpected, kFree };
   enum class Wait : std::uint8_t { kGap, kDeclared, kEnded };
 
   struct Head {
