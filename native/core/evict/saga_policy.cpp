@@ -381,16 +381,20 @@ void SagaPolicy::learn_survived(HeadId id, std::uint32_t groups) {
 }
 
 void SagaPolicy::count_open_waits(Time now) {
-  const auto age_since = [now](Time since) { return std::min(now - since, ReuseStatistics::kForget); };
+  // `now` is that of the cache that asks for the count; one that shares the statistics may be a little ahead of it.
+  const auto age_since = [now](Time since) {
+    return since < now ? std::min(now - since, ReuseStatistics::kForget) : 0;
+  };
   for (HeadId id = 0; id < heads_.size(); ++id) {
     Head& head = heads_[id];
     if (head.state == State::kFree) continue;
     if (head.state == State::kOrphan) {
-      if (now - head.since >= ReuseStatistics::kForget) {
+      const Time age = age_since(head.since);
+      if (age >= ReuseStatistics::kForget) {
         statistics_->orphan.censored(head.wait_class, bucket_of(ReuseStatistics::kForget), 1);
         free_orphan(id);
       } else {
-        statistics_->orphan.open(head.wait_class, bucket_of(now - head.since), 1);
+        statistics_->orphan.open(head.wait_class, bucket_of(age), 1);
       }
       continue;
     }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../base/assert.hpp"
+#include "../evict/reuse_statistics.hpp"
 #include "event_queue.hpp"
 #include "saga_paper.hpp"
 
@@ -187,6 +188,7 @@ class Cluster final : public ClusterControl, public WorkerObserver, public Prefi
   std::atomic<std::uint64_t>* progress_;
 
   Time now_ = 0;
+  ReuseStatistics statistics_;  // of saga's eviction: the workers learn together
   EventQueue events_;
   std::vector<std::uint32_t> awaited_;         // per node: calls of open tasks to come that have it in their prompt
   std::vector<std::uint32_t> computed_pages_;  // per node: leading pages that some worker has computed
@@ -248,7 +250,8 @@ Cluster::Cluster(const Workload& workload, const PageTree& tree, const ClusterOp
       completion_(workload.tasks(), 0),
       critical_gaps_(workload.tasks(), 0),
       records_(options.record_calls ? workload.calls() : 0) {
-  const SimWorkerOptions worker = worker_options(tree, options);
+  SimWorkerOptions worker = worker_options(tree, options);
+  worker.statistics = &statistics_;
   for (WorkerId w = 0; w < options.workers; ++w) {
     workers_.push_back(std::make_unique<SimWorker>(w, workload, tree, worker, awaited_, *this));
   }

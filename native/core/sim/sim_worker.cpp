@@ -26,7 +26,8 @@ SimWorker::SimWorker(WorkerId id, const Workload& workload, const PageTree& tree
       page_tokens_(tree.page_tokens()),
       awaited_(awaited),
       observer_(observer),
-      cache_(tree, options.capacity_pages, options.max_sequences + 1, options.eviction, {}, options.max_leases),
+      cache_(tree, options.capacity_pages, options.max_sequences + 1, options.eviction, {}, options.max_leases,
+             options.statistics),
       host_(options.host_pages),
       lease_budget_(
           static_cast<std::uint32_t>(std::uint64_t{options.capacity_pages} * options.lease_budget_percent / 100)) {
@@ -305,7 +306,13 @@ void SimWorker::finish(std::uint32_t slot, Time now) {
   account(now);
   unpin_accounting(leaf, cache_.frontier(slot));
   if (sequence.anonymous) cache_.release_anonymous(1);
-  cache_.end(slot, {call, workload_.stop_reason[call], workload_.tool_class[call], leaf}, now);
+  CallEnd end;
+  end.call = call;
+  end.stop_reason = workload_.stop_reason[call];
+  end.tool_class = workload_.tool_class[call];
+  end.leaf = leaf;
+  end.output_tokens = workload_.output_tokens[call];
+  cache_.end(slot, end, now);
   sequence = {};
   free_slots_.push_back(slot);
 }
@@ -363,8 +370,10 @@ bool SimWorker::admit(std::uint32_t& budget, Time now) {
     if (cache_.call_pins(node) > 0) break;
     if (awaited_[node] > 0) idle_awaited_ -= cache_.residents().nodes[node].pages;
   }
-  const std::uint32_t pinned = cache_.start(
-      slot, {head.call, workload_.call_thread[head.call], tree_.prompt_leaf(head.call), leaf}, matched, now);
+  const std::uint32_t pinned = cache_.start(slot,
+                                            {head.call, workload_.call_thread[head.call], tree_.prompt_leaf(head.call),
+                                             leaf, workload_.prompt_kind[head.call]},
+                                            matched, now);
   SAGA_ASSERT(pinned == matched);
   (void)pinned;
   const bool taken = allocate(sequence, slot, end, now);

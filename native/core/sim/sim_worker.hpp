@@ -83,6 +83,7 @@ struct SimWorkerOptions {
   Time preempt_after = 0;
   std::int64_t preemption_gap = 0;
   bool single_step = false;
+  ReuseStatistics* statistics = nullptr;  // shared with other workers; nullptr: each learns for itself
 };
 
 // Time on a link: bytes / rate, rounded up, at least one microsecond.
