@@ -178,7 +178,8 @@ typedef struct saga_engine_options_t {
   uint32_t max_leases;  /* that hold at one time, 0 to 2^20, default 4,096; beyond it nothing more is retained */
   uint32_t max_directives; /* copies under way and drops not yet read, 1 to 2^20, default 4,096 */
   uint32_t max_receipts;   /* the newest that are kept, 0 to 2^24, default 4,096 */
-  uint32_t without; /* parts switched off: bits of saga_part_t (simulate.h), default 0. Without eviction: the workers
+  uint32_t
+      without; /* parts switched off: bits of saga_policy_part_t (simulate.h), default 0. Without eviction: the workers
                               evict by an order of their own, and leases keep what will be used soon */
   uint32_t directive_seconds;     /* after which a copy without an answer counts as expired, 1 to 86,400, default 60 */
   uint64_t kv_bytes_per_token;    /* 1 to 2^30, default 327,680 (70B, bf16) */
@@ -201,7 +202,7 @@ typedef enum saga_decision_type_t SAGA_ENUM {
       3, /* a lease: what the worker caches of the call is kept until a deadline, unless memory needs it */
   SAGA_DECISION_RELEASE = 4, /* the lease ends */
   SAGA_DECISION_DROP = 5,    /* nobody comes back to what only this call's agent uses there: it is evicted first */
-  SAGA_DECISION_PRIORITY = 6 /* of a call that was sent: smaller goes first in the engine's queue */
+  SAGA_DECISION_PRIORITY = 6 /* of a call that was placed, changed afterwards */
 } saga_decision_type_t;
 typedef enum saga_reason_t SAGA_ENUM {
   SAGA_REASON_ROUND_ROBIN = 0,   /* its turn */
@@ -227,7 +228,8 @@ typedef struct saga_decision_t {
   uint32_t longest_match_worker;            /* the smallest id that has it, or SAGA_NONE */
   uint32_t open_calls;                      /* on that worker, before this one */
   uint32_t blocks_in_use;                   /* there, by running calls, before this one */
-  uint32_t active_workers;
+  uint16_t active_workers;
+  int16_t priority;    /* in the worker's queue: smaller goes first; 0 unless the scheduler wants otherwise */
   uint64_t decided_at; /* microseconds */
 } saga_decision_t;
 
