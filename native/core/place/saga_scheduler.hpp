@@ -79,7 +79,7 @@ struct SagaSchedulerOptions {
   SagaParts parts;
   double room = 0.9;     // of the KV room that working sets may fill
   double readmit = 0.3;  // a thread that returns with less presence is admitted anew
-  double hysteresis = 0.02;
+  double hysteresis = 0.01;
   double tie = 0.005;
   double settle_seconds = 10;
   double longest_copy_seconds = 2;
@@ -154,6 +154,7 @@ class SagaScheduler final : public PlacementPolicy {
   void worker_removed(WorkerId worker, Time now, ClusterControl& cluster) override;
   void call_cancelled(CallId call, Time now, ClusterControl& cluster) override;
   void tenant_changed(std::uint32_t tenant, Time now, ClusterControl& cluster) override;
+  void copy_ended(CallId call, WorkerId to, Time now, ClusterControl& cluster) override;
   // The earliest time that wake_at() was asked for and timer() has not come to; kNotDeclared: none.
   Time next_wake() const;
   std::uint64_t steals() const override { return statistics_.steals + statistics_.pulls; }
