@@ -105,6 +105,8 @@ class PlacementPolicy {
   virtual void worker_removed(WorkerId, Time, ClusterControl&) {}
   virtual void call_cancelled(CallId, Time, ClusterControl&) {}
   virtual void tenant_changed(std::uint32_t, Time, ClusterControl&) {}
+  // A copy of the pages of a call to `to` has come to its end, whether they are there or not.
+  virtual void copy_ended(CallId, WorkerId, Time, ClusterControl&) {}
   // Each outcome once, in order, at the moment when it happens but after everything that the same event brings about
   // (so lease() has returned before its kGranted comes). Who asks again at each refusal asks for ever.
   virtual void lease_reported(const LeaseReport&, Time, ClusterControl&) {}

@@ -719,7 +719,7 @@ void SagaScheduler::timer(Time now, ClusterControl& cluster) {
     }
     Thread& thread = threads_[timer.thread];
     if (timer.kind == kArrival) {
-      if (thread.state != State::kArriving || thread.call != timer.call) continue;
+      if (thread.state != State::kArriving || thread.call != timer.call || thread.ready_at > timer.at) continue;
       thread.state = State::kRunning;
       cluster.send(timer.call, thread.worker);
     } else if (thread.state != State::kPaused || thread.call != timer.call || thread.ready_at > now) {
@@ -816,6 +816,16 @@ void SagaScheduler::tenant_changed(std::uint32_t tenant, Time, ClusterControl& c
   const auto weight = static_cast<std::uint32_t>(cluster.weight(tenant) * kFairWeightOne + 0.5);
   queue_.set_weight(tenant, weight);
   admissions_.set_weight(tenant, weight);
+}
+
+// Earlier than was estimated, or not at all: then the call is computed again where it was to go.
+void SagaScheduler::copy_ended(CallId call, WorkerId to, Time now, ClusterControl& cluster) {
+  Thread& thread = thread_of(call, cluster);
+  if (thread.call != call || thread.worker != to || thread.ready_at <= now) return;
+  thread.ready_at = now;
+  if (thread.state != State::kArriving) return;
+  thread.state = State::kRunning;
+  cluster.send(call, to);
 }
 
 void SagaScheduler::add_to(Digest& digest, Time now) const {
