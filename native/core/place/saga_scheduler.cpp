@@ -23,8 +23,6 @@ constexpr double kLongestPrefill = 0.9;   // share of a worker's time: a step ti
 
 constexpr std::uint64_t kLargestGrant = std::uint64_t{1} << 32;  // over an hour of a worker
 
-enum TimerKind : std::uint8_t { kArrival = 0, kPrefetch = 1, kIdle = 2, kRefresh = 3 };
-
 double seconds(Time time) { return static_cast<double>(time) * kMicrosecond; }
 Time microseconds(double value) { return value <= 0 ? 0 : static_cast<Time>(value * 1e6); }
 
@@ -66,8 +64,9 @@ SagaScheduler::SagaScheduler(const SagaSchedulerOptions& options)
       first_thread_(options.tasks, kNone),
       deadline_(options.tasks, kNotDeclared),
       matched_(options.workers, 0),
+      next_open_(options.calls, kNone),
+      timers_(options.threads + options.workers),
       active_slot_(options.threads, kNone) {
-  timers_.reserve(std::size_t{options.threads} * 2 + options.workers + 1);
   active_.reserve(options.threads);
 }
 
@@ -305,6 +304,7 @@ void SagaScheduler::leave(std::uint32_t id, Time now, ClusterControl& cluster, b
   if (ended && thread.worker != kNone && thread.call != kNone) cluster.drop(thread.call, thread.worker);
   if (thread.lease != kNoLease) cluster.release(thread.lease);
   thread.lease = kNoLease;
+  clear_timer(id);
   thread.state = State::kAbsent;
   count(thread, 0);
   if (ended) {
@@ -327,22 +327,14 @@ WorkerId SagaScheduler::place(CallId call, Time now, ClusterControl& cluster) {
   const std::uint32_t id = cluster.thread(call);
   Thread& thread = threads_[id];
   const std::uint32_t task = cluster.task(call);
-  const std::uint32_t tenant = cluster.tenant(task);
   const bool fresh = thread.call == kNone;
   const double presence_before = thread.state == State::kPaused ? presence_of(id, now) : 0;
-  if (!thread.opened) {
-    const AgentGraph* graph = options_.parts.prediction ? cluster.graph(task) : nullptr;
-    predictor_.workflow_opened(id, tenant, cluster.agent_kind(task), graph, now);
-    thread.opened = true;
-  }
-  const CallHints* hints = options_.parts.prediction ? cluster.hints(call) : nullptr;
-  predictor_.call_started(id, cluster.prompt_tokens(call), cluster.prompt_kind(call), now, hints);
+  tell_started(id, call, now, cluster);
   if (thread.task == kNone) {
     thread.task = task;
     thread.next = first_thread_[task];
     first_thread_[task] = id;
   }
-  thread.context = cluster.prompt_tokens(call);
   if (active_slot_[id] == kNone) {
     active_slot_[id] = static_cast<std::uint32_t>(active_.size());
     active_.push_back(id);
@@ -351,25 +343,30 @@ WorkerId SagaScheduler::place(CallId call, Time now, ClusterControl& cluster) {
     cluster.release(thread.lease);
     thread.lease = kNoLease;
   }
-  if (thread.open_calls++ > 0) {  // overlaps a call of its own: it goes there too
-    if (thread.state == State::kRunning) {
-      thread.call = call;
-      estimate(thread, id, now);
-      count(thread, 1);
-      ++workers_[thread.worker].calls;
-      return thread.worker;
-    }
+  add_open(thread, call);
+  if (thread.open_calls++ >
+      0) {  // overlaps a call of its own: it goes there too, with that one if it has not been sent
+    if (thread.state != State::kRunning) return kNone;
+    overlap(id, call, now, cluster);
+    return thread.worker;
   }
+  if (timers_.contains(id)) {  // it is back before its load from host memory began
+    clear_timer(id);
+    ++statistics_.prefetches_cancelled;
+  }
+  thread.context = cluster.prompt_tokens(call);
   thread.call = call;
   thread.state = State::kQueued;
+  thread.preempts = thread.yields = false;
   estimate(thread, id, now);
   if (thread.ready_at > now) {  // moved in its gap, and back before its pages have arrived
     thread.state = State::kArriving;
     thread.started_at = now;
+    thread.predicted = 0;  // it waits for its pages: what it takes says nothing of the worker
     ++workers_[thread.worker].calls;
     count(thread, 1);
     ++statistics_.held;
-    start_timer({thread.ready_at, id, call, kArrival}, cluster);
+    set_timer(id, thread.ready_at, cluster);
     return kNone;
   }
   thread.admitted = !fresh && thread.worker != kNone && presence_before >= options_.readmit;
@@ -380,6 +377,56 @@ WorkerId SagaScheduler::place(CallId call, Time now, ClusterControl& cluster) {
   grant_waiting(now, cluster, call, &placed);
   if (thread.state == State::kQueued) ++statistics_.queued;
   return placed;
+}
+
+void SagaScheduler::tell_started(std::uint32_t id, CallId call, Time now, ClusterControl& cluster) {
+  Thread& thread = threads_[id];
+  if (!thread.opened) {
+    const std::uint32_t task = cluster.task(call);
+    const AgentGraph* graph = options_.parts.prediction ? cluster.graph(task) : nullptr;
+    predictor_.workflow_opened(id, cluster.tenant(task), cluster.agent_kind(task), graph, now);
+    thread.opened = true;
+  }
+  const CallHints* hints = options_.parts.prediction ? cluster.hints(call) : nullptr;
+  predictor_.call_started(id, cluster.prompt_tokens(call), cluster.prompt_kind(call), now, hints);
+}
+
+// One more call of a thread that runs.
+void SagaScheduler::overlap(std::uint32_t id, CallId call, Time now, ClusterControl& cluster) {
+  Thread& thread = threads_[id];
+  thread.call = call;
+  thread.context = std::max(thread.context, static_cast<double>(cluster.prompt_tokens(call)));
+  thread.predicted = 0;  // what either of them takes says nothing of the worker
+  estimate(thread, id, now);
+  count(thread, 1);
+  ++workers_[thread.worker].calls;
+}
+
+// The first of its open calls, which is counted at the worker already, and those that came behind it.
+void SagaScheduler::send_open(std::uint32_t id, Time now, ClusterControl& cluster) {
+  const CallId first = threads_[id].first_open;
+  cluster.send(first, threads_[id].worker);
+  for (CallId call = next_open_[first]; call != kNone; call = next_open_[call]) {
+    overlap(id, call, now, cluster);
+    cluster.send(call, threads_[id].worker);
+  }
+}
+
+void SagaScheduler::add_open(Thread& thread, CallId call) {
+  CallId* end = &thread.first_open;
+  while (*end != kNone) end = &next_open_[*end];
+  *end = call;
+  next_open_[call] = kNone;
+}
+
+void SagaScheduler::remove_open(Thread& thread, CallId call) {
+  CallId* at = &thread.first_open;
+  while (*at != call) {
+    SAGA_ASSERT(*at != kNone);
+    at = &next_open_[*at];
+  }
+  *at = next_open_[call];
+  next_open_[call] = kNone;
 }
 
 // Into the fair queue. *full: it has no room.
@@ -430,9 +477,10 @@ void SagaScheduler::grant_waiting(Time now, ClusterControl& cluster, CallId want
     if (next.call == wanted) {
       *placed = worker;
     } else {
-      cluster.send(next.call, worker);
+      send_open(cluster.thread(next.call), now, cluster);
     }
   }
+  if (queue_.size() + admissions_.size() > 0) start_refresh(now, cluster);
 }
 
 // The worker, or kNone: its pages are on the way there, and it is sent when they have arrived.
@@ -475,7 +523,7 @@ WorkerId SagaScheduler::grant(CallId call, Time queued, Time now, ClusterControl
     thread.state = State::kArriving;
     count(thread, 1);
     ++statistics_.held;
-    start_timer({thread.ready_at, id, call, kArrival}, cluster);
+    set_timer(id, thread.ready_at, cluster);
     return kNone;
   }
   count(thread, 1);
@@ -497,17 +545,19 @@ void SagaScheduler::call_finished(CallId call, WorkerId worker, StopReason stop,
   const std::uint32_t id = cluster.thread(call);
   Thread& thread = threads_[id];
   refresh(now, cluster);
+  remove_open(thread, call);
   --thread.open_calls;
   --workers_[worker].calls;
   const std::uint32_t output = cluster.output_tokens(call);
   predictor_.call_ended(id, stop, tool, output, now, options_.parts.prediction ? cluster.hints(call) : nullptr);
-  if (thread.open_calls == 0 && call == thread.call) {
+  const std::uint64_t actual = service(thread, output * options_.costs.base);
+  queue_.correct(tenant_of(thread, cluster),
+                 static_cast<std::int64_t>(actual) - static_cast<std::int64_t>(thread.charged));
+  thread.charged = 0;
+  if (thread.open_calls == 0) {
     const double took = seconds(now - thread.started_at);
     costs_.observe(worker, thread.predicted * (thread.output > 0 ? output / thread.output : 1), took);
-    const std::uint64_t actual = service(thread, output * options_.costs.base);
-    queue_.correct(tenant_of(thread, cluster),
-                   static_cast<std::int64_t>(actual) - static_cast<std::int64_t>(thread.charged));
-    thread.charged = 0;
+    thread.call = call;
     thread.state = State::kPaused;
     thread.paused_at = now;
     thread.follows_tool = stop == StopReason::kToolUse;
@@ -523,10 +573,10 @@ void SagaScheduler::call_finished(CallId call, WorkerId worker, StopReason stop,
       }
     }
     plan_prefetch(id, now, cluster);
-    start_timer({now + kRefreshEvery, kNone, kNone, kRefresh}, cluster);
+    start_refresh(now, cluster);
   }
   if (options_.parts.stealing && workers_[worker].calls == 0) {
-    start_timer({now + options_.steal_idle, kNone, worker, kIdle}, cluster);
+    set_timer(options_.threads + worker, now + options_.steal_idle, cluster);
   }
   grant_waiting(now, cluster, kNone, nullptr);
 }
@@ -540,7 +590,7 @@ void SagaScheduler::plan_prefetch(std::uint32_t id, Time now, ClusterControl& cl
   }
   const Time load = cluster.copy_time(static_cast<std::uint32_t>(thread.context / page_tokens_));
   const Time gap = microseconds(thread.gap);
-  if (gap > load) start_timer({now + gap - load, id, thread.call, kPrefetch}, cluster);
+  if (gap > load) set_timer(id, now + gap - load, cluster);
 }
 
 // A paused thread goes to another worker, its pages with it. False: the copy is not worth it.
@@ -646,13 +696,11 @@ void SagaScheduler::preempt_for_waiting(Time now, ClusterControl& cluster) {
     threads_[victim].yields = true;
     cluster.set_priority(threads_[victim].call, kYielding);
     ++statistics_.preemptions;
-    const CallId call = waiting.call;
     waiting.charged = queue_.call(waiting.entry).cost;
     queue_.remove(waiting.entry);
     queue_.correct(tenant_of(waiting, cluster), static_cast<std::int64_t>(waiting.charged));
     waiting.preempts = true;
-    const WorkerId worker = grant(call, now - waiting.queued_at, now, cluster);
-    if (worker != kNone) cluster.send(call, worker);
+    if (grant(waiting.call, now - waiting.queued_at, now, cluster) != kNone) send_open(active_[i], now, cluster);
     return;  // one at a time: the next is judged when this one runs
   }
 }
@@ -667,28 +715,26 @@ std::uint32_t SagaScheduler::tenant_of(const Thread& thread, ClusterControl& clu
 
 // ---------------------------------------------------------------------------------------------------------------- time
 
-bool SagaScheduler::later(const Timer& a, const Timer& b) {
-  if (a.at != b.at) return a.at > b.at;
-  if (a.thread != b.thread) return a.thread > b.thread;
-  return a.kind != b.kind ? a.kind > b.kind : a.call > b.call;
+void SagaScheduler::set_timer(std::uint32_t subject, Time at, ClusterControl& cluster) {
+  timers_.set(subject, at);
+  cluster.wake_at(at);
 }
 
-void SagaScheduler::start_timer(const Timer& timer, ClusterControl& cluster) {
-  if (timer.kind == kRefresh) {
-    if (next_refresh_ != 0) return;
-    next_refresh_ = timer.at;
-    cluster.wake_at(timer.at);
-    return;
-  }
-  timers_.push_back(timer);
-  std::push_heap(timers_.begin(), timers_.end(), later);
-  cluster.wake_at(timer.at);
+void SagaScheduler::clear_timer(std::uint32_t subject) {
+  if (timers_.contains(subject)) timers_.erase(subject);
+}
+
+void SagaScheduler::start_refresh(Time now, ClusterControl& cluster) {
+  if (next_refresh_ != 0) return;
+  next_refresh_ = now + kRefreshEvery;
+  cluster.wake_at(next_refresh_);
 }
 
 // Presence falls with time.
-void SagaScheduler::refresh(Time now, ClusterControl&) {
+void SagaScheduler::refresh(Time now, ClusterControl& cluster) {
   if (next_refresh_ == 0 || now < next_refresh_) return;
   next_refresh_ = 0;
+  bool again = queue_.size() + admissions_.size() > 0;
   for (std::size_t i = 0; i < active_.size();) {
     const std::uint32_t id = active_[i];
     Thread& thread = threads_[id];
@@ -703,30 +749,29 @@ void SagaScheduler::refresh(Time now, ClusterControl&) {
         continue;
       }
       count(thread, presence);
+      again = true;
     }
     ++i;
   }
+  if (again) start_refresh(now, cluster);
 }
 
 void SagaScheduler::timer(Time now, ClusterControl& cluster) {
-  while (!timers_.empty() && timers_.front().at <= now) {
-    const Timer timer = timers_.front();
-    std::pop_heap(timers_.begin(), timers_.end(), later);
-    timers_.pop_back();
-    if (timer.kind == kIdle) {
-      steal_for_idle(timer.call, now, cluster);
+  while (!timers_.empty() && timers_.top_key() <= now) {
+    const std::uint32_t subject = timers_.top();
+    timers_.erase(subject);
+    if (subject >= options_.threads) {
+      steal_for_idle(subject - options_.threads, now, cluster);
       continue;
     }
-    Thread& thread = threads_[timer.thread];
-    if (timer.kind == kArrival) {
-      if (thread.state != State::kArriving || thread.call != timer.call || thread.ready_at > timer.at) continue;
+    Thread& thread = threads_[subject];
+    if (thread.state == State::kArriving) {
       thread.state = State::kRunning;
-      cluster.send(timer.call, thread.worker);
-    } else if (thread.state != State::kPaused || thread.call != timer.call || thread.ready_at > now) {
-      ++statistics_.prefetches_cancelled;
-    } else if (cluster.cached_or_host_pages(timer.call, thread.worker) >
-               cluster.cached_pages(timer.call, thread.worker)) {
-      copy_to(thread, timer.call, thread.worker, thread.worker, now, cluster);
+      send_open(subject, now, cluster);
+    } else if (thread.worker != kNone && thread.ready_at <= now &&
+               cluster.cached_or_host_pages(thread.call, thread.worker) >
+                   cluster.cached_pages(thread.call, thread.worker)) {
+      copy_to(thread, thread.call, thread.worker, thread.worker, now, cluster);
       ++statistics_.prefetches;
     }
   }
@@ -734,15 +779,12 @@ void SagaScheduler::timer(Time now, ClusterControl& cluster) {
     refresh(now, cluster);
     grant_waiting(now, cluster, kNone, nullptr);
     preempt_for_waiting(now, cluster);
-    bool again = queue_.size() + admissions_.size() > 0;
-    for (std::size_t i = 0; i < active_.size() && !again; ++i) again = threads_[active_[i]].state == State::kPaused;
-    if (again) start_timer({now + kRefreshEvery, kNone, kNone, kRefresh}, cluster);
   }
 }
 
 Time SagaScheduler::next_wake() const {
   const Time refresh_at = next_refresh_ != 0 ? next_refresh_ : kNotDeclared;
-  return timers_.empty() ? refresh_at : std::min(timers_.front().at, refresh_at);
+  return timers_.empty() ? refresh_at : std::min<Time>(timers_.top_key(), refresh_at);
 }
 
 // ------------------------------------------------------------------------------------------------- what only engines meet
@@ -772,7 +814,9 @@ void SagaScheduler::worker_removed(WorkerId worker, Time now, ClusterControl& cl
     thread.lease = kNoLease;
     if (state != State::kRunning && state != State::kArriving) continue;
     uncharge(thread, cluster);
+    clear_timer(id);
     thread.state = State::kQueued;
+    thread.call = thread.first_open;
     thread.admitted = false;
     thread.yields = false;
     estimate(thread, id, now);
@@ -783,6 +827,7 @@ void SagaScheduler::worker_removed(WorkerId worker, Time now, ClusterControl& cl
   workers_[worker].load = {};
   workers_[worker].running = workers_[worker].queued = 0;
   workers_[worker].calls = 0;
+  clear_timer(options_.threads + worker);
   grant_waiting(now, cluster, kNone, nullptr);
 }
 
@@ -797,17 +842,33 @@ void SagaScheduler::call_cancelled(CallId call, Time now, ClusterControl& cluste
   const std::uint32_t id = cluster.thread(call);
   Thread& thread = threads_[id];
   refresh(now, cluster);
-  if (thread.state == State::kQueued) {
-    (thread.admitted ? queue_ : admissions_).remove(thread.entry);
-  } else {
-    --workers_[thread.worker].calls;
-    uncharge(thread, cluster);
-  }
+  const bool first = call == thread.first_open;
+  remove_open(thread, call);
   --thread.open_calls;
-  thread.call = kNone;
   if (thread.opened) predictor_.workflow_forgotten(id, now);
   thread.opened = false;
-  leave(id, now, cluster, false);
+  for (CallId open = thread.first_open; open != kNone; open = next_open_[open]) tell_started(id, open, now, cluster);
+  if (thread.state == State::kQueued && first) (thread.admitted ? queue_ : admissions_).remove(thread.entry);
+  if (thread.open_calls == 0) {
+    if (thread.state != State::kQueued) {
+      --workers_[thread.worker].calls;
+      uncharge(thread, cluster);
+    }
+    thread.call = kNone;
+    leave(id, now, cluster, false);
+  } else if (thread.state == State::kRunning) {
+    --workers_[thread.worker].calls;
+    if (thread.call == call) thread.call = thread.first_open;
+  } else if (first) {  // the next one stands for the thread
+    thread.call = thread.first_open;
+    if (thread.state == State::kQueued) {
+      thread.context = cluster.prompt_tokens(thread.call);
+      estimate(thread, id, now);
+      bool full = false;
+      enqueue(id, false, now, cluster, &full);
+      SAGA_ASSERT(!full);  // its entry was removed just now
+    }
+  }
   grant_waiting(now, cluster, kNone, nullptr);
 }
 
@@ -824,8 +885,9 @@ void SagaScheduler::copy_ended(CallId call, WorkerId to, Time now, ClusterContro
   if (thread.call != call || thread.worker != to || thread.ready_at <= now) return;
   thread.ready_at = now;
   if (thread.state != State::kArriving) return;
+  clear_timer(cluster.thread(call));
   thread.state = State::kRunning;
-  cluster.send(call, to);
+  send_open(cluster.thread(call), now, cluster);
 }
 
 void SagaScheduler::add_to(Digest& digest, Time now) const {
@@ -841,6 +903,7 @@ void SagaScheduler::add_to(Digest& digest, Time now) const {
                (std::uint64_t{thread.preempts} << 43) | (std::uint64_t{thread.yields} << 44) |
                (std::uint64_t{thread.admitted} << 45));
     digest.add(thread.worker | (std::uint64_t{thread.call} << 32));
+    for (CallId call = thread.first_open; call != kNone; call = next_open_[call]) digest.add(call);
     digest.add(thread.task | (std::uint64_t{thread.open_calls} << 32));
     for (const double value : {thread.context, thread.output, thread.growth, thread.gap, thread.calls, thread.presence,
                                thread.running, thread.queued, thread.predicted}) {
@@ -868,10 +931,10 @@ void SagaScheduler::add_to(Digest& digest, Time now) const {
     digest.add(worker.calls);
     digest.add(worker.link_free);
   }
-  for (const Timer& timer : timers_) {
-    digest.add(timer.at);
-    digest.add(timer.thread | (std::uint64_t{timer.call} << 32));
-    digest.add(timer.kind);
+  for (std::uint32_t subject = 0; subject < options_.threads + options_.workers; ++subject) {
+    if (!timers_.contains(subject)) continue;
+    digest.add(subject);
+    digest.add(timers_.key(subject));
   }
   for (const std::uint32_t id : active_) digest.add(id);
   digest.add(next_refresh_);

@@ -22,8 +22,9 @@
 // returns within `horizon` (graph/predictor.hpp): one second into a tool call all of it, hours after the last answer nothing.
 //
 //   states of a thread   absent -> queued -> (arriving ->) running -> paused -> queued ...; absent again when its task ends
-//     queued     its call waits in the fair queue
-//     arriving   granted; its pages are on the way to its new worker, the call is sent when they are there
+//     running    all its open calls are at its worker: one that comes now overlaps them and goes there at once
+//     queued     its oldest open call waits in the fair queue; those that overlap it are sent with it
+//     arriving   granted; its pages are on the way to its new worker, its calls are sent when they are there
 //     paused     in a gap; its pages stay (a lease may keep them), or are copied to a worker where it will run better
 //
 // **Admission.** All calls pass the fair queue (fair/fair_queue.hpp), which orders tenants by their shares and workflows by
@@ -40,7 +41,8 @@
 // seeded draws, ties by small ids.
 //
 // Invariants (verify()): the load of each worker is the sum of its present threads' (to rounding: recomputed each tick); a thread
-// is in the fair queue exactly when queued; arriving threads are exactly those in the arrival heap.
+// is in the fair queue exactly when queued; arriving threads are exactly those whose timer is that of an arrival; the calls counted at
+// a worker are the open ones of the threads that are sent there; while anybody is queued or paused, the next tick is set.
 #pragma once
 
 #include <cstdint>
@@ -50,6 +52,7 @@
 #include "../base/random.hpp"
 #include "../base/types.hpp"
 #include "../fair/fair_queue.hpp"
+#include "../fair/indexed_heap.hpp"
 #include "../graph/predictor.hpp"
 #include "cluster_control.hpp"
 #include "cost_model.hpp"
@@ -88,7 +91,7 @@ struct SagaSchedulerOptions {
   Time horizon = 30'000'000;
   Time longest_wait = 36'000'000'000;
   std::uint32_t oldest_every = 64;  // admissions: every so many the oldest
-  double largest_need = 0.1;       // share of the room that an admission may ask for at most
+  double largest_need = 0.1;        // share of the room that an admission may ask for at most
   Time steal_idle = 100'000;
   double steal_ratio = 2;
   bool leases = false;  // workers that evict by another order than SAGA's: keep what will be used soon
@@ -185,7 +188,9 @@ class SagaScheduler final : public PlacementPolicy {
   struct Thread {
     State state = State::kAbsent;
     WorkerId worker = kNone;
-    CallId call = kNone;  // newest
+    CallId call =
+        kNone;  // queued, arriving: the first of its open calls; running: the newest; paused: the last that ended
+    CallId first_open = kNone;  // its open calls, in the order in which they came
     std::uint32_t task = kNone;
     std::uint32_t next = kNone;  // of the task
     std::uint32_t open_calls = 0;
@@ -223,12 +228,6 @@ class SagaScheduler final : public PlacementPolicy {
     double capacity = 0;  // tokens
     Time link_free = 0;
   };
-  struct Timer {
-    Time at = 0;
-    std::uint32_t thread = kNone;
-    CallId call = kNone;  // kIdle: the worker
-    std::uint8_t kind = 0;
-  };
   struct Choice {
     WorkerId worker = kNone;
     WorkerId source = kNone;
@@ -261,12 +260,18 @@ class SagaScheduler final : public PlacementPolicy {
   void preempt_for_waiting(Time now, ClusterControl& cluster);
   void plan_prefetch(std::uint32_t id, Time now, ClusterControl& cluster);
   std::uint32_t tenant_of(const Thread& thread, ClusterControl& cluster) const;
-  static bool later(const Timer& a, const Timer& b);
+  void add_open(Thread& thread, CallId call);
+  void remove_open(Thread& thread, CallId call);
+  void tell_started(std::uint32_t id, CallId call, Time now, ClusterControl& cluster);
+  void overlap(std::uint32_t id, CallId call, Time now, ClusterControl& cluster);
+  void send_open(std::uint32_t id, Time now, ClusterControl& cluster);
+  void set_timer(std::uint32_t subject, Time at, ClusterControl& cluster);
+  void clear_timer(std::uint32_t subject);
+  void start_refresh(Time now, ClusterControl& cluster);
   void leave(std::uint32_t id, Time now, ClusterControl& cluster, bool ended);
   void enqueue(std::uint32_t id, bool fresh, Time now, ClusterControl& cluster, bool* full);
   void uncharge(Thread& thread, ClusterControl& cluster);
   void learn_capacity(WorkerId worker, ClusterControl& cluster);
-  void start_timer(const Timer& timer, ClusterControl& cluster);
   void refresh(Time now, ClusterControl& cluster);
 
   SagaSchedulerOptions options_;
@@ -281,7 +286,10 @@ class SagaScheduler final : public PlacementPolicy {
   std::vector<std::uint32_t> first_thread_;
   std::vector<Time> deadline_;  // per task; kNotDeclared: none
   std::vector<std::uint32_t> matched_;
-  std::vector<Timer> timers_;               // heap by (at, thread, kind)
+  std::vector<CallId> next_open_;  // per call: the next open one of its thread
+  // By time. A thread: the arrival of its pages if it is arriving, its load from host memory if it is paused. threads + a worker:
+  // it will have been idle for steal_idle.
+  IndexedHeap timers_;
   std::vector<std::uint32_t> active_;       // threads that are not absent, in no order of meaning
   std::vector<std::uint32_t> active_slot_;  // per thread
   double page_tokens_ = 16;
