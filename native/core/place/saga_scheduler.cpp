@@ -554,7 +554,9 @@ void SagaScheduler::call_finished(CallId call, WorkerId worker, StopReason stop,
   queue_.correct(tenant_of(thread, cluster),
                  static_cast<std::int64_t>(actual) - static_cast<std::int64_t>(thread.charged));
   thread.charged = 0;
-  if (thread.open_calls == 0) {
+  if (thread.open_calls > 0) {
+    if (thread.call == call) thread.call = thread.first_open;
+  } else {
     const double took = seconds(now - thread.started_at);
     costs_.observe(worker, thread.predicted * (thread.output > 0 ? output / thread.output : 1), took);
     thread.call = call;
@@ -961,22 +963,87 @@ void SagaScheduler::add_to(Digest& digest, Time now) const {
 }
 
 bool SagaScheduler::verify() const {
-  if (!queue_.verify() || !predictor_.verify()) return false;
-  std::uint32_t queued = 0;
-  for (std::size_t i = 0; i < active_.size(); ++i) {
-    if (active_slot_[active_[i]] != i) return false;
-    if (threads_[active_[i]].state == State::kQueued) ++queued;
-  }
-  if (queued > queue_.size() + admissions_.size() || !admissions_.verify()) return false;
-  for (WorkerId w = 0; w < options_.workers; ++w) {
-    double resident = 0, running = 0;
-    for (const Thread& thread : threads_) {
-      if (thread.worker != w) continue;
-      resident += thread.load.resident;
-      running += thread.running;
+  if (!queue_.verify() || !admissions_.verify() || !predictor_.verify() || !timers_.verify()) return false;
+  std::vector<Worker> sums(options_.workers);
+  std::uint32_t admitted = 0, newcomers = 0, listed = 0, of_tasks = 0;
+  bool paused = false;
+  for (std::uint32_t id = 0; id < options_.threads; ++id) {
+    const Thread& thread = threads_[id];
+    const std::uint32_t slot = active_slot_[id];
+    const bool active = slot != kNone;
+    if (active && (slot >= active_.size() || active_[slot] != id)) return false;
+    listed += active;
+    of_tasks += thread.task != kNone;
+    if (thread.opened != predictor_.is_open(id)) return false;
+
+    std::uint32_t open = 0;
+    bool call_open = false;
+    for (CallId call = thread.first_open; call != kNone; call = next_open_[call]) {
+      if (++open > thread.open_calls) return false;
+      call_open = call_open || call == thread.call;
     }
-    if (!(resident - workers_[w].load.resident < 1 && workers_[w].load.resident - resident < 1)) return false;
-    if (!(running - workers_[w].running < 1 && workers_[w].running - running < 1)) return false;
+    if (open != thread.open_calls) return false;
+    const bool waits = thread.state == State::kQueued || thread.state == State::kArriving;
+    const bool calls = waits || thread.state == State::kRunning;
+    if (calls != (open > 0) || call_open != calls || (waits && thread.call != thread.first_open)) return false;
+    const bool counted = thread.load.resident > 0 || thread.running > 0 || thread.queued > 0;
+    if ((calls || counted) && !active) return false;
+    if (timers_.contains(id) && thread.state != State::kArriving && thread.state != State::kPaused) return false;
+    switch (thread.state) {
+      case State::kAbsent:
+        if (active) return false;
+        break;
+      case State::kQueued: {
+        const FairQueue& queue = thread.admitted ? queue_ : admissions_;
+        if (queue.call(thread.entry).call != thread.call) return false;
+        ++(thread.admitted ? admitted : newcomers);
+        break;
+      }
+      case State::kArriving:
+        if (!timers_.contains(id) || timers_.key(id) != thread.ready_at) return false;
+        break;
+      case State::kRunning:
+        break;
+      case State::kPaused:
+        paused = paused || active;
+        if (thread.call == kNone) return false;
+        break;
+    }
+    const bool sent = thread.state == State::kArriving || thread.state == State::kRunning;
+    if ((thread.running > 0) != sent || (thread.queued > 0 && thread.state != State::kQueued)) return false;
+    if (thread.worker == kNone) {
+      if (sent || counted) return false;
+      continue;
+    }
+    Worker& sum = sums[thread.worker];
+    if (sent) sum.calls += thread.state == State::kRunning ? open : 1;
+    sum.load.busy += thread.load.busy;
+    sum.load.step += thread.load.step;
+    sum.load.prefill += thread.load.prefill;
+    sum.load.resident += thread.load.resident;
+    sum.running += thread.running;
+    sum.queued += thread.queued;
+  }
+  if (listed != active_.size() || queue_.size() != admitted || admissions_.size() != newcomers) return false;
+  if ((paused || admitted + newcomers > 0) && next_refresh_ == 0) return false;
+
+  for (std::uint32_t task = 0; task < options_.tasks; ++task) {
+    for (std::uint32_t id = first_thread_[task]; id != kNone; id = threads_[id].next) {
+      if (threads_[id].task != task || of_tasks-- == 0) return false;
+    }
+  }
+  if (of_tasks != 0) return false;
+
+  const auto same = [](double a, double b, double tolerance) { return a - b < tolerance && b - a < tolerance; };
+  for (WorkerId w = 0; w < options_.workers; ++w) {
+    const Worker& worker = workers_[w];
+    const Worker& sum = sums[w];
+    if (worker.calls != sum.calls) return false;
+    if (!same(worker.load.busy, sum.load.busy, 1e-6) || !same(worker.load.step, sum.load.step, 1e-6) ||
+        !same(worker.load.prefill, sum.load.prefill, 1e-6) || !same(worker.load.resident, sum.load.resident, 1) ||
+        !same(worker.running, sum.running, 1) || !same(worker.queued, sum.queued, 1)) {
+      return false;
+    }
   }
   return true;
 }
