@@ -21,10 +21,11 @@ namespace saga {
 
 bool operator==(const Decision& a, const Decision& b) { return std::memcmp(&a, &b, sizeof a) == 0; }
 void PrintTo(const Decision& d, std::ostream* out) {
-  *out << "{worker " << d.worker << " call " << d.call << " reason " << d.reason << " blocks " << d.prompt_blocks
-       << " matched " << d.matched_blocks[0] << ' ' << d.matched_blocks[1] << ' ' << d.matched_blocks[2] << " longest "
-       << d.longest_match << " by " << d.longest_match_worker << " open " << d.open_calls << " in use "
-       << d.blocks_in_use << " active " << d.active_workers << " at " << d.decided_at << '}';
+  *out << "{placement " << d.placement << " worker " << d.worker << " call " << d.call << " reason " << d.reason
+       << " blocks " << d.prompt_blocks << " matched " << d.matched_blocks[0] << ' ' << d.matched_blocks[1] << ' '
+       << d.matched_blocks[2] << " longest " << d.longest_match << " by " << d.longest_match_worker << " open "
+       << d.open_calls << " in use " << d.blocks_in_use << " active " << d.active_workers << " at " << d.decided_at
+       << '}';
 }
 void PrintTo(Status status, std::ostream* out) { *out << "status " << static_cast<int>(status); }
 
@@ -689,6 +690,7 @@ struct ModelCall {
   bool running = false;
   std::uint32_t tokens;
   Hashes chain;
+  std::uint16_t placements = 0;  // so far
 };
 
 struct ModelWorker {
@@ -783,7 +785,8 @@ struct Model {
         decision.matched_blocks[tier] = depth(call.chain, placed.worker, tier);
       decision.open_calls = views[placed.worker].open_calls;
       decision.blocks_in_use = views[placed.worker].blocks_in_use;
-      decision.active_workers = active_workers();
+      decision.active_workers = static_cast<std::uint16_t>(active_workers());
+      decision.placement = call.placements++;
       decision.decided_at = now;
       call.worker = placed.worker;
       call.placed_at = ++events;
@@ -1501,7 +1504,7 @@ TEST(Journal, APayloadThatDoesNotFitItsTypeIsCorrupt) {
     corrupt(record, [](RecordType&, Time&, Bytes& payload) { payload.push_back(0); });  // a byte too many
     if (record != kTick) corrupt(record, [](RecordType&, Time&, Bytes& payload) { payload.pop_back(); });
     if (record != kTick) corrupt(record, [](RecordType&, Time&, Bytes& payload) { payload.clear(); });
-    for (const int type : {0, 17, 255}) {
+    for (const int type : {0, 25, 255}) {
       corrupt(record, [&](RecordType& written, Time&, Bytes&) { written = static_cast<RecordType>(type); });
     }
   }

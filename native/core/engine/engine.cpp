@@ -10,6 +10,7 @@ namespace saga {
 namespace {
 
 constexpr std::uint32_t kGenerationMask = (1u << 20) - 1;
+constexpr std::size_t kMostDecisions = 4096;  // of the scheduler, at one time
 
 std::uint64_t handle_of(std::uint32_t slot, std::uint32_t generation) {
   return slot | (std::uint64_t{generation & kGenerationMask} << 32);
@@ -20,13 +21,34 @@ void write_hashes(JournalWriter& journal, std::span<const BlockHash> hashes) {
   journal.put_bytes(hashes.data(), hashes.size_bytes());
 }
 
+EngineOptions complete(EngineOptions options) {
+  if (options.scheduling.max_threads == 0) options.scheduling.max_threads = 2 * options.max_workflows;
+  return options;
+}
+
+// Hints field by field: the struct has padding.
+constexpr std::size_t kHintsSize = 1 + 1 + 8 + 4 + 4;
+
+void write_hints(JournalWriter& journal, const CallHints& hints) {
+  journal.put(static_cast<std::uint8_t>(hints.next_tool));
+  journal.put(static_cast<std::uint8_t>(hints.final_step));
+  journal.put(hints.gap);
+  journal.put(hints.step);
+  journal.put(hints.output_tokens);
+}
+
+bool nothing_told(const CallHints& hints) {
+  return hints.next_tool == ToolClass::kNone && hints.final_step == CallHints::Final::kNotTold &&
+         hints.gap == kNotDeclared && hints.step == kNone && hints.output_tokens == 0;
+}
+
 constexpr std::size_t kHashesFixed =
     4 + 1 + 8 + 4;  // worker, tier, parent, count: the largest fixed part of a block event
 
 }  // namespace
 
 Engine::Engine(const EngineOptions& options)
-    : options_(options),
+    : options_(complete(options)),
       mirror_(PrefixIndexOptions{options.max_workers, options.max_blocks}),
       random_(options.seed),
       journal_(static_cast<std::size_t>(options.journal_bytes)),
@@ -39,7 +61,8 @@ Engine::Engine(const EngineOptions& options)
       workflows_(options.max_workflows),
       next_chunk_(static_cast<std::size_t>((options.max_open_blocks + kChunkBlocks - 1) / kChunkBlocks)),
       scratch_chain_(options.max_chain_blocks),
-      calls_(options.max_calls),
+      calls_(options_.max_calls +
+             (options_.placement.kind == PlacementKind::kSaga ? options_.scheduling.max_threads : 0)),
       lost_calls_(options.max_calls) {
   const auto chunks = static_cast<std::uint32_t>(next_chunk_.size());
   chunks_ = HugeArray<BlockHash>(std::size_t{chunks} * kChunkBlocks);
@@ -49,9 +72,10 @@ Engine::Engine(const EngineOptions& options)
   for (std::uint32_t slot = 0; slot < options.max_workflows; ++slot) {
     workflows_[slot].next_free = slot + 1 < options.max_workflows ? slot + 1 : kNone;
   }
-  for (std::uint32_t slot = 0; slot < options.max_calls; ++slot) {
-    calls_[slot].next = slot + 1 < options.max_calls ? slot + 1 : kNone;
+  for (std::uint32_t slot = 0; slot < calls_.size(); ++slot) {
+    calls_[slot].next = slot + 1 < calls_.size() ? slot + 1 : kNone;
   }
+  if (options_.placement.kind == PlacementKind::kSaga) host_ = std::make_unique<SchedulerHost>(*this, options_);
   if (journal_.enabled()) write_options();
 }
 
@@ -68,6 +92,21 @@ void Engine::write_options() {
   journal_.put(static_cast<std::uint8_t>(options_.placement.kind));
   journal_.put(options_.placement.imbalance_calls);
   journal_.put(options_.placement.minimum_match_percent);
+  if (options_.placement.kind == PlacementKind::kSaga) {
+    const SchedulingOptions& scheduling = options_.scheduling;
+    for (const std::uint32_t value :
+         {scheduling.max_threads, scheduling.max_tenants, scheduling.max_graphs, scheduling.max_leases,
+          scheduling.max_directives, scheduling.max_receipts, scheduling.directive_seconds, scheduling.without()}) {
+      journal_.put(value);
+    }
+    journal_.put(scheduling.kv_bytes_per_token);
+    journal_.put(scheduling.link_bytes_per_second);
+    const StepCosts& costs = scheduling.costs;
+    for (const double value :
+         {costs.base, costs.per_call, costs.per_context_token, costs.per_prefill_token, costs.per_prefill_pair}) {
+      journal_.put(value);
+    }
+  }
   journal_.end();
 }
 
@@ -87,6 +126,22 @@ Status read_journal_options(std::span<const std::uint8_t> journal, EngineOptions
   options->placement.kind = static_cast<PlacementKind>(values.get<std::uint8_t>());
   options->placement.imbalance_calls = values.get<std::uint32_t>();
   options->placement.minimum_match_percent = values.get<std::uint32_t>();
+  if (options->placement.kind == PlacementKind::kSaga) {
+    SchedulingOptions& scheduling = options->scheduling;
+    for (std::uint32_t* value :
+         {&scheduling.max_threads, &scheduling.max_tenants, &scheduling.max_graphs, &scheduling.max_leases,
+          &scheduling.max_directives, &scheduling.max_receipts, &scheduling.directive_seconds}) {
+      *value = values.get<std::uint32_t>();
+    }
+    scheduling.set_without(values.get<std::uint32_t>());
+    scheduling.kv_bytes_per_token = values.get<std::uint64_t>();
+    scheduling.link_bytes_per_second = values.get<std::uint64_t>();
+    StepCosts& costs = scheduling.costs;
+    for (double* value :
+         {&costs.base, &costs.per_call, &costs.per_context_token, &costs.per_prefill_token, &costs.per_prefill_pair}) {
+      *value = values.get<double>();
+    }
+  }
   options->journal_bytes = 0;
   return values.finished() ? Status::kOk : Status::kJournalCorrupt;
 }
@@ -100,9 +155,23 @@ Status Engine::admit(Time now, std::size_t payload) const {
 }
 
 std::uint32_t Engine::call_slot(CallHandle call) const {
+  const std::uint32_t slot = any_call_slot(call);
+  return slot == kNone || calls_[slot].state == CallState::kKept ? kNone : slot;
+}
+
+std::uint32_t Engine::any_call_slot(CallHandle call) const {
   const auto slot = static_cast<std::uint32_t>(call);
-  if (slot >= options_.max_calls || calls_[slot].state == CallState::kFree) return kNone;
-  return handle_of(slot, calls_[slot].generation) == call ? slot : kNone;
+  if (slot >= calls_.size() || calls_[slot].state == CallState::kFree) return kNone;
+  return handle_of_call(slot) == call ? slot : kNone;
+}
+
+CallHandle Engine::handle_of_call(std::uint32_t slot) const { return handle_of(slot, calls_[slot].generation); }
+
+// The event belongs to a placement that the call has lost.
+bool Engine::stale_placement(const Call& call, std::uint32_t placement) {
+  if (placement == kNone || placement == (call.placement & 0xFFFFu)) return false;
+  if (host_ != nullptr) host_->note_stale();
+  return true;
 }
 
 std::uint32_t Engine::workflow_slot(WorkflowHandle workflow) const {
@@ -149,6 +218,30 @@ bool Engine::store_chain(Call& call, std::span<const BlockHash> chain) {
   return true;
 }
 
+// Behind what is stored; not at all where there is no room.
+void Engine::extend_chain(Call& call, std::span<const BlockHash> more) {
+  const std::size_t total = call.chain_blocks + more.size();
+  if (total > options_.max_chain_blocks) return;
+  if (chunks_of(total) - chunks_of(call.chain_blocks) > free_chunks_) return;
+  std::uint32_t* link = &call.first_chunk;
+  std::size_t at = 0;  // blocks of the chunks before *link
+  for (; at + kChunkBlocks <= call.chain_blocks; at += kChunkBlocks) link = &next_chunk_[*link];
+  for (std::size_t done = 0; done < more.size(); at += kChunkBlocks) {
+    const std::size_t used = call.chain_blocks + done - at;
+    if (used == 0) {
+      *link = free_chunk_;
+      free_chunk_ = next_chunk_[*link];
+      next_chunk_[*link] = kNone;
+      --free_chunks_;
+    }
+    const std::size_t count = std::min(kChunkBlocks - used, more.size() - done);
+    std::memcpy(&chunks_[std::size_t{*link} * kChunkBlocks + used], more.data() + done, count * sizeof(BlockHash));
+    done += count;
+    link = &next_chunk_[*link];
+  }
+  call.chain_blocks = static_cast<std::uint32_t>(total);
+}
+
 void Engine::release_chain(Call& call) {
   while (call.first_chunk != kNone) {
     const std::uint32_t chunk = call.first_chunk;
@@ -183,12 +276,13 @@ Status Engine::add_worker(Time now, std::uint32_t capacity_blocks, WorkerId* wor
     journal_.put(capacity_blocks);
     journal_.end();
   }
-  now_ = now;
+  advance(now);
   *worker = worker_count_++;
   workers_[*worker] = WorkerState{};
   workers_[*worker].capacity_blocks = capacity_blocks;
   workers_[*worker].active = 1;
   ++active_workers_;
+  if (host_ != nullptr) host_->worker_added(*worker);
   return Status::kOk;
 }
 
@@ -200,13 +294,19 @@ Status Engine::remove_worker(Time now, WorkerId worker) {
     journal_.put(worker);
     journal_.end();
   }
-  now_ = now;
+  advance(now);
   mirror_.clear(worker);
   std::size_t lost = 0;
-  for (std::uint32_t slot = 0; slot < options_.max_calls; ++slot) {
+  for (std::uint32_t slot = 0; slot < calls_.size(); ++slot) {
     Call& call = calls_[slot];
-    if (call.worker != worker || (call.state != CallState::kPlaced && call.state != CallState::kRunning)) continue;
+    if (call.worker != worker || call.state == CallState::kFree || call.state == CallState::kKept) continue;
     leave_worker(call);
+    if (call.state == CallState::kGranted) {
+      --granted_calls_;  // nobody was told
+    } else {
+      ++call.placement;
+    }
+    if (host_ != nullptr) host_->call_lost(slot);
     lost_calls_[lost++] = slot;
   }
   // A call that lost its worker goes before all that were submitted after it, so it does not wait twice: both sequences are in
@@ -224,6 +324,7 @@ Status Engine::remove_worker(Time now, WorkerId worker) {
   workers_[worker].active = 0;
   workers_[worker].reported_blocks = 0;
   --active_workers_;
+  if (host_ != nullptr) host_->worker_removed(worker);
   return Status::kOk;
 }
 
@@ -240,7 +341,8 @@ Status Engine::blocks_stored(Time now, WorkerId worker, Tier tier, BlockHash par
     write_hashes(journal_, hashes);
     journal_.end();
   }
-  now_ = now;
+  advance(now);
+  host_blocks_seen_ |= tier == Tier::kHost;
   return Status::kOk;
 }
 
@@ -254,7 +356,7 @@ Status Engine::blocks_removed(Time now, WorkerId worker, Tier tier, std::span<co
     write_hashes(journal_, hashes);
     journal_.end();
   }
-  now_ = now;
+  advance(now);
   mirror_.remove(worker, tier, hashes);
   return Status::kOk;
 }
@@ -267,42 +369,129 @@ Status Engine::blocks_cleared(Time now, WorkerId worker) {
     journal_.put(worker);
     journal_.end();
   }
-  now_ = now;
+  advance(now);
   mirror_.clear(worker);
   return Status::kOk;
 }
 
-Status Engine::worker_load(Time now, WorkerId worker, std::uint32_t blocks_in_use) {
-  if (const Status status = admit(now, 8); status != Status::kOk) return status;
+Status Engine::worker_load(Time now, WorkerId worker, const WorkerLoad& load) {
+  const bool told = load.waiting_calls != kNone || load.free_blocks != kNone;
+  if (const Status status = admit(now, told ? 16 : 8); status != Status::kOk) return status;
   if (!worker_active(worker)) return Status::kNotFound;
   if (journal_.enabled()) {
-    journal_.begin(RecordType::kWorkerLoad, now);
+    journal_.begin(told ? RecordType::kWorkerLoadTold : RecordType::kWorkerLoad, now);
     journal_.put(worker);
-    journal_.put(blocks_in_use);
+    journal_.put(load.running_blocks);
+    if (told) {
+      journal_.put(load.waiting_calls);
+      journal_.put(load.free_blocks);
+    }
     journal_.end();
   }
-  now_ = now;
+  advance(now);
   workers_[worker].reports += 1;
-  workers_[worker].reported_blocks = blocks_in_use;
+  workers_[worker].reported_blocks = load.running_blocks;
+  workers_[worker].reported_waiting = load.waiting_calls;
+  workers_[worker].reported_free = load.free_blocks;
   workers_[worker].estimated_blocks = 0;
   return Status::kOk;
 }
 
-Status Engine::open_workflow(Time now, std::uint32_t tenant, WorkflowHandle* workflow) {
-  if (const Status status = admit(now, 4); status != Status::kOk) return status;
-  if (free_workflow_ == kNone) return Status::kFull;
+Status Engine::declare_graph(Time now, const AgentGraph& graph, std::uint32_t* id) {
+  if (host_ == nullptr) return Status::kWrongState;
+  const std::size_t payload = 3 * 8 + 4 + 4 + graph.steps.size() * 25 + graph.edges.size() * 16;
+  if (const Status status = admit(now, payload); status != Status::kOk) return status;
+  const std::uint32_t known = host_->find_graph(graph);
+  if (known != kNone) {
+    *id = known;
+    return Status::kOk;
+  }
+  if (host_->graphs_full()) return Status::kFull;
   if (journal_.enabled()) {
-    journal_.begin(RecordType::kWorkflowOpened, now);
-    journal_.put(tenant);
+    journal_.begin(RecordType::kGraphDeclared, now);
+    journal_.put(graph.first_prompt_tokens);
+    journal_.put(graph.expected_calls);
+    journal_.put(graph.expected_seconds);
+    journal_.put(static_cast<std::uint32_t>(graph.steps.size()));
+    journal_.put(static_cast<std::uint32_t>(graph.edges.size()));
+    for (const AgentStep& step : graph.steps) {
+      journal_.put(static_cast<std::uint8_t>(step.tool));
+      journal_.put(step.output_tokens);
+      journal_.put(step.observation_tokens);
+      journal_.put(step.gap_seconds);
+    }
+    for (const AgentEdge& edge : graph.edges) {
+      journal_.put(edge.from);
+      journal_.put(edge.to);
+      journal_.put(edge.probability);
+    }
     journal_.end();
   }
-  now_ = now;
+  advance(now);
+  *id = host_->declare_graph(graph);
+  return Status::kOk;
+}
+
+Status Engine::set_tenant(Time now, std::uint32_t tenant, double weight) {
+  if (host_ == nullptr) return Status::kWrongState;
+  if (const Status status = admit(now, 12); status != Status::kOk) return status;
+  if (tenant >= host_->tenants()) return Status::kInvalidArgument;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kTenantSet, now);
+    journal_.put(tenant);
+    journal_.put(weight);
+    journal_.end();
+  }
+  advance(now);
+  host_->set_weight(tenant, weight);
+  return Status::kOk;
+}
+
+Status Engine::directive_done(Time now, std::uint64_t id, Outcome outcome) {
+  if (host_ == nullptr) return Status::kWrongState;
+  if (const Status status = admit(now, 9); status != Status::kOk) return status;
+  const Directive* directive = host_->directive(id);
+  // It may be over because of what was due before this event; then nothing is left to tell.
+  if (directive == nullptr || directive->until < now) return Status::kNotFound;
+  if (!Outbox::is_lease(id) && outcome == Outcome::kRevoked) return Status::kInvalidArgument;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kDirectiveDone, now);
+    journal_.put(id);
+    journal_.put(static_cast<std::uint8_t>(outcome));
+    journal_.end();
+  }
+  advance(now);
+  // A timer may have ended a lease just before.
+  if (host_->directive(id) != nullptr) host_->directive_done(id, outcome);
+  return Status::kOk;
+}
+
+Status Engine::open_workflow(Time now, const WorkflowInfo& info, WorkflowHandle* workflow) {
+  const bool told = info.graph != kNone || info.agent_kind != 0;
+  if (const Status status = admit(now, told ? 12 : 4); status != Status::kOk) return status;
+  if (host_ != nullptr &&
+      (info.tenant >= host_->tenants() || (info.graph != kNone && !host_->graph_known(info.graph)))) {
+    return Status::kInvalidArgument;
+  }
+  if (free_workflow_ == kNone) return Status::kFull;
+  if (journal_.enabled()) {
+    journal_.begin(told ? RecordType::kWorkflowOpenedTold : RecordType::kWorkflowOpened, now);
+    journal_.put(info.tenant);
+    if (told) {
+      journal_.put(info.graph);
+      journal_.put(info.agent_kind);
+    }
+    journal_.end();
+  }
+  advance(now, true);
   const std::uint32_t slot = free_workflow_;
   Workflow& opened = workflows_[slot];
   free_workflow_ = opened.next_free;
   opened.next_free = kNone;
   opened.since = now;
-  opened.tenant = tenant;
+  opened.tenant = info.tenant;
+  opened.graph = info.graph;
+  opened.agent_kind = info.agent_kind;
   opened.open_calls = 0;
   opened.finished_calls = 0;
   opened.state = WorkflowState::kThinking;
@@ -310,6 +499,7 @@ Status Engine::open_workflow(Time now, std::uint32_t tenant, WorkflowHandle* wor
   opened.last_stop = StopReason::kUnknown;
   ++open_workflows_;
   *workflow = handle_of(slot, opened.generation);
+  if (host_ != nullptr) host_->workflow_opened(slot);
   return Status::kOk;
 }
 
@@ -324,7 +514,8 @@ Status Engine::close_workflow(Time now, WorkflowHandle workflow) {
     journal_.put(workflow);
     journal_.end();
   }
-  now_ = now;
+  advance(now);
+  if (host_ != nullptr) host_->workflow_closed(slot);
   closed.state = WorkflowState::kFree;
   closed.generation = (closed.generation + 1) & kGenerationMask;
   closed.next_free = free_workflow_;
@@ -333,76 +524,114 @@ Status Engine::close_workflow(Time now, WorkflowHandle workflow) {
   return Status::kOk;
 }
 
-Status Engine::submit_call(Time now, WorkflowHandle workflow, std::uint32_t prompt_tokens,
-                           std::span<const BlockHash> chain, CallHandle* call) {
-  const std::size_t payload = 8 + 4 + 4 + chain.size_bytes();
+Status Engine::submit_call(Time now, WorkflowHandle workflow, const CallInfo& info, std::span<const BlockHash> chain,
+                           CallHandle* call) {
+  const bool told = info.agent != 0 || info.prompt_kind != kNone || !nothing_told(info.hints);
+  const std::size_t payload = 8 + 4 + (told ? 4 + 4 + kHintsSize : 0) + 4 + chain.size_bytes();
   if (const Status status = admit(now, payload); status != Status::kOk) return status;
   const std::uint32_t workflow_at = workflow_slot(workflow);
   if (workflow_at == kNone) return Status::kNotFound;
-  if (prompt_tokens == 0 || prompt_tokens / options_.block_tokens > options_.max_chain_blocks ||
-      chain.size() > prompt_tokens / options_.block_tokens) {
+  const std::uint32_t prompt_blocks = info.prompt_tokens / options_.block_tokens;
+  if (info.prompt_tokens == 0 || prompt_blocks > options_.max_chain_blocks || chain.size() > prompt_blocks) {
     return Status::kInvalidArgument;
   }
-  if (free_call_ == kNone || !store_chain(calls_[free_call_], chain)) return Status::kFull;
+  if (open_calls_ == options_.max_calls) return Status::kFull;
+  if (host_ != nullptr) {
+    if (!host_->thread_available(workflow_at, info.agent)) return Status::kFull;
+    const std::uint32_t needed = chunks_of(chain.size());
+    if (needed > free_chunks_ + host_->kept_chunks()) return Status::kFull;
+    while (needed > free_chunks_) host_->release_kept_chain();
+  }
+  if (!store_chain(calls_[free_call_], chain)) return Status::kFull;
   if (journal_.enabled()) {
-    journal_.begin(RecordType::kCallSubmitted, now);
+    journal_.begin(told ? RecordType::kCallSubmittedTold : RecordType::kCallSubmitted, now);
     journal_.put(workflow);
-    journal_.put(prompt_tokens);
+    journal_.put(info.prompt_tokens);
+    if (told) {
+      journal_.put(info.agent);
+      journal_.put(info.prompt_kind);
+      write_hints(journal_, info.hints);
+    }
     write_hashes(journal_, chain);
     journal_.end();
   }
-  now_ = now;
   const std::uint32_t slot = free_call_;
   Call& submitted = calls_[slot];
   free_call_ = submitted.next;
+  advance(now, true);
   submitted.submitted = now;
   submitted.sequence = submitted_calls_++;
   submitted.workflow = workflow_at;
-  submitted.prompt_tokens = prompt_tokens;
+  submitted.prompt_tokens = info.prompt_tokens;
+  submitted.placement = 0;
   enqueue_waiting(slot, kNone);
   workflows_[workflow_at].open_calls += 1;
   ++open_calls_;
-  *call = handle_of(slot, submitted.generation);
+  *call = handle_of_call(slot);
+  if (host_ != nullptr) host_->call_submitted(slot, info.agent, info.prompt_kind, info.hints, chain);
   return Status::kOk;
 }
 
-Status Engine::first_token(Time now, CallHandle call) {
-  if (const Status status = admit(now, 8); status != Status::kOk) return status;
+Status Engine::first_token(Time now, CallHandle call, std::uint32_t placement) {
+  const bool told = placement != kNone;
+  if (const Status status = admit(now, told ? 12 : 8); status != Status::kOk) return status;
   const std::uint32_t slot = call_slot(call);
   if (slot == kNone) return Status::kNotFound;
-  if (calls_[slot].state != CallState::kPlaced) return Status::kWrongState;
+  if (calls_[slot].state != CallState::kPlaced || stale_placement(calls_[slot], placement)) return Status::kWrongState;
   if (journal_.enabled()) {
-    journal_.begin(RecordType::kFirstToken, now);
+    journal_.begin(told ? RecordType::kFirstTokenTold : RecordType::kFirstToken, now);
     journal_.put(call);
+    if (told) journal_.put(placement);
     journal_.end();
   }
-  now_ = now;
+  advance(now);
   calls_[slot].state = CallState::kRunning;
+  if (host_ != nullptr) host_->first_token(slot, calls_[slot].worker);
   return Status::kOk;
 }
 
-Status Engine::finish_call(Time now, CallHandle call, StopReason stop, ToolClass tool, std::uint32_t output_tokens) {
-  if (const Status status = admit(now, 8 + 1 + 1 + 4); status != Status::kOk) return status;
+Status Engine::finish_call(Time now, CallHandle call, const AnswerInfo& info, std::span<const BlockHash> chain) {
+  const bool told = info.placement != kNone || !nothing_told(info.hints) || !chain.empty();
+  const std::size_t payload = 8 + 1 + 1 + 4 + (told ? 4 + kHintsSize + 4 + chain.size_bytes() : 0);
+  if (const Status status = admit(now, payload); status != Status::kOk) return status;
   const std::uint32_t slot = call_slot(call);
   if (slot == kNone) return Status::kNotFound;
   Call& finished = calls_[slot];
-  if (finished.state == CallState::kWaiting) return Status::kWrongState;
+  if ((finished.state != CallState::kPlaced && finished.state != CallState::kRunning) ||
+      stale_placement(finished, info.placement)) {
+    return Status::kWrongState;
+  }
+  const std::uint64_t tokens = std::uint64_t{finished.prompt_tokens} + info.output_tokens;
+  if (chain.size() > tokens / options_.block_tokens - finished.prompt_tokens / options_.block_tokens) {
+    return Status::kInvalidArgument;
+  }
   if (journal_.enabled()) {
-    journal_.begin(RecordType::kCallFinished, now);
+    journal_.begin(told ? RecordType::kCallFinishedTold : RecordType::kCallFinished, now);
     journal_.put(call);
-    journal_.put(static_cast<std::uint8_t>(stop));
-    journal_.put(static_cast<std::uint8_t>(tool));
-    journal_.put(output_tokens);
+    journal_.put(static_cast<std::uint8_t>(info.stop));
+    journal_.put(static_cast<std::uint8_t>(info.tool));
+    journal_.put(info.output_tokens);
+    if (told) {
+      journal_.put(info.placement);
+      write_hints(journal_, info.hints);
+      write_hashes(journal_, chain);
+    }
     journal_.end();
   }
-  now_ = now;
+  advance(now);
   leave_worker(finished);
+  const WorkerId worker = finished.worker;
   Workflow& workflow = workflows_[finished.workflow];
   workflow.finished_calls += 1;
-  workflow.last_stop = stop;
-  workflow.tool = tool;
-  free_call(slot);
+  workflow.last_stop = info.stop;
+  workflow.tool = info.tool;
   ++finished_calls_;
+  end_call(slot);
+  if (host_ == nullptr) {
+    free_slot(slot);
+  } else {
+    host_->call_finished(slot, worker, info.stop, info.tool, info.output_tokens, info.hints, chain);
+  }
   return Status::kOk;
 }
 
@@ -415,29 +644,59 @@ Status Engine::cancel_call(Time now, CallHandle call) {
     journal_.put(call);
     journal_.end();
   }
-  now_ = now;
+  advance(now);
   if (calls_[slot].state == CallState::kWaiting) {
     dequeue_waiting(slot);
   } else {
+    if (calls_[slot].state == CallState::kGranted) --granted_calls_;
     leave_worker(calls_[slot]);
   }
-  free_call(slot);
   ++cancelled_calls_;
+  end_call(slot);
+  if (host_ != nullptr) host_->call_cancelled(slot);
+  free_slot(slot);
   return Status::kOk;
 }
 
-// The call's id becomes invalid and its slot the next to be used.
-void Engine::free_call(std::uint32_t slot) {
+// It is over; the slot is not free yet.
+void Engine::end_call(std::uint32_t slot) {
   Call& call = calls_[slot];
   workflows_[call.workflow].open_calls -= 1;
-  call.state = CallState::kFree;
+  call.state = CallState::kKept;
   call.worker = kNone;
+  --open_calls_;
+}
+
+// The call's id becomes invalid and its slot the next to be used.
+void Engine::free_slot(std::uint32_t slot) {
+  Call& call = calls_[slot];
+  call.state = CallState::kFree;
   call.generation = (call.generation + 1) & kGenerationMask;
   release_chain(call);
   call.previous = kNone;
   call.next = free_call_;
   free_call_ = slot;
-  --open_calls_;
+}
+
+// The scheduler sends a waiting call; the decision receives what is known of the worker before.
+void Engine::grant(std::uint32_t slot, WorkerId id, Decision& decision) {
+  Call& call = calls_[slot];
+  SAGA_ASSERT(call.state == CallState::kWaiting && worker_active(id));
+  WorkerState& worker = workers_[id];
+  decision.worker = id;
+  decision.call = handle_of_call(slot);
+  decision.placement = static_cast<std::uint16_t>(call.placement);
+  decision.prompt_blocks = call.prompt_tokens / options_.block_tokens;
+  decision.open_calls = worker.open_calls;
+  decision.blocks_in_use = worker.blocks_in_use();
+  decision.active_workers = static_cast<std::uint16_t>(active_workers_);
+  dequeue_waiting(slot);
+  call.state = CallState::kGranted;
+  ++granted_calls_;
+  call.worker = id;
+  worker.open_calls += 1;
+  worker.estimated_blocks += blocks_of(call);
+  call.reports = worker.reports;
 }
 
 Status Engine::tool_started(Time now, WorkflowHandle workflow, ToolClass tool) {
@@ -451,7 +710,7 @@ Status Engine::tool_started(Time now, WorkflowHandle workflow, ToolClass tool) {
     journal_.put(static_cast<std::uint8_t>(tool));
     journal_.end();
   }
-  now_ = now;
+  advance(now);
   workflows_[slot].state = WorkflowState::kTool;
   workflows_[slot].tool = tool;
   workflows_[slot].since = now;
@@ -468,7 +727,7 @@ Status Engine::tool_finished(Time now, WorkflowHandle workflow) {
     journal_.put(workflow);
     journal_.end();
   }
-  now_ = now;
+  advance(now);
   workflows_[slot].state = WorkflowState::kThinking;
   workflows_[slot].since = now;
   return Status::kOk;
@@ -480,7 +739,31 @@ Status Engine::tick(Time now) {
     journal_.begin(RecordType::kTick, now);
     journal_.end();
   }
-  now_ = now;
+  advance(now, true);
+  return Status::kOk;
+}
+
+Status Engine::decide_by_scheduler(Time now, std::span<Decision> decisions, std::size_t* count) {
+  const std::size_t room = decisions.size();
+  const std::size_t most = now >= now_ && host_->due_before(now) ? room : std::min<std::size_t>(room, host_->pending());
+  if (const Status status = admit(now, 4 + most * sizeof(Decision)); status != Status::kOk) return status;
+  advance(now);
+  while (*count < room && host_->pending() > 0) {
+    const Decision decision = host_->pop();
+    decisions[(*count)++] = decision;
+    if (decision.type != static_cast<std::uint16_t>(DecisionType::kPlace)) continue;
+    calls_[call_slot(decision.call)].state = CallState::kPlaced;
+    --granted_calls_;
+    ++placed_calls_;
+    prompt_blocks_ += decision.prompt_blocks;
+    matched_blocks_ += decision.matched_blocks[0];
+  }
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kDecided, now);
+    journal_.put(static_cast<std::uint32_t>(room));
+    journal_.put_bytes(decisions.data(), *count * sizeof(Decision));
+    journal_.end();
+  }
   return Status::kOk;
 }
 
@@ -488,11 +771,12 @@ Status Engine::decide(Time now, std::span<Decision> decisions, std::size_t* coun
   *count = 0;
   // One record holds all decisions of one call of decide, so the journal's capacity bounds them as `decisions` does. The bound
   // depends on the options alone, not on how much was drained, and is recorded.
-  std::size_t room = std::min<std::size_t>(decisions.size(), options_.max_calls);
+  std::size_t room = std::min<std::size_t>(decisions.size(), host_ != nullptr ? kMostDecisions : options_.max_calls);
   if (journal_.enabled()) room = std::min(room, (journal_.largest_payload() - 4) / sizeof(Decision));
+  if (host_ != nullptr) return decide_by_scheduler(now, decisions.first(room), count);
   const std::size_t most = active_workers_ == 0 ? 0 : std::min<std::size_t>(room, waiting_calls_);
   if (const Status status = admit(now, 4 + most * sizeof(Decision)); status != Status::kOk) return status;
-  now_ = now;
+  advance(now);
   const std::span<const std::uint8_t> active(active_column_.data(), worker_count_);
   for (WorkerId worker = 0; worker < worker_count_; ++worker) {
     const WorkerState& state = workers_[worker];
@@ -520,7 +804,8 @@ Status Engine::decide(Time now, std::span<Decision> decisions, std::size_t* coun
               round_robin_next_, random_);
     SAGA_ASSERT(placement.worker < worker_count_);
     WorkerState& worker = workers_[placement.worker];
-    decision.type = static_cast<std::uint32_t>(DecisionType::kPlace);
+    decision.type = static_cast<std::uint16_t>(DecisionType::kPlace);
+    decision.placement = static_cast<std::uint16_t>(call.placement);
     decision.worker = placement.worker;
     decision.call = handle_of(slot, call.generation);
     decision.reason = static_cast<std::uint32_t>(placement.reason);
@@ -530,7 +815,7 @@ Status Engine::decide(Time now, std::span<Decision> decisions, std::size_t* coun
     }
     decision.open_calls = worker.open_calls;
     decision.blocks_in_use = blocks_in_use_column_[placement.worker];
-    decision.active_workers = active_workers_;
+    decision.active_workers = static_cast<std::uint16_t>(active_workers_);
     decision.decided_at = now;
     decisions[(*count)++] = decision;
 
@@ -566,7 +851,7 @@ EngineStats Engine::stats() const {
   stats.workers = active_workers_;
   stats.workflows = open_workflows_;
   stats.open_calls = open_calls_;
-  stats.waiting_calls = waiting_calls_;
+  stats.waiting_calls = waiting_calls_ + granted_calls_;
   stats.placed_calls = placed_calls_;
   stats.finished_calls = finished_calls_;
   stats.cancelled_calls = cancelled_calls_;
@@ -583,6 +868,8 @@ bool Engine::verify() const {
   std::vector<std::uint32_t> calls_of_workflow(options_.max_workflows);
   std::uint32_t open = 0;
   std::uint32_t waiting = 0;
+  std::uint32_t granted = 0;
+  std::uint32_t kept = 0;
   std::size_t used_chunks = 0;
   std::vector<bool> seen_chunk(next_chunk_.size());
   for (const Call& call : calls_) {
@@ -596,7 +883,14 @@ bool Engine::verify() const {
     if (chunks != (call.chain_blocks + kChunkBlocks - 1) / kChunkBlocks) return false;
     used_chunks += chunks;
     if (call.workflow >= options_.max_workflows) return false;
+    if (call.state == CallState::kKept) {
+      if (host_ == nullptr || call.worker != kNone) return false;
+      ++kept;
+      --open;
+      continue;
+    }
     ++calls_of_workflow[call.workflow];
+    if (call.state == CallState::kGranted) ++granted;
     if (call.state == CallState::kWaiting) {
       ++waiting;
       if (call.worker != kNone) return false;
@@ -607,6 +901,7 @@ bool Engine::verify() const {
     if (call.reports > workers_[call.worker].reports) return false;
     if (call.reports == workers_[call.worker].reports) expected[call.worker].estimated_blocks += blocks_of(call);
   }
+  if (granted != granted_calls_ || (granted > 0 && host_ == nullptr)) return false;
   if (open != open_calls_ || waiting != waiting_calls_ || used_chunks + free_chunks_ != next_chunk_.size())
     return false;
   std::size_t free_chunks = 0;
@@ -633,9 +928,9 @@ bool Engine::verify() const {
   if (queued != waiting_calls_ || previous != waiting_last_) return false;
   std::uint32_t free_calls = 0;
   for (std::uint32_t slot = free_call_; slot != kNone; slot = calls_[slot].next) {
-    if (calls_[slot].state != CallState::kFree || ++free_calls > options_.max_calls) return false;
+    if (calls_[slot].state != CallState::kFree || ++free_calls > calls_.size()) return false;
   }
-  if (free_calls + open_calls_ != options_.max_calls) return false;
+  if (free_calls + open_calls_ + kept != calls_.size()) return false;
   std::uint32_t free_workflows = 0;
   for (std::uint32_t slot = free_workflow_; slot != kNone; slot = workflows_[slot].next_free) {
     if (workflows_[slot].state != WorkflowState::kFree || ++free_workflows > options_.max_workflows) return false;
@@ -646,7 +941,7 @@ bool Engine::verify() const {
     if (workflows_[slot].state == WorkflowState::kFree ? calls != 0 : calls != workflows_[slot].open_calls)
       return false;
   }
-  return mirror_.verify();
+  return mirror_.verify() && (host_ == nullptr || host_->verify());
 }
 
 std::uint64_t Engine::digest() const {
@@ -662,12 +957,14 @@ std::uint64_t Engine::digest() const {
     digest.add(state.estimated_blocks);
     digest.add(state.reports);
     digest.add(state.reported_blocks | (std::uint64_t{state.active} << 32));
+    digest.add(state.reported_waiting | (std::uint64_t{state.reported_free} << 32));
   }
   for (const Workflow& workflow : workflows_) {
     digest.add(workflow.generation | (static_cast<std::uint64_t>(workflow.state) << 32));
     if (workflow.state == WorkflowState::kFree) continue;
     digest.add(workflow.since);
     digest.add(workflow.tenant | (std::uint64_t{workflow.open_calls} << 32));
+    digest.add(workflow.graph | (std::uint64_t{workflow.agent_kind} << 32));
     digest.add(workflow.finished_calls | (static_cast<std::uint64_t>(workflow.tool) << 32) |
                (static_cast<std::uint64_t>(workflow.last_stop) << 40));
   }
@@ -679,7 +976,7 @@ std::uint64_t Engine::digest() const {
     digest.add(call.workflow | (std::uint64_t{call.worker} << 32));
     digest.add(call.prompt_tokens | (std::uint64_t{call.next} << 32));
     digest.add(call.reports);
-    digest.add(call.chain_blocks);
+    digest.add(call.chain_blocks | (std::uint64_t{call.placement} << 32));
     for_each_chunk(call, [&](std::span<const BlockHash> hashes) {
       for (const BlockHash hash : hashes) digest.add(hash);
     });
@@ -697,6 +994,10 @@ std::uint64_t Engine::digest() const {
   digest.add(prompt_blocks_);
   digest.add(matched_blocks_);
   digest.add(mirror_.digest());
+  if (host_ != nullptr) {
+    digest.add(granted_calls_ | (std::uint64_t{host_blocks_seen_} << 32));
+    host_->add_to(digest);
+  }
   return digest.value();
 }
 
@@ -704,6 +1005,47 @@ namespace {
 
 bool stop_valid(std::uint8_t stop) { return stop <= static_cast<std::uint8_t>(StopReason::kEndTurn); }
 bool tool_valid(std::uint8_t tool) { return tool <= static_cast<std::uint8_t>(ToolClass::kDatabaseQuery); }
+
+// False: not hints.
+bool read_hints(RecordReader& values, CallHints* hints) {
+  const auto tool = values.get<std::uint8_t>();
+  const auto final_step = values.get<std::uint8_t>();
+  hints->gap = values.get<Time>();
+  hints->step = values.get<std::uint32_t>();
+  hints->output_tokens = values.get<std::uint32_t>();
+  if (!tool_valid(tool) || final_step > static_cast<std::uint8_t>(CallHints::Final::kYes)) return false;
+  hints->next_tool = static_cast<ToolClass>(tool);
+  hints->final_step = static_cast<CallHints::Final>(final_step);
+  return true;
+}
+
+// False: not a graph.
+bool read_graph(RecordReader& values, AgentGraph* graph) {
+  graph->first_prompt_tokens = values.get<double>();
+  graph->expected_calls = values.get<double>();
+  graph->expected_seconds = values.get<double>();
+  const auto steps = values.get<std::uint32_t>();
+  const auto edges = values.get<std::uint32_t>();
+  if (steps == 0 || values.rest().size() != std::uint64_t{steps} * 25 + std::uint64_t{edges} * 16) return false;
+  for (std::uint32_t i = 0; i < steps; ++i) {
+    AgentStep step;
+    const auto tool = values.get<std::uint8_t>();
+    if (!tool_valid(tool)) return false;
+    step.tool = static_cast<ToolClass>(tool);
+    step.output_tokens = values.get<double>();
+    step.observation_tokens = values.get<double>();
+    step.gap_seconds = values.get<double>();
+    graph->steps.push_back(step);
+  }
+  for (std::uint32_t i = 0; i < edges; ++i) {
+    AgentEdge edge;
+    edge.from = values.get<std::uint32_t>();
+    edge.to = values.get<std::uint32_t>();
+    edge.probability = values.get<double>();
+    graph->edges.push_back(edge);
+  }
+  return values.finished() && graph->verify();
+}
 
 // Applies one record. kJournalCorrupt where the payload does not fit its type; the status of the event where it is refused.
 Status apply_record(const Record& record, Engine& engine, std::vector<BlockHash>& hashes,
@@ -790,14 +1132,83 @@ Status apply_record(const Record& record, Engine& engine, std::vector<BlockHash>
       const auto workflow = values.get<WorkflowHandle>();
       return values.finished() ? engine.tool_finished(now, workflow) : Status::kJournalCorrupt;
     }
+    case RecordType::kWorkerLoadTold: {
+      const auto worker = values.get<WorkerId>();
+      WorkerLoad load;
+      load.running_blocks = values.get<std::uint32_t>();
+      load.waiting_calls = values.get<std::uint32_t>();
+      load.free_blocks = values.get<std::uint32_t>();
+      return values.finished() ? engine.worker_load(now, worker, load) : Status::kJournalCorrupt;
+    }
+    case RecordType::kWorkflowOpenedTold: {
+      WorkflowInfo info;
+      info.tenant = values.get<std::uint32_t>();
+      info.graph = values.get<std::uint32_t>();
+      info.agent_kind = values.get<std::uint32_t>();
+      WorkflowHandle workflow = 0;
+      return values.finished() ? engine.open_workflow(now, info, &workflow) : Status::kJournalCorrupt;
+    }
+    case RecordType::kCallSubmittedTold: {
+      const auto workflow = values.get<WorkflowHandle>();
+      CallInfo info;
+      info.prompt_tokens = values.get<std::uint32_t>();
+      info.agent = values.get<std::uint32_t>();
+      info.prompt_kind = values.get<std::uint32_t>();
+      const bool hints_valid = read_hints(values, &info.hints);
+      const auto count = values.get<std::uint32_t>();
+      values.get_hashes(count, hashes);
+      const bool kind_valid =
+          info.prompt_kind == kNone || info.prompt_kind <= static_cast<std::uint32_t>(PromptKind::kUser);
+      if (!values.finished() || !hints_valid || !kind_valid) return Status::kJournalCorrupt;
+      CallHandle call = 0;
+      return engine.submit_call(now, workflow, info, hashes, &call);
+    }
+    case RecordType::kFirstTokenTold: {
+      const auto call = values.get<CallHandle>();
+      const auto placement = values.get<std::uint32_t>();
+      return values.finished() ? engine.first_token(now, call, placement) : Status::kJournalCorrupt;
+    }
+    case RecordType::kCallFinishedTold: {
+      const auto call = values.get<CallHandle>();
+      const auto stop = values.get<std::uint8_t>();
+      const auto tool = values.get<std::uint8_t>();
+      AnswerInfo info;
+      info.output_tokens = values.get<std::uint32_t>();
+      info.placement = values.get<std::uint32_t>();
+      const bool hints_valid = read_hints(values, &info.hints);
+      const auto count = values.get<std::uint32_t>();
+      values.get_hashes(count, hashes);
+      if (!values.finished() || !hints_valid || !stop_valid(stop) || !tool_valid(tool)) return Status::kJournalCorrupt;
+      info.stop = static_cast<StopReason>(stop);
+      info.tool = static_cast<ToolClass>(tool);
+      return engine.finish_call(now, call, info, hashes);
+    }
+    case RecordType::kGraphDeclared: {
+      AgentGraph graph;
+      std::uint32_t id = 0;
+      return read_graph(values, &graph) ? engine.declare_graph(now, graph, &id) : Status::kJournalCorrupt;
+    }
+    case RecordType::kTenantSet: {
+      const auto tenant = values.get<std::uint32_t>();
+      const auto weight = values.get<double>();
+      if (!values.finished() || !(weight >= kLeastWeight && weight <= kMostWeight)) return Status::kJournalCorrupt;
+      return engine.set_tenant(now, tenant, weight);
+    }
+    case RecordType::kDirectiveDone: {
+      const auto id = values.get<std::uint64_t>();
+      const auto outcome = values.get<std::uint8_t>();
+      if (!values.finished() || outcome > static_cast<std::uint8_t>(Outcome::kRevoked)) return Status::kJournalCorrupt;
+      return engine.directive_done(now, id, static_cast<Outcome>(outcome));
+    }
     case RecordType::kTick:
       return values.finished() ? engine.tick(now) : Status::kJournalCorrupt;
     case RecordType::kDecided: {
       const auto room = values.get<std::uint32_t>();
       const std::span<const std::uint8_t> recorded = values.rest();
       if (!values.ok() || recorded.size() % sizeof(Decision) != 0) return Status::kJournalCorrupt;
-      // Never more room than calls wait, whatever the journal says.
-      decisions.resize(std::min(room, engine.stats().waiting_calls));
+      // Never more room than calls wait, whatever the journal says; a scheduler may have more to say by then.
+      decisions.resize(engine.scheduling() != nullptr ? std::min<std::size_t>(room, kMostDecisions)
+                                                      : std::min(room, engine.stats().waiting_calls));
       std::size_t count = 0;
       const Status status = engine.decide(now, decisions, &count);
       if (status != Status::kOk) return status;

@@ -1,7 +1,8 @@
 // The engine: SAGA as a deterministic state machine.
 //
 // Every change of state is an event with an explicit time: worker added or removed, KV blocks stored, removed or cleared,
-// workflow opened or closed, call submitted, first token, call finished, tool started or finished, load reported, tick. An
+// workflow opened or closed, call submitted, first token, call finished, tool started or finished, load reported, graph
+// declared, tenant's weight set, outcome of a directive told, tick. An
 // event method checks that the event fits the state, writes it to the journal and applies it; otherwise it returns a status
 // and changes nothing (but for an allocation that fails in its middle: the C ABI then refuses all further events). decide(now)
 // then emits decisions. The same events with the same options and seed give byte-identical
@@ -17,10 +18,14 @@
 // States of a call
 //
 //   waiting   -> placed     (decide)                   no active worker: it stays waiting
+//   waiting   -> granted    (kSaga: the scheduler sends it, in any event)    -> placed  (decide)
 //   placed    -> running    (first_token)
-//   placed, running -> gone (finish_call)              its id becomes invalid
+//   placed, running -> gone (finish_call)              its id becomes invalid. kSaga: -> kept (scheduler_host.hpp) -> gone
 //   any -> gone             (cancel_call)
-//   placed, running -> waiting (remove_worker)         its worker is lost: the next decide places it again
+//   granted, placed, running -> waiting (remove_worker)   its worker is lost: it is placed again
+//
+// Who decides: the baselines (place/placement.hpp) when decide is called, one call after the other; kSaga, SAGA's own scheduler
+// (scheduler_host.hpp), at every event, so that decide hands out what was decided since, directives among it.
 //
 // States of a workflow: thinking (calls open or none yet) -> tool (tool_started) -> thinking (tool_finished); close_workflow
 // needs that no call is open.
@@ -29,7 +34,8 @@
 // stale id is found as long as its slot was not reused 2^20 times.
 //
 // Costs: events on blocks cost what the mirror costs (index/prefix_index.hpp); remove_worker that of clearing the worker plus
-// O(max_calls + n log n) for its n calls; all others O(1) plus one copy of a chain at submit. decide is one match per waiting
+// O(max_calls + n log n) for its n calls; all others O(1) plus one copy of a chain at submit, and with kSaga what the scheduler
+// costs. decide is O(decisions) with kSaga, else one match per waiting
 // call plus O(workers). Everything is reserved at construction (the mirror's exceptions aside): an open call's chain lies in
 // 2 KiB chunks of one arena of `max_open_blocks` hashes, because a call that loses its worker is placed again.
 //
@@ -39,6 +45,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -48,7 +55,9 @@
 #include "../base/types.hpp"
 #include "../index/mirror.hpp"
 #include "../place/placement.hpp"
+#include "decisions.hpp"
 #include "journal.hpp"
+#include "scheduler_host.hpp"
 
 namespace saga {
 
@@ -65,27 +74,34 @@ struct EngineOptions {
   std::uint32_t block_tokens = 16;
   std::uint64_t seed = 0;
   PlacementOptions placement;
+  SchedulingOptions scheduling;     // with PlacementKind::kSaga
   std::uint64_t journal_bytes = 0;  // capacity of the journal buffer: 0 = no journal, else at least 4,096
 };
 
-enum class DecisionType : std::uint32_t { kPlace = 1 };
-
-// One decision with its receipt: what was known when it was made. 64 bytes; crosses the C ABI and the JavaScript border as is.
-struct Decision {
-  std::uint32_t type = 0;    // DecisionType
-  std::uint32_t worker = 0;  // where the call goes
-  std::uint64_t call = 0;
-  std::uint32_t reason = 0;                       // PlacementReason
-  std::uint32_t prompt_blocks = 0;                // full blocks of the prompt, hashed or not
-  std::uint32_t matched_blocks[kTierCount] = {};  // leading blocks on that worker: in GPU; in GPU or host; in any tier
-  std::uint32_t longest_match = 0;                // the longest leading match in GPU memory on any active worker
-  std::uint32_t longest_match_worker = 0;         // the smallest id that has it; kNone where nobody holds anything
-  std::uint32_t open_calls = 0;                   // on that worker, before this one
-  std::uint32_t blocks_in_use = 0;                // there, by running calls, before this one
-  std::uint32_t active_workers = 0;
-  std::uint64_t decided_at = 0;  // microseconds
+// What can be told of an event beyond the necessary. kNone, zero and kNotDeclared: not told.
+struct WorkflowInfo {
+  std::uint32_t tenant = 0;
+  std::uint32_t graph = kNone;  // of declare_graph
+  std::uint32_t agent_kind = 0;
 };
-static_assert(sizeof(Decision) == 64);
+struct CallInfo {
+  std::uint32_t prompt_tokens = 0;
+  std::uint32_t agent = 0;            // of the workflow
+  std::uint32_t prompt_kind = kNone;  // PromptKind
+  CallHints hints;
+};
+struct AnswerInfo {
+  std::uint32_t placement = kNone;  // that answers; kNone: the present one
+  StopReason stop = StopReason::kUnknown;
+  ToolClass tool = ToolClass::kNone;
+  std::uint32_t output_tokens = 0;
+  CallHints hints;
+};
+struct WorkerLoad {
+  std::uint32_t running_blocks = 0;
+  std::uint32_t waiting_calls = kNone;
+  std::uint32_t free_blocks = kNone;
+};
 
 struct WorkerState {
   std::uint32_t capacity_blocks = 0;
@@ -93,6 +109,8 @@ struct WorkerState {
   std::uint32_t reported_blocks = 0;   // in use by running calls, as the worker last said; 0 before that
   std::uint64_t estimated_blocks = 0;  // full and partial blocks of the prompts of open calls placed since then
   std::uint64_t reports = 0;
+  std::uint32_t reported_waiting = kNone;  // calls in its queue, and blocks that hold nothing; kNone: not told
+  std::uint32_t reported_free = kNone;
   std::uint8_t active = 0;
 
   // What placement goes by: calls that the worker cannot have counted yet are added to what it said.
@@ -106,7 +124,7 @@ struct EngineStats {
   std::uint32_t workers = 0;
   std::uint32_t workflows = 0;
   std::uint32_t open_calls = 0;
-  std::uint32_t waiting_calls = 0;
+  std::uint32_t waiting_calls = 0;  // granted ones included
   std::uint64_t placed_calls = 0;
   std::uint64_t finished_calls = 0;
   std::uint64_t cancelled_calls = 0;
@@ -120,6 +138,8 @@ struct EngineStats {
 class Engine {
  public:
   explicit Engine(const EngineOptions& options);
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
 
   const EngineOptions& options() const { return options_; }
 
@@ -129,15 +149,35 @@ class Engine {
   Status blocks_stored(Time now, WorkerId worker, Tier tier, BlockHash parent, std::span<const BlockHash> hashes);
   Status blocks_removed(Time now, WorkerId worker, Tier tier, std::span<const BlockHash> hashes);
   Status blocks_cleared(Time now, WorkerId worker);
-  Status worker_load(Time now, WorkerId worker, std::uint32_t blocks_in_use);
+  Status worker_load(Time now, WorkerId worker, const WorkerLoad& load);
+  Status worker_load(Time now, WorkerId worker, std::uint32_t blocks_in_use) {
+    return worker_load(now, worker, WorkerLoad{blocks_in_use, kNone, kNone});
+  }
+
+  // With kSaga; otherwise kWrongState. The graph is not prepared yet; its values are the caller's to check (verify()).
+  Status declare_graph(Time now, const AgentGraph& graph, std::uint32_t* id);
+  Status set_tenant(Time now, std::uint32_t tenant, double weight);
+  Status directive_done(Time now, std::uint64_t id, Outcome outcome);
 
   // Workflows and calls.
-  Status open_workflow(Time now, std::uint32_t tenant, WorkflowHandle* workflow);
+  Status open_workflow(Time now, const WorkflowInfo& info, WorkflowHandle* workflow);
+  Status open_workflow(Time now, std::uint32_t tenant, WorkflowHandle* workflow) {
+    return open_workflow(now, WorkflowInfo{tenant, kNone, 0}, workflow);
+  }
   Status close_workflow(Time now, WorkflowHandle workflow);
-  Status submit_call(Time now, WorkflowHandle workflow, std::uint32_t prompt_tokens, std::span<const BlockHash> chain,
+  Status submit_call(Time now, WorkflowHandle workflow, const CallInfo& info, std::span<const BlockHash> chain,
                      CallHandle* call);
-  Status first_token(Time now, CallHandle call);
-  Status finish_call(Time now, CallHandle call, StopReason stop, ToolClass tool, std::uint32_t output_tokens);
+  Status submit_call(Time now, WorkflowHandle workflow, std::uint32_t prompt_tokens, std::span<const BlockHash> chain,
+                     CallHandle* call) {
+    return submit_call(now, workflow, CallInfo{prompt_tokens, 0, kNone, {}}, chain, call);
+  }
+  // `placement` as in the decision; kWrongState where the call has been placed anew since. kNone: the present one.
+  Status first_token(Time now, CallHandle call, std::uint32_t placement = kNone);
+  // `chain`: the full blocks behind those of the prompt that the answer has filled, if known.
+  Status finish_call(Time now, CallHandle call, const AnswerInfo& info, std::span<const BlockHash> chain = {});
+  Status finish_call(Time now, CallHandle call, StopReason stop, ToolClass tool, std::uint32_t output_tokens) {
+    return finish_call(now, call, AnswerInfo{kNone, stop, tool, output_tokens, {}});
+  }
   // The client is gone: the call ends in whatever state it is.
   Status cancel_call(Time now, CallHandle call);
   Status tool_started(Time now, WorkflowHandle workflow, ToolClass tool);
@@ -145,7 +185,8 @@ class Engine {
   Status tick(Time now);
 
   // Places waiting calls in order of submission, as many as `decisions` has room for and, with a journal, one record can hold
-  // ((journal_bytes - 25) / 64); *count receives how many were written. On kJournalFull nothing was decided.
+  // ((journal_bytes - 25) / 64); *count receives how many were written. On kJournalFull nothing was decided. With kSaga:
+  // hands out what was decided since, in order.
   Status decide(Time now, std::span<Decision> decisions, std::size_t* count);
 
   // Leading blocks of `chain` per worker and tier, depth[worker * kTierCount + tier] for worker < worker_slots().
@@ -154,6 +195,13 @@ class Engine {
     return mirror_.match(chain, depth);
   }
   std::uint32_t worker_slots() const { return options_.max_workers; }
+
+  // When tick and decide should be called at the latest; kNotDeclared: not before the next event.
+  Time next_wake() const { return host_ == nullptr ? kNotDeclared : host_->next_wake(); }
+  // SAGA's scheduler and what it decides by; nullptr with another placement.
+  const SchedulerHost* scheduling() const { return host_.get(); }
+  // Decisions that wait for decide, at most.
+  std::uint32_t pending_decisions() const { return host_ == nullptr ? waiting_calls_ : host_->pending(); }
 
   bool worker_state(WorkerId worker, WorkerState* state) const;
   EngineStats stats() const;
@@ -165,7 +213,9 @@ class Engine {
   std::uint64_t digest() const;
 
  private:
-  enum class CallState : std::uint8_t { kFree, kWaiting, kPlaced, kRunning };
+  friend class SchedulerHost;
+  enum class CallState : std::uint8_t { kFree, kWaiting, kPlaced, kRunning, kGranted, kKept };
+  static constexpr std::uint32_t kChunkBlocks = 256;
   enum class WorkflowState : std::uint8_t { kFree, kThinking, kTool };
 
   struct Call {
@@ -178,6 +228,7 @@ class Engine {
     WorkerId worker = kNone;
     std::uint64_t reports = 0;  // of its worker when it was placed
     std::uint32_t prompt_tokens = 0;
+    std::uint32_t placement = 0;  // how often it was placed before
     CallState state = CallState::kFree;
     std::uint32_t previous = kNone;  // waiting queue
     std::uint32_t next = kNone;      // waiting queue, or list of free slots
@@ -186,6 +237,8 @@ class Engine {
     Time since = 0;  // start of the present state
     std::uint32_t generation = 0;
     std::uint32_t tenant = 0;
+    std::uint32_t graph = kNone;
+    std::uint32_t agent_kind = 0;
     std::uint32_t open_calls = 0;
     std::uint32_t finished_calls = 0;
     WorkflowState state = WorkflowState::kFree;
@@ -195,8 +248,16 @@ class Engine {
   };
 
   Status admit(Time now, std::size_t payload) const;
+  // Time has come to `now`: what the scheduler wanted to do before, it does first.
+  void advance(Time now, bool due_now = false) {
+    if (host_ != nullptr) host_->run_due(now, due_now);
+    now_ = now;
+  }
   bool worker_active(WorkerId worker) const { return worker < worker_count_ && workers_[worker].active != 0; }
   std::uint32_t call_slot(CallHandle call) const;
+  std::uint32_t any_call_slot(CallHandle call) const;  // kept ones too
+  CallHandle handle_of_call(std::uint32_t slot) const;
+  bool stale_placement(const Call& call, std::uint32_t placement);
   std::uint32_t workflow_slot(WorkflowHandle workflow) const;
   std::uint32_t blocks_of(const Call& call) const {
     return static_cast<std::uint32_t>((std::uint64_t{call.prompt_tokens} + options_.block_tokens - 1) /
@@ -205,7 +266,14 @@ class Engine {
   void enqueue_waiting(std::uint32_t slot, std::uint32_t next);
   void dequeue_waiting(std::uint32_t slot);
   void leave_worker(Call& call);
-  void free_call(std::uint32_t slot);
+  void end_call(std::uint32_t slot);
+  void free_slot(std::uint32_t slot);
+  void grant(std::uint32_t slot, WorkerId worker, Decision& decision);
+  Status decide_by_scheduler(Time now, std::span<Decision> decisions, std::size_t* count);
+  static std::uint32_t chunks_of(std::size_t blocks) {
+    return static_cast<std::uint32_t>((blocks + kChunkBlocks - 1) / kChunkBlocks);
+  }
+  void extend_chain(Call& call, std::span<const BlockHash> more);
   bool store_chain(Call& call, std::span<const BlockHash> chain);
   void release_chain(Call& call);
   // The chain of a call side by side, valid until the next call of load_chain.
@@ -221,8 +289,6 @@ class Engine {
     }
   }
   void write_options();
-
-  static constexpr std::uint32_t kChunkBlocks = 256;
 
   EngineOptions options_;
   Mirror mirror_;
@@ -258,6 +324,8 @@ class Engine {
   std::uint32_t waiting_first_ = kNone;
   std::uint32_t waiting_last_ = kNone;
   std::uint32_t waiting_calls_ = 0;
+  std::uint32_t granted_calls_ = 0;
+  bool host_blocks_seen_ = false;
 
   std::uint64_t submitted_calls_ = 0;
   std::uint64_t placed_calls_ = 0;
@@ -266,6 +334,7 @@ class Engine {
   std::uint64_t replaced_calls_ = 0;
   std::uint64_t prompt_blocks_ = 0;
   std::uint64_t matched_blocks_ = 0;
+  std::unique_ptr<SchedulerHost> host_;  // with kSaga
 };
 
 // The options of a journal's engine, its own journal switched off. They are as recorded: the caller checks their ranges.

@@ -47,6 +47,15 @@ enum class RecordType : std::uint8_t {
   kTick = 14,
   kDecided = 15,  // decide(now) was called; the payload holds what it emitted
   kCallCancelled = 16,
+  // The same events with more told of them, and what only SAGA's scheduler needs.
+  kWorkerLoadTold = 17,
+  kWorkflowOpenedTold = 18,
+  kCallSubmittedTold = 19,
+  kFirstTokenTold = 20,
+  kCallFinishedTold = 21,
+  kGraphDeclared = 22,
+  kTenantSet = 23,
+  kDirectiveDone = 24,
 };
 
 class JournalWriter {

@@ -78,6 +78,8 @@ Placement place(const PlacementOptions& options, const PlacementView& view, std:
       return round_robin(view, round_robin_next);
     case PlacementKind::kAffinity:
       return affinity(options, view, random);
+    case PlacementKind::kSaga:
+      break;  // never asked here
   }
   return {};
 }

@@ -20,7 +20,8 @@
 
 namespace saga {
 
-enum class PlacementKind : std::uint8_t { kRoundRobin = 0, kAffinity = 1 };
+// kSaga is no function of these alone: place/saga_scheduler.hpp.
+enum class PlacementKind : std::uint8_t { kRoundRobin = 0, kAffinity = 1, kSaga = 2 };
 
 // Why a worker was chosen; part of the receipt.
 enum class PlacementReason : std::uint8_t {
