@@ -13,7 +13,7 @@
 // first (its `wspt` with equal weights). Session affinity binds a thread to the worker of its first call until it has
 // been idle for so long.
 //
-// Parameters (defaults; in brackets the published ones where a search found better, native/bench/policy_search.cpp):
+// Parameters (defaults; in brackets the published ones where a search found better, native/bench/policy_search_bench.cpp):
 //   0 prefill scale: 16 (1)                                  1 temperature, 0: the cheapest: 0
 //   2 queue threshold, 0: off: 0.01 (off)                    3 queue order, 0: arrival, 1: least work: 1 (0)
 //   4 session affinity in seconds, 0: off: 10 (off)          5 device credit: 1        6 host credit: 0.75

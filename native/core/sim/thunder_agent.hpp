@@ -15,7 +15,7 @@
 //                               does); after the time limit in any case, on the least loaded worker
 //   any -> absent               the task is over, or its client says nothing and it has been idle for the time limit
 //
-// Parameters (defaults; in brackets the published ones where a search found better, native/bench/policy_search.cpp):
+// Parameters (defaults; in brackets the published ones where a search found better, native/bench/policy_search_bench.cpp):
 //   0 pause threshold, of the KV room: 0.95         1 pause target: 0.90 (0.80)         2 hysteresis: 0.15 (0.10)
 //   3 half-life in seconds, 0: no decay: 20 (1)     4 tick in seconds: 5                6 time limit in seconds: 1,800
 //   5 order of resumption: smallest first, 2 (0: largest first; 1: the earliest program first, 3: most calls done first)
