@@ -218,8 +218,7 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
   Choice best, second;
   double best_price = 0, second_price = 0;
   bool second_drawn = false;
-  double holder_price = -1;
-  PriceTerms holder_terms;
+  Choice home;
   for (int pass = 0; pass < 2 && best.worker == kNone;
        ++pass) {  // if nobody has room (a call that waited long): anyone
     for (WorkerId w = 0; w < options_.workers; ++w) {
@@ -245,10 +244,7 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
         }
       }
       const double total = choice.terms.total();
-      if (w == thread.worker) {
-        holder_price = total;
-        holder_terms = choice.terms;
-      }
+      if (w == thread.worker) home = choice;
       if (best.worker == kNone || total < best_price) {
         second = best;
         second_price = best_price;
@@ -261,12 +257,9 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
     }
   }
   // Where it is, unless elsewhere is better by a margin.
-  if (holder_price >= 0 && best.worker != thread.worker && options_.parts.affinity &&
-      holder_price <= best_price * (1 + options_.hysteresis)) {
-    best.worker = thread.worker;
-    best.source = kNone;
-    best.reason = SagaReason::kHolder;
-    best.terms = holder_terms;
+  if (home.worker != kNone && best.worker != thread.worker && options_.parts.affinity &&
+      home.terms.total() <= best_price * (1 + options_.hysteresis)) {
+    best = home;
   } else if (second.worker != kNone && best.worker != thread.worker &&
              second_price <= best_price * (1 + options_.tie)) {
     second_drawn = (random_.next() & 1) != 0;
@@ -274,7 +267,7 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
     const std::uint32_t other = cluster.open_calls(second.worker);
     if (other < open || (other == open && second_drawn)) best = second;
   }
-  best.holder_terms = holder_terms;
+  best.holder_terms = home.terms;
   return best;
 }
 
@@ -458,7 +451,8 @@ void SagaScheduler::enqueue(std::uint32_t id, bool fresh, Time now, ClusterContr
 
 // GPU time and KV room for that time, as one number.
 std::uint64_t SagaScheduler::service(const Thread& thread, double gpu_seconds) const {
-  const double bytes = thread.context * options_.kv_bytes_per_token * gpu_seconds * 1e6;
+  const double bytes =
+      std::min(thread.context * options_.kv_bytes_per_token * gpu_seconds * 1e6, 1e19);  // fits into 64 bits
   return std::min(queue_.service(microseconds(gpu_seconds), static_cast<std::uint64_t>(bytes)), kLargestGrant);
 }
 

@@ -188,8 +188,7 @@ class SagaScheduler final : public PlacementPolicy {
   struct Thread {
     State state = State::kAbsent;
     WorkerId worker = kNone;
-    CallId call =
-        kNone;  // queued, arriving: the first of its open calls; running: one of them; paused: the last that ended
+    CallId call = kNone;  // waiting: the first of its open calls; running: one of them; paused: the last that ended
     CallId first_open = kNone;  // its open calls, in the order in which they came
     std::uint32_t task = kNone;
     std::uint32_t next = kNone;  // of the task
