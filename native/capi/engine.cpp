@@ -10,7 +10,27 @@ using namespace saga;
 using namespace saga::capi;
 
 static_assert(SAGA_PLACEMENT_ROUND_ROBIN == static_cast<int>(PlacementKind::kRoundRobin) &&
-              SAGA_PLACEMENT_AFFINITY == static_cast<int>(PlacementKind::kAffinity));
+              SAGA_PLACEMENT_AFFINITY == static_cast<int>(PlacementKind::kAffinity) &&
+              SAGA_PLACEMENT_SAGA == static_cast<int>(PlacementKind::kSaga));
+static_assert(SAGA_REASON_NEW == kFirstSagaReason + static_cast<int>(SagaReason::kNew) &&
+              SAGA_REASON_HOLDER == kFirstSagaReason + static_cast<int>(SagaReason::kHolder) &&
+              SAGA_REASON_RECOMPUTE == kFirstSagaReason + static_cast<int>(SagaReason::kRecompute) &&
+              SAGA_REASON_PULL == kFirstSagaReason + static_cast<int>(SagaReason::kPull));
+static_assert(SAGA_DECISION_PLACE == static_cast<int>(DecisionType::kPlace) &&
+              SAGA_DECISION_COPY == static_cast<int>(DecisionType::kCopy) &&
+              SAGA_DECISION_RETAIN == static_cast<int>(DecisionType::kRetain) &&
+              SAGA_DECISION_RELEASE == static_cast<int>(DecisionType::kRelease) &&
+              SAGA_DECISION_DROP == static_cast<int>(DecisionType::kDrop) &&
+              SAGA_DECISION_PRIORITY == static_cast<int>(DecisionType::kPriority));
+static_assert(SAGA_COPY_PULL == static_cast<int>(CopyReason::kPull) &&
+              SAGA_COPY_MIGRATE == static_cast<int>(CopyReason::kMigrate) &&
+              SAGA_COPY_PREFETCH == static_cast<int>(CopyReason::kPrefetch) &&
+              SAGA_COPY_RELOAD == static_cast<int>(CopyReason::kReload));
+static_assert(SAGA_OUTCOME_APPLIED == static_cast<int>(Outcome::kApplied) &&
+              SAGA_OUTCOME_REFUSED == static_cast<int>(Outcome::kRefused) &&
+              SAGA_OUTCOME_EXPIRED == static_cast<int>(Outcome::kExpired) &&
+              SAGA_OUTCOME_REVOKED == static_cast<int>(Outcome::kRevoked));
+static_assert(SAGA_RELIABILITY_BINS == kReliabilityBins);
 static_assert(SAGA_REASON_ROUND_ROBIN == static_cast<int>(PlacementReason::kRoundRobin) &&
               SAGA_REASON_LONGEST_MATCH == static_cast<int>(PlacementReason::kLongestMatch) &&
               SAGA_REASON_FEWEST_BLOCKS == static_cast<int>(PlacementReason::kFewestBlocks) &&
@@ -20,7 +40,14 @@ static_assert(sizeof(saga_decision_t) == sizeof(Decision));
 static_assert(offsetof(saga_decision_t, call) == offsetof(Decision, call));
 static_assert(offsetof(saga_decision_t, matched_blocks) == offsetof(Decision, matched_blocks));
 static_assert(offsetof(saga_decision_t, blocks_in_use) == offsetof(Decision, blocks_in_use));
+static_assert(offsetof(saga_decision_t, priority) == offsetof(Decision, priority));
 static_assert(offsetof(saga_decision_t, decided_at) == offsetof(Decision, decided_at));
+static_assert(sizeof(saga_directive_t) == sizeof(Directive));
+static_assert(offsetof(saga_directive_t, reason) == offsetof(Directive, reason));
+static_assert(offsetof(saga_directive_t, priority) == offsetof(Directive, priority));
+static_assert(offsetof(saga_directive_t, id) == offsetof(Directive, id));
+static_assert(offsetof(saga_directive_t, until) == offsetof(Directive, until));
+static_assert(offsetof(saga_directive_t, decided_at) == offsetof(Directive, decided_at));
 
 struct saga_engine_t {
   explicit saga_engine_t(const EngineOptions& options) : engine(options) {}
@@ -35,13 +62,33 @@ constexpr std::uint32_t kMostSlots = 1u << 24;
 constexpr std::uint64_t kMostBlocks = (std::uint64_t{1} << 29) - 1;  // of PrefixIndex
 constexpr std::uint64_t kMostOpenBlocks = std::uint64_t{1} << 32;
 constexpr std::uint64_t kLeastJournal = 4096;
+constexpr std::uint32_t kMostTenants = 1u << 16;
+constexpr std::uint32_t kMostGraphs = 1u << 12;
+constexpr std::uint32_t kMostDirectives = 1u << 20;
+constexpr std::uint32_t kMostSteps = 4096;   // of one graph
+constexpr std::uint32_t kMostEdges = 65536;  // of one graph
+constexpr std::uint32_t kMostAgentKinds = 64;
+
+bool cost_valid(double seconds) { return seconds > 0 && seconds <= 1000; }
+
+bool scheduling_valid(const SchedulingOptions& options) {
+  const StepCosts& costs = options.costs;
+  return options.max_threads <= kMostSlots && in_range(options.max_tenants, 1, kMostTenants) &&
+         options.max_graphs <= kMostGraphs && options.max_leases <= kMostDirectives &&
+         in_range(options.max_directives, 1, kMostDirectives) && options.max_receipts <= kMostSlots &&
+         in_range(options.directive_seconds, 1, 86'400) && in_range(options.kv_bytes_per_token, 1, 1u << 30) &&
+         in_range(options.link_bytes_per_second, 1, 10'000'000'000'000) && cost_valid(costs.base) &&
+         cost_valid(costs.per_call) && cost_valid(costs.per_context_token) && cost_valid(costs.per_prefill_token) &&
+         cost_valid(costs.per_prefill_pair);
+}
 
 bool options_valid(const EngineOptions& options) {
   return in_range(options.max_workers, 1, kMostWorkers) && in_range(options.max_workflows, 1, kMostSlots) &&
          in_range(options.max_calls, 1, kMostSlots) && in_range(options.max_blocks, 1, kMostBlocks) &&
          in_range(options.max_open_blocks, 1, kMostOpenBlocks) && in_range(options.max_chain_blocks, 1, kMostSlots) &&
          in_range(options.block_tokens, 1, 4096) && options.placement.minimum_match_percent <= 100 &&
-         static_cast<std::uint8_t>(options.placement.kind) <= SAGA_PLACEMENT_AFFINITY &&
+         static_cast<std::uint8_t>(options.placement.kind) <= SAGA_PLACEMENT_SAGA &&
+         scheduling_valid(options.scheduling) &&
          (options.journal_bytes == 0 || in_range(options.journal_bytes, kLeastJournal, std::uint64_t{1} << 40));
 }
 
@@ -64,6 +111,22 @@ saga_engine_options_t default_options() {
   options.minimum_match_percent = defaults.placement.minimum_match_percent;
   options.seed = defaults.seed;
   options.journal_bytes = defaults.journal_bytes;
+  const SchedulingOptions& scheduling = defaults.scheduling;
+  options.max_threads = scheduling.max_threads;
+  options.max_tenants = scheduling.max_tenants;
+  options.max_graphs = scheduling.max_graphs;
+  options.max_leases = scheduling.max_leases;
+  options.max_directives = scheduling.max_directives;
+  options.max_receipts = scheduling.max_receipts;
+  options.without = scheduling.without();
+  options.directive_seconds = scheduling.directive_seconds;
+  options.kv_bytes_per_token = scheduling.kv_bytes_per_token;
+  options.link_bytes_per_second = scheduling.link_bytes_per_second;
+  options.step_base = scheduling.costs.base;
+  options.step_per_call = scheduling.costs.per_call;
+  options.step_per_context_token = scheduling.costs.per_context_token;
+  options.step_per_prefill_token = scheduling.costs.per_prefill_token;
+  options.step_per_prefill_pair = scheduling.costs.per_prefill_pair;
   return options;
 }
 
@@ -79,6 +142,41 @@ saga_status_t apply(saga_engine_t* engine, Event&& event) {
   });
   return status;
 }
+
+// False: not hints.
+bool to_hints(const saga_call_hints_t& given, CallHints* hints) {
+  if (given.next_tool > SAGA_TOOL_DATABASE_QUERY || given.final_step > 2) return false;
+  hints->next_tool = static_cast<ToolClass>(given.next_tool);
+  hints->gap = given.gap;
+  hints->final_step = static_cast<CallHints::Final>(given.final_step);
+  hints->step = given.step;
+  hints->output_tokens = given.output_tokens;
+  return true;
+}
+
+saga_price_t price_of(const PriceTerms& terms) {
+  return {terms.wait, terms.prefill, terms.transfer, terms.decode, terms.interference, terms.displacement};
+}
+
+void write_bins(const ReliabilityTable& table, saga_reliability_bin_t* bins) {
+  for (std::uint32_t i = 0; i < kReliabilityBins; ++i) {
+    bins[i] = {table.bins[i].predictions, table.bins[i].happened, table.bins[i].predicted_sum};
+  }
+}
+
+// A result struct of the size that the caller was compiled with: as many bytes as both know, zeros behind.
+template <typename Result>
+bool result_valid(const Result* result) {
+  constexpr std::uint32_t kMost = 4096;
+  return result != nullptr && result->struct_size >= sizeof(result->struct_size) && result->struct_size <= kMost;
+}
+template <typename Result>
+void write_result(const Result& from, Result* result) {
+  write_options(from, result, result->struct_size);
+}
+
+// nullptr: the engine places by another rule.
+const SchedulerHost* scheduling_of(const saga_engine_t* engine) { return engine->engine.scheduling(); }
 
 saga_status_t create(const EngineOptions& options, saga_engine_t** engine) {
   return guarded([&] {
@@ -97,8 +195,8 @@ void saga_engine_options_init_sized(saga_engine_options_t* options, uint32_t str
 
 saga_status_t saga_engine_create(const saga_engine_options_t* options, saga_engine_t** engine) {
   saga_engine_options_t given = default_options();
-  if (engine == nullptr || !read_options(options, &given) || given.placement > SAGA_PLACEMENT_AFFINITY ||
-      given.reserved != 0) {
+  if (engine == nullptr || !read_options(options, &given) || given.placement > SAGA_PLACEMENT_SAGA ||
+      given.reserved != 0 || given.without >= 1u << kSchedulingParts) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
   EngineOptions made;
@@ -114,6 +212,19 @@ saga_status_t saga_engine_create(const saga_engine_options_t* options, saga_engi
   made.placement.minimum_match_percent = given.minimum_match_percent;
   made.seed = given.seed;
   made.journal_bytes = given.journal_bytes;
+  SchedulingOptions& scheduling = made.scheduling;
+  scheduling.max_threads = given.max_threads;
+  scheduling.max_tenants = given.max_tenants;
+  scheduling.max_graphs = given.max_graphs;
+  scheduling.max_leases = given.max_leases;
+  scheduling.max_directives = given.max_directives;
+  scheduling.max_receipts = given.max_receipts;
+  scheduling.set_without(given.without);
+  scheduling.directive_seconds = given.directive_seconds;
+  scheduling.kv_bytes_per_token = given.kv_bytes_per_token;
+  scheduling.link_bytes_per_second = given.link_bytes_per_second;
+  scheduling.costs = {given.step_base, given.step_per_call, given.step_per_context_token, given.step_per_prefill_token,
+                      given.step_per_prefill_pair};
   return options_valid(made) ? create(made, engine) : SAGA_ERR_INVALID_ARGUMENT;
 }
 
@@ -296,6 +407,240 @@ saga_status_t saga_engine_replay(const uint8_t* journal, size_t size, saga_engin
     *engine = made.release();
     return to_c(replayed.status);
   });
+}
+
+void saga_workflow_info_init_sized(saga_workflow_info_t* info, uint32_t struct_size) {
+  write_options(saga_workflow_info_t{0, 0, SAGA_NONE, 0}, info, struct_size);
+}
+
+void saga_call_info_init_sized(saga_call_info_t* info, uint32_t struct_size) {
+  write_options(saga_call_info_t{0, 0, 0, SAGA_PROMPT_NOT_TOLD, saga_call_hints_none()}, info, struct_size);
+}
+
+void saga_answer_info_init_sized(saga_answer_info_t* info, uint32_t struct_size) {
+  write_options(saga_answer_info_t{0, SAGA_NONE, SAGA_STOP_UNKNOWN, SAGA_TOOL_NONE, 0, 0, saga_call_hints_none()}, info,
+                struct_size);
+}
+
+void saga_worker_load_init_sized(saga_worker_load_t* load, uint32_t struct_size) {
+  write_options(saga_worker_load_t{0, 0, SAGA_NONE, SAGA_NONE}, load, struct_size);
+}
+
+saga_status_t saga_engine_declare_graph(saga_engine_t* engine, uint64_t now, const struct saga_agent_graph_t* graph,
+                                        const struct saga_agent_step_t* steps, const struct saga_agent_edge_t* edges,
+                                        uint32_t* id) {
+  if (engine == nullptr || graph == nullptr || id == nullptr || graph->first_step != 0 || graph->first_edge != 0 ||
+      graph->step_count == 0 || !is_array(steps, graph->step_count) || !is_array(edges, graph->edge_count)) {
+    return SAGA_ERR_INVALID_ARGUMENT;
+  }
+  if (graph->step_count > kMostSteps || graph->edge_count > kMostEdges) return SAGA_ERR_FULL;
+  if (scheduling_of(engine) == nullptr) return SAGA_ERR_WRONG_STATE;
+  for (std::uint32_t i = 0; i < graph->step_count; ++i) {
+    if (steps[i].tool_class > SAGA_TOOL_DATABASE_QUERY || steps[i].reserved != 0) return SAGA_ERR_INVALID_ARGUMENT;
+  }
+  AgentGraph copy;
+  const saga_status_t copied = guarded([&] {
+    for (const saga_agent_step_t& step : to_span(steps, graph->step_count)) {
+      copy.steps.push_back(
+          {static_cast<ToolClass>(step.tool_class), step.output_tokens, step.observation_tokens, step.gap_seconds});
+    }
+    for (const saga_agent_edge_t& edge : to_span(edges, graph->edge_count)) {
+      copy.edges.push_back({edge.from, edge.to, edge.probability});
+    }
+    return SAGA_OK;
+  });
+  if (copied != SAGA_OK) return copied;
+  copy.first_prompt_tokens = graph->first_prompt_tokens;
+  copy.expected_calls = graph->expected_calls;
+  copy.expected_seconds = graph->expected_seconds;
+  if (!copy.verify()) return SAGA_ERR_INVALID_ARGUMENT;
+  return apply(engine, [&](Engine& to) { return to.declare_graph(now, copy, id); });
+}
+
+saga_status_t saga_engine_set_tenant(saga_engine_t* engine, uint64_t now, uint32_t tenant, double weight) {
+  if (engine == nullptr || !(weight >= kLeastWeight && weight <= kMostWeight)) return SAGA_ERR_INVALID_ARGUMENT;
+  return apply(engine, [&](Engine& to) { return to.set_tenant(now, tenant, weight); });
+}
+
+saga_status_t saga_engine_open_workflow_with(saga_engine_t* engine, uint64_t now, const saga_workflow_info_t* info,
+                                             uint64_t* workflow) {
+  saga_workflow_info_t given{0, 0, SAGA_NONE, 0};
+  if (engine == nullptr || workflow == nullptr || !read_options(info, &given) || given.agent_kind >= kMostAgentKinds) {
+    return SAGA_ERR_INVALID_ARGUMENT;
+  }
+  return apply(engine, [&](Engine& to) {
+    return to.open_workflow(now, WorkflowInfo{given.tenant, given.graph, given.agent_kind}, workflow);
+  });
+}
+
+saga_status_t saga_engine_submit_call_with(saga_engine_t* engine, uint64_t now, uint64_t workflow,
+                                           const saga_call_info_t* info, const uint64_t* chain, size_t count,
+                                           uint64_t* call) {
+  saga_call_info_t given{0, 0, 0, SAGA_PROMPT_NOT_TOLD, saga_call_hints_none()};
+  CallInfo told;
+  if (engine == nullptr || call == nullptr || !is_array(chain, count) || !read_options(info, &given) ||
+      (given.prompt_kind > SAGA_PROMPT_USER && given.prompt_kind != SAGA_PROMPT_NOT_TOLD) ||
+      !to_hints(given.hints, &told.hints)) {
+    return SAGA_ERR_INVALID_ARGUMENT;
+  }
+  told.prompt_tokens = given.prompt_tokens;
+  told.agent = given.agent;
+  told.prompt_kind = given.prompt_kind;
+  return apply(engine, [&](Engine& to) { return to.submit_call(now, workflow, told, to_span(chain, count), call); });
+}
+
+saga_status_t saga_engine_first_token_with(saga_engine_t* engine, uint64_t now, uint64_t call, uint32_t placement) {
+  if (engine == nullptr || (placement > 0xFFFF && placement != SAGA_NONE)) return SAGA_ERR_INVALID_ARGUMENT;
+  return apply(engine, [&](Engine& to) { return to.first_token(now, call, placement); });
+}
+
+saga_status_t saga_engine_finish_call_with(saga_engine_t* engine, uint64_t now, uint64_t call,
+                                           const saga_answer_info_t* info, const uint64_t* chain, size_t count) {
+  saga_answer_info_t given{0, SAGA_NONE, SAGA_STOP_UNKNOWN, SAGA_TOOL_NONE, 0, 0, saga_call_hints_none()};
+  AnswerInfo told;
+  if (engine == nullptr || !is_array(chain, count) || !read_options(info, &given) || given.reserved != 0 ||
+      given.stop > SAGA_STOP_END_TURN || given.tool > SAGA_TOOL_DATABASE_QUERY ||
+      (given.placement > 0xFFFF && given.placement != SAGA_NONE) || !to_hints(given.hints, &told.hints)) {
+    return SAGA_ERR_INVALID_ARGUMENT;
+  }
+  told.placement = given.placement;
+  told.stop = static_cast<StopReason>(given.stop);
+  told.tool = static_cast<ToolClass>(given.tool);
+  told.output_tokens = given.output_tokens;
+  return apply(engine, [&](Engine& to) { return to.finish_call(now, call, told, to_span(chain, count)); });
+}
+
+saga_status_t saga_engine_worker_load_with(saga_engine_t* engine, uint64_t now, uint32_t worker,
+                                           const saga_worker_load_t* load) {
+  saga_worker_load_t given{0, 0, SAGA_NONE, SAGA_NONE};
+  if (engine == nullptr || !read_options(load, &given)) return SAGA_ERR_INVALID_ARGUMENT;
+  return apply(engine, [&](Engine& to) {
+    return to.worker_load(now, worker, WorkerLoad{given.running_blocks, given.waiting_calls, given.free_blocks});
+  });
+}
+
+saga_status_t saga_engine_directive_done(saga_engine_t* engine, uint64_t now, uint64_t id, saga_outcome_t outcome) {
+  if (engine == nullptr || static_cast<std::uint32_t>(outcome) > SAGA_OUTCOME_REVOKED) return SAGA_ERR_INVALID_ARGUMENT;
+  return apply(engine, [&](Engine& to) { return to.directive_done(now, id, static_cast<Outcome>(outcome)); });
+}
+
+saga_status_t saga_engine_next_wake(const saga_engine_t* engine, uint64_t* time) {
+  if (engine == nullptr || time == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
+  *time = engine->engine.next_wake();
+  return SAGA_OK;
+}
+
+saga_status_t saga_engine_receipt(const saga_engine_t* engine, uint64_t call, saga_receipt_t* receipt) {
+  if (engine == nullptr || !result_valid(receipt)) return SAGA_ERR_INVALID_ARGUMENT;
+  const SchedulerHost* host = scheduling_of(engine);
+  if (host == nullptr) return SAGA_ERR_WRONG_STATE;
+  const Receipt* known = host->receipt(call);
+  if (known == nullptr) return SAGA_ERR_NOT_FOUND;
+  const SagaReceipt& decided = known->decided;
+  saga_receipt_t written{};
+  written.reason = kFirstSagaReason + static_cast<std::uint32_t>(decided.reason);
+  written.call = known->call;
+  written.worker = decided.worker;
+  written.source = decided.source;
+  written.holder = decided.holder;
+  written.matched_blocks = decided.matched_pages;
+  written.prompt_blocks = known->prompt_blocks;
+  written.placement = known->placement;
+  written.price = price_of(decided.price);
+  written.holder_price = price_of(decided.holder_price);
+  written.submitted_at = known->submitted_at;
+  written.queued = decided.queued;
+  written.granted_at = known->granted_at;
+  write_result(written, receipt);
+  return SAGA_OK;
+}
+
+saga_status_t saga_engine_scheduler_stats(const saga_engine_t* engine, saga_scheduler_stats_t* stats) {
+  if (engine == nullptr || !result_valid(stats)) return SAGA_ERR_INVALID_ARGUMENT;
+  const SchedulerHost* host = scheduling_of(engine);
+  if (host == nullptr) return SAGA_ERR_WRONG_STATE;
+  const SagaStatistics& made = host->scheduler().statistics();
+  const SchedulerStats carried = host->stats();
+  saga_scheduler_stats_t written{};
+  written.queued_calls = host->scheduler().queue().size() + host->scheduler().admissions().size();
+  written.grants = made.grants;
+  written.queued = made.queued;
+  written.held = made.held;
+  written.steals = made.steals;
+  written.pulls = made.pulls;
+  written.recomputes = made.recomputes;
+  written.thrash = made.thrash;
+  written.prefetches = made.prefetches;
+  written.prefetches_cancelled = made.prefetches_cancelled;
+  written.preemptions = made.preemptions;
+  written.copies = carried.copies;
+  written.copies_applied = carried.copies_applied;
+  written.copies_refused = carried.copies_refused;
+  written.copies_expired = carried.copies_expired;
+  written.leases_granted = carried.leases.granted;
+  written.leases_refused = carried.leases.refused;
+  written.leases_expired = carried.leases.expired;
+  written.leases_released = carried.leases.released;
+  written.leases_revoked = carried.leases.revoked;
+  written.drops = carried.drops;
+  written.drops_lost = carried.drops_lost;
+  written.stale = carried.stale;
+  written.threads = carried.threads;
+  written.graphs = carried.graphs;
+  write_result(written, stats);
+  return SAGA_OK;
+}
+
+saga_status_t saga_engine_calibration(const saga_engine_t* engine, saga_calibration_t* calibration) {
+  if (engine == nullptr || !result_valid(calibration)) return SAGA_ERR_INVALID_ARGUMENT;
+  const SchedulerHost* host = scheduling_of(engine);
+  if (host == nullptr) return SAGA_ERR_WRONG_STATE;
+  const CalibrationReport& report = host->scheduler().predictor().calibration().report();
+  saga_calibration_t written{};
+  write_bins(report.next_call, written.next_call);
+  write_bins(report.within_horizon, written.within_horizon);
+  written.next_call_brier = report.next_call.brier();
+  written.within_horizon_brier = report.within_horizon.brier();
+  written.gaps = report.gaps.gaps;
+  written.within_p50 = report.gaps.within_p50;
+  written.within_p90 = report.gaps.within_p90;
+  written.within_p95 = report.gaps.within_p95;
+  write_result(written, calibration);
+  return SAGA_OK;
+}
+
+saga_status_t saga_engine_tenant_state(const saga_engine_t* engine, uint32_t tenant, saga_tenant_state_t* state) {
+  if (engine == nullptr || !result_valid(state)) return SAGA_ERR_INVALID_ARGUMENT;
+  const SchedulerHost* host = scheduling_of(engine);
+  if (host == nullptr) return SAGA_ERR_WRONG_STATE;
+  if (tenant >= host->tenants()) return SAGA_ERR_INVALID_ARGUMENT;
+  const FairQueue& queue = host->scheduler().queue();
+  const FairQueue& admissions = host->scheduler().admissions();
+  saga_tenant_state_t written{};
+  written.waiting = queue.waiting(tenant) + admissions.waiting(tenant);
+  written.weight = host->weight(tenant);
+  written.served = queue.served(tenant) + admissions.served(tenant);
+  written.lag = queue.lag(tenant) + admissions.lag(tenant);
+  written.credit = queue.credit(tenant) + admissions.credit(tenant);
+  written.share = queue.waiting(tenant) > 0 ? queue.share(tenant) : admissions.share(tenant);
+  write_result(written, state);
+  return SAGA_OK;
+}
+
+saga_status_t saga_engine_worker_forecast(const saga_engine_t* engine, uint32_t worker,
+                                          saga_worker_forecast_t* forecast) {
+  if (engine == nullptr || !result_valid(forecast)) return SAGA_ERR_INVALID_ARGUMENT;
+  const SchedulerHost* host = scheduling_of(engine);
+  if (host == nullptr) return SAGA_ERR_WRONG_STATE;
+  if (worker >= host->workers()) return SAGA_ERR_NOT_FOUND;
+  saga_worker_forecast_t written{};
+  written.open_calls = host->open_calls(worker);
+  written.cost_factor = host->scheduler().cost_factor(worker);
+  written.resident_tokens = host->scheduler().resident_tokens(worker);
+  written.running_tokens = host->scheduler().running_tokens(worker);
+  written.leased_blocks = host->leased_pages(worker);
+  write_result(written, forecast);
+  return SAGA_OK;
 }
 
 }  // extern "C"
