@@ -243,7 +243,8 @@ void SchedulerHost::call_finished(CallId call, WorkerId worker, StopReason stop,
                                   std::span<const BlockHash> chain) {
   Call& finished = calls_[call];
   Engine::Call& known = engine_.calls_[call];
-  const std::uint64_t tokens = std::uint64_t{known.prompt_tokens} + output_tokens;
+  // The KV of the last token of an answer is never computed.
+  const std::uint64_t tokens = std::uint64_t{known.prompt_tokens} + (output_tokens > 0 ? output_tokens - 1 : 0);
   if (!chain.empty() && known.chain_blocks == known.prompt_tokens / engine_.options_.block_tokens) {
     engine_.extend_chain(known, chain);
   }

@@ -275,6 +275,7 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
 
 void SagaScheduler::task_arrived(std::uint32_t task, Time now, ClusterControl& cluster) {
   arrived_[task] = now;
+  tenant_changed(cluster.tenant(task), now, cluster);
   const AgentGraph* graph = cluster.graph(task);
   const bool declared = graph != nullptr && options_.parts.prediction && graph->expected_seconds > 0;
   deadline_[task] = declared ? now + microseconds(kDeadlineFactor * graph->expected_seconds) : kNotDeclared;
@@ -870,7 +871,8 @@ void SagaScheduler::call_cancelled(CallId call, Time now, ClusterControl& cluste
 
 void SagaScheduler::tenant_changed(std::uint32_t tenant, Time, ClusterControl& cluster) {
   if (!options_.parts.fairness) return;
-  const auto weight = static_cast<std::uint32_t>(cluster.weight(tenant) * kFairWeightOne + 0.5);
+  const auto weight = std::max(1u, static_cast<std::uint32_t>(cluster.weight(tenant) * kFairWeightOne + 0.5));
+  if (queue_.weight(tenant) == weight) return;
   queue_.set_weight(tenant, weight);
   admissions_.set_weight(tenant, weight);
 }
