@@ -86,6 +86,7 @@ struct ResidentNode {
 
 struct ResidentSet {
   const PageTree* tree = nullptr;
+  PageTree* live = nullptr;  // the same tree if it is live: a policy holds the pages that it has to know
   std::vector<ResidentNode> nodes;
   // Nodes with resident pages and no resident child, pinned ones too, in no order of meaning.
   std::vector<NodeId> leaves;
@@ -149,6 +150,8 @@ class EvictionPolicy {
   virtual void node_unpinned(NodeId) {}
   virtual void candidate_added(NodeId) {}
   virtual void candidate_removed(NodeId) {}
+  // Live trees: the node, which is not resident and which nobody holds, is removed from the tree.
+  virtual void node_forgotten(NodeId) {}
 
   virtual Victim victim(Time now) = 0;
   virtual bool verify() const = 0;

@@ -335,7 +335,134 @@ std::uint32_t PageTree::path(NodeId leaf, NodeId* out) const {
   return length;
 }
 
+PageTree PageTree::live(std::uint32_t max_nodes, std::uint32_t max_calls, std::uint32_t max_threads,
+                        std::uint32_t page_tokens) {
+  SAGA_ASSERT(max_nodes > 0);
+  PageTree tree;
+  tree.page_tokens_ = page_tokens;
+  tree.threads_ = max_threads;
+  tree.prompt_leaf_.assign(max_calls, kNone);
+  tree.final_leaf_.assign(max_calls, kNone);
+  tree.nodes_.resize(max_nodes);
+  tree.live_.resize(max_nodes);
+  tree.free_.reserve(max_nodes);
+  for (NodeId node = max_nodes; node > 0; --node) tree.free_.push_back(node - 1);
+  tree.loose_.resize(max_nodes);
+  tree.by_hash_ = BlockHashMap(max_nodes);
+  return tree;
+}
+
+NodeId PageTree::add(NodeId parent, BlockHash hash) {
+  if (free_.empty()) return kNone;
+  const NodeId node = free_.back();
+  free_.pop_back();
+  const bool listed = live_[node].listed;
+  PageNode& page = nodes_[node];
+  page = {};
+  page.parent = parent;
+  page.first_page = path_pages(parent);
+  page.pages = 1;
+  page.key = hash;
+  LiveNode& live = live_[node];
+  live = {};
+  live.listed = listed;
+  if (parent != kNone) {
+    ++live_[parent].children;
+    // Two jumps of equal length in a row become one.
+    const NodeId jump = live_[parent].jump;
+    const NodeId second = jump == kNone ? kNone : live_[jump].jump;
+    const bool joins = path_pages(parent) - path_pages(jump) == path_pages(jump) - path_pages(second);
+    live.jump = joins ? second : parent;
+  }
+  by_hash_.insert(hash, node);
+  return node;
+}
+
+void PageTree::hold(NodeId node) {
+  if (node != kNone) ++live_[node].holds;
+}
+
+void PageTree::unhold(NodeId node) {
+  if (node == kNone) return;
+  SAGA_ASSERT(live_[node].holds > 0);
+  if (--live_[node].holds == 0) loosen(node);
+}
+
+void PageTree::loosen(NodeId node) {
+  LiveNode& live = live_[node];
+  if (live.listed || live.holds > 0 || live.children > 0) return;
+  live.listed = true;
+  loose_[(std::size_t{loose_first_} + loose_count_++) % loose_.size()] = node;
+}
+
+NodeId PageTree::take_loose() {
+  while (loose_count_ > 0) {
+    const NodeId node = loose_[loose_first_];
+    loose_first_ = loose_first_ + 1 == loose_.size() ? 0 : loose_first_ + 1;
+    --loose_count_;
+    LiveNode& live = live_[node];
+    live.listed = false;
+    if (is_known(node) && live.holds == 0 && live.children == 0) return node;
+  }
+  return kNone;
+}
+
+void PageTree::remove(NodeId node) {
+  SAGA_ASSERT(is_known(node) && live_[node].holds == 0 && live_[node].children == 0);
+  PageNode& page = nodes_[node];
+  by_hash_.erase(page.key);
+  if (page.parent != kNone && --live_[page.parent].children == 0) loosen(page.parent);
+  page.pages = 0;
+  free_.push_back(node);
+}
+
+NodeId PageTree::live_common_ancestor(NodeId a, NodeId b) const {
+  const std::uint32_t depth = std::min(path_pages(a), path_pages(b));
+  a = ancestor(a, depth);
+  b = ancestor(b, depth);
+  if (depth == 0) return kNone;
+  while (a != b) {
+    const bool jumps = live_[a].jump != live_[b].jump;
+    a = jumps ? live_[a].jump : nodes_[a].parent;
+    b = jumps ? live_[b].jump : nodes_[b].parent;
+  }
+  return a;
+}
+
+bool PageTree::verify_live() const {
+  std::vector<std::uint32_t> children(nodes_.size(), 0);
+  std::uint32_t known = 0;
+  for (NodeId id = 0; id < size(); ++id) {
+    const PageNode& node = nodes_[id];
+    if (!is_known(id)) continue;
+    ++known;
+    if (node.pages != 1 || by_hash_.find(node.key) != id || node.first_page != path_pages(node.parent)) return false;
+    if (node.parent != kNone) {
+      if (!is_known(node.parent)) return false;
+      ++children[node.parent];
+    }
+    const NodeId jump = live_[id].jump;
+    if (jump == kNone) continue;
+    if (!is_known(jump) || path_pages(jump) >= path_pages(id)) return false;
+    NodeId above = node.parent;
+    while (path_pages(above) > path_pages(jump)) above = nodes_[above].parent;
+    if (above != jump) return false;
+  }
+  std::vector<bool> listed(nodes_.size(), false);
+  for (std::uint32_t i = 0; i < loose_count_; ++i) {
+    const NodeId id = loose_[(std::size_t{loose_first_} + i) % loose_.size()];
+    if (id >= size() || listed[id]) return false;
+    listed[id] = true;
+  }
+  for (NodeId id = 0; id < size(); ++id) {
+    if (live_[id].listed != listed[id]) return false;
+    if (is_known(id) ? live_[id].children != children[id] : children[id] != 0) return false;
+  }
+  return known + free_.size() == nodes_.size() && by_hash_.size() == known && by_hash_.verify();
+}
+
 bool PageTree::verify() const {
+  if (is_live()) return verify_live();
   std::uint64_t pages = 0;
   std::uint32_t longest = 0;
   std::vector<std::uint32_t> depth(nodes_.size());

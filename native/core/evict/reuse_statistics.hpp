@@ -47,7 +47,7 @@ class ReuseStatistics {
  public:
   // Of `base` every other node is counted, so that eight pages of them stand for sixteen.
   static constexpr std::uint32_t kPagesPerEvent = 8;
-  static bool counts_in_base(std::uint32_t node) { return (mix64(node) & 1) == 0; }
+  static bool counts_in_base(std::uint64_t sample_key) { return (mix64(sample_key) & 1) == 0; }
   static constexpr Time kForget = 40'000'000'000;  // waits are at risk up to this age
 
   ReuseStatistics();

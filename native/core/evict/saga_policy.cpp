@@ -29,9 +29,17 @@ SagaPolicy::SagaPolicy(const ResidentSet& residents, ReuseStatistics* shared)
       nodes_(residents.nodes.size()),
       head_of_thread_(residents.tree->threads(), kNoHead),
       head_of_call_(residents.tree->calls(), kNoHead) {
-  heads_.reserve(std::size_t{tree_.threads()} * 2);
-  pasts_.reserve(std::size_t{tree_.threads()} * 2);
-  touched_.reserve(64);
+  const bool live = residents.live != nullptr;
+  heads_.reserve(std::size_t{tree_.threads()} * (live ? 1 : 2));
+  pasts_.reserve(std::size_t{tree_.threads()} * (live ? 1 : 2));
+  touched_.reserve(live ? nodes_.size() : 64);
+  if (live) {
+    free_heads_.reserve(tree_.threads());
+    forgotten_threads_.reserve(tree_.threads());
+    known_.reserve(nodes_.size());
+    keys_.reserve(nodes_.size());
+    timers_.reserve(nodes_.size());
+  }
   statistics_->attach(this);
 }
 
@@ -45,11 +53,84 @@ SagaPolicy::HeadId SagaPolicy::new_head() {
     free_heads_.pop_back();
     heads_[id] = {};
     pasts_[id] = {};
+    heads_[id].serial = ++next_serial_;
     return id;
   }
   heads_.emplace_back();
   pasts_.emplace_back();
+  heads_.back().serial = ++next_serial_;
   return static_cast<HeadId>(heads_.size() - 1);
+}
+
+void SagaPolicy::set_path(HeadId id, NodeId leaf) {
+  if (residents_.live != nullptr) {
+    residents_.live->hold(leaf);
+    residents_.live->unhold(heads_[id].path_leaf);
+  }
+  heads_[id].path_leaf = leaf;
+}
+
+// Lists the head if it is a ghost.
+void SagaPolicy::list_ghost(HeadId id) {
+  Head& head = heads_[id];
+  if (residents_.live == nullptr || head.ghost || head.state == State::kRunning || head.state == State::kWaiting)
+    return;
+  if (head.hangs_at != kNone && residents_.nodes[head.path_leaf].pages > 0) return;
+  head.ghost = true;
+  head.older_ghost = newest_ghost_;
+  head.newer_ghost = kNoHead;
+  (newest_ghost_ == kNoHead ? oldest_ghost_ : heads_[newest_ghost_].newer_ghost) = id;
+  newest_ghost_ = id;
+}
+
+void SagaPolicy::unlist_ghost(HeadId id) {
+  Head& head = heads_[id];
+  if (!head.ghost) return;
+  (head.older_ghost == kNoHead ? oldest_ghost_ : heads_[head.older_ghost].newer_ghost) = head.newer_ghost;
+  (head.newer_ghost == kNoHead ? newest_ghost_ : heads_[head.newer_ghost].older_ghost) = head.older_ghost;
+  head.ghost = false;
+}
+
+bool SagaPolicy::forget_oldest(Time now) {
+  const HeadId id = oldest_ghost_;
+  if (id == kNoHead) return false;
+  Head& head = heads_[id];
+  if (head.state == State::kOrphan) {
+    statistics_->orphan.censored(head.wait_class, bucket_of(std::min(now - head.since, ReuseStatistics::kForget)), 1);
+    free_orphan(id);
+    return true;
+  }
+  if (head.state == State::kIdle) give_up_wait(id, now);
+  for (NodeId node = head.path_leaf; node != kNone; node = tree_.node(node).parent) {
+    if (nodes_[node].owner == id) nodes_[node].owner = kDropped;
+  }
+  const ThreadId thread = pasts_[id].thread;
+  if (thread != kNone) {
+    head_of_thread_[thread] = kNoHead;
+    forgotten_threads_.push_back(thread);
+  }
+  unhang(id);
+  unlist_ghost(id);
+  set_path(id, kNone);
+  head.state = State::kFree;
+  free_heads_.push_back(id);
+  return true;
+}
+
+// Nobody has this node on its path, and it is no candidate.
+void SagaPolicy::node_forgotten(NodeId node) {
+  Node& state = nodes_[node];
+  SAGA_ASSERT(state.first_head == kNoHead);
+  if (state.key_slot != kNone) remove(node);
+  if (state.known_slot != kNone) {
+    const NodeId last = known_.back();
+    known_[state.known_slot] = last;
+    nodes_[last].known_slot = state.known_slot;
+    known_.pop_back();
+  }
+  const bool touched = state.touched;
+  state = {};
+  state.touched = touched;
 }
 
 // Its pages stay known, but nobody's.
@@ -59,6 +140,8 @@ void SagaPolicy::free_orphan(HeadId id) {
     if (nodes_[node].owner == id) nodes_[node].owner = kDropped;  // others may have come onto some of them
   }
   unhang(id);
+  unlist_ghost(id);
+  set_path(id, kNone);
   heads_[id].state = State::kFree;
   free_heads_.push_back(id);
 }
@@ -81,6 +164,7 @@ SagaPolicy::HeadId SagaPolicy::adopt(const CallStart& call) {
   if (id == kNoHead || heads_[id].state != State::kIdle) return kNoHead;
   if (pasts_[id].inferred || pasts_[id].thread_calls != 1) return kNoHead;
   head_of_thread_[pasts_[id].thread] = kNoHead;
+  if (residents_.live != nullptr) forgotten_threads_.push_back(pasts_[id].thread);
   pasts_[id].thread = call.thread;
   pasts_[id].thread_calls = 0;
   head_of_thread_[call.thread] = id;
@@ -122,7 +206,9 @@ void SagaPolicy::give_up_oldest(NodeId node) {
       oldest = id;
     }
   }
-  if (oldest != kNoHead) unhang(oldest);
+  if (oldest == kNoHead) return;
+  unhang(oldest);
+  list_ghost(oldest);
 }
 
 void SagaPolicy::unhang(HeadId id) {
@@ -171,9 +257,10 @@ void SagaPolicy::call_started(const CallStart& call, Time now) {
   }
   head_of_call_[call.call] = id;
 
+  unlist_ghost(id);
+  set_path(id, call.path_leaf);
   Head& head = heads_[id];
   Past& past = pasts_[id];
-  head.path_leaf = call.path_leaf;
   head.newest_call = call.call;
   head.state = State::kRunning;
   head.run_since = now;
@@ -191,14 +278,16 @@ void SagaPolicy::supersede(HeadId id, NodeId above, Time now) {
   const Head& head = heads_[id];
   Head& old = heads_[orphan];
   const std::uint32_t tail = tree_.path_pages(head.path_leaf) - tree_.path_pages(above);
-  old.path_leaf = head.path_leaf;
+  set_path(orphan, head.path_leaf);
   old.fork = above;
   old.state = State::kOrphan;
   old.since = now;
   old.parent = id;
+  old.parent_serial = head.serial;
   old.wait_class = statistics_->orphan_class(tail, head.came_back);
   for (NodeId node = head.path_leaf; node != above; node = tree_.node(node).parent) nodes_[node].owner = orphan;
   hang(orphan, place_of(head.path_leaf));
+  list_ghost(orphan);
 }
 
 // The head `id` comes onto the nodes from below `above` to `leaf`.
@@ -210,16 +299,17 @@ void SagaPolicy::arrive(NodeId leaf, NodeId above, HeadId id, Time now) {
       const Head& orphan = heads_[owner];
       statistics_->orphan.event(orphan.wait_class, bucket_of(now - orphan.since), 1);
       statistics_->learned();
-      heads_[orphan.parent].came_back = true;
+      if (heads_[orphan.parent].serial == orphan.parent_serial) heads_[orphan.parent].came_back = true;
       free_orphan(owner);
     }
-    if (!ReuseStatistics::counts_in_base(n)) {
+    if (!ReuseStatistics::counts_in_base(tree_.sample_key(n))) {
       // Not of the sample.
     } else if (node.threads > 0) {
       const std::uint32_t pages = tree_.node(n).pages;
       statistics_->base.event(statistics_->base_class(node.threads), bucket_of(now - node.last_foreign), pages);
       statistics_->learned_pages(pages);
     } else {
+      node.known_slot = static_cast<std::uint32_t>(known_.size());
       known_.push_back(n);
     }
     if (node.threads < kThreadsMost) ++node.threads;
@@ -236,9 +326,12 @@ void SagaPolicy::call_ended(const CallEnd& call, Time now) {
   if (head.newest_call != call.call) return;  // the thread has gone on meanwhile
   Past& past = pasts_[id];
   if (head.path_leaf != call.leaf) {
-    SAGA_ASSERT(tree_.on_path(call.leaf, head.path_leaf));
     unhang(id);
-    head.path_leaf = call.leaf;
+    if (!tree_.on_path(call.leaf, head.path_leaf)) {  // a live tree: the pages of the answer came into being meanwhile
+      SAGA_ASSERT(residents_.live != nullptr && tree_.on_path(head.path_leaf, call.leaf));
+      arrive(call.leaf, head.path_leaf, id, now);
+    }
+    set_path(id, call.leaf);
     hang(id, place_of(call.leaf));
   }
   if (head.hangs_at != kNone) touch(head.hangs_at);
@@ -262,6 +355,7 @@ void SagaPolicy::call_ended(const CallEnd& call, Time now) {
     const std::uint32_t calls_so_far = past.inferred ? past.gaps.calls() - 1 : ReuseStatistics::kCallsUnknown;
     head.wait_class = statistics_->gap_class(call.stop_reason, call.tool_class, calls_so_far);
   }
+  list_ghost(id);
 }
 
 void SagaPolicy::call_preempted(CallId call, Time) {
@@ -273,28 +367,32 @@ void SagaPolicy::call_preempted(CallId call, Time) {
   if (head.hangs_at != kNone) touch(head.hangs_at);
 }
 
+// An idle head is given up: whether it would have come back is not known.
+void SagaPolicy::give_up_wait(HeadId id, Time now) {
+  const Head& head = heads_[id];
+  const Time age = std::min(now - head.since, ReuseStatistics::kForget);
+  switch (head.wait) {
+    case Wait::kGap:
+      statistics_->gap.censored(head.wait_class, bucket_of(age), 1);
+      break;
+    case Wait::kEnded:
+      statistics_->ended.censored(head.wait_class, bucket_of(age), 1);
+      break;
+    case Wait::kDeclared:
+      statistics_->declared.censored(head.wait_class,
+                                     multiple_bucket_of((static_cast<double>(age) + kDeclaredShift) / head.unit), 1);
+      break;
+  }
+}
+
 void SagaPolicy::thread_left(ThreadId thread, Time now) {
   const HeadId id = thread < head_of_thread_.size() ? head_of_thread_[thread] : kNoHead;
   if (id == kNoHead) return;
   Head& head = heads_[id];
-  if (head.state == State::kIdle) {
-    // Whether it would have come back here is not known.
-    const Time age = std::min(now - head.since, ReuseStatistics::kForget);
-    switch (head.wait) {
-      case Wait::kGap:
-        statistics_->gap.censored(head.wait_class, bucket_of(age), 1);
-        break;
-      case Wait::kEnded:
-        statistics_->ended.censored(head.wait_class, bucket_of(age), 1);
-        break;
-      case Wait::kDeclared:
-        statistics_->declared.censored(head.wait_class,
-                                       multiple_bucket_of((static_cast<double>(age) + kDeclaredShift) / head.unit), 1);
-        break;
-    }
-  }
+  if (head.state == State::kIdle) give_up_wait(id, now);
   head.state = State::kLeft;
   if (head.hangs_at != kNone) touch(head.hangs_at);
+  list_ghost(id);
 }
 
 void SagaPolicy::thread_expected(ThreadId thread, NodeId leaf, Time now) {
@@ -313,22 +411,30 @@ void SagaPolicy::thread_expected(ThreadId thread, NodeId leaf, Time now) {
     unhang(id);
   }
   arrive(leaf, above, id, now);
+  unlist_ghost(id);
+  set_path(id, leaf);
   Head& head = heads_[id];
-  head.path_leaf = leaf;
   head.state = State::kExpected;
   head.since = now;
   hang(id, place_of(leaf));
+  list_ghost(id);
 }
 
 void SagaPolicy::node_resident(NodeId node) {
   const NodeId parent = tree_.node(node).parent;
-  if (parent == kNone) return;  // who waits for a first node hangs there already
+  if (parent == kNone) {  // who waits for a first node hangs there already
+    for (HeadId id = nodes_[node].first_head; id != kNoHead; id = heads_[id].next) {
+      if (heads_[id].path_leaf == node) unlist_ghost(id);
+    }
+    return;
+  }
   HeadId id = nodes_[parent].first_head;
   while (id != kNoHead) {
     const HeadId next = heads_[id].next;
     if (tree_.on_path(node, heads_[id].path_leaf)) {
       unhang(id);
       hang(id, node);
+      if (heads_[id].path_leaf == node) unlist_ghost(id);
     }
     id = next;
   }
@@ -336,6 +442,11 @@ void SagaPolicy::node_resident(NodeId node) {
 
 void SagaPolicy::node_emptied(NodeId node) {
   const NodeId parent = tree_.node(node).parent;
+  if (residents_.live != nullptr) {
+    for (HeadId id = nodes_[node].first_head; id != kNoHead; id = heads_[id].next) {
+      if (heads_[id].path_leaf == node) list_ghost(id);
+    }
+  }
   if (parent == kNone) return;
   while (nodes_[node].first_head != kNoHead) {
     const HeadId id = nodes_[node].first_head;
@@ -529,6 +640,55 @@ SagaPolicy::Rating SagaPolicy::rate(NodeId node, Time now, bool exact) {
   return rating;
 }
 
+double SagaPolicy::reuse_probability(NodeId node, Time now, Time span) const {
+  double none = 1;  // of them comes back
+  const BucketGrid& seconds = second_grid();
+  const double span_seconds = static_cast<double>(span) * kMicroseconds;
+  for (HeadId id = nodes_[node].first_head; id != kNoHead; id = heads_[id].next) {
+    const Head& head = heads_[id];
+    const double age = static_cast<double>(now - head.since) * kMicroseconds;
+    switch (head.state) {
+      case State::kRunning:
+      case State::kWaiting:
+        return 1;
+      case State::kOrphan:
+        none *= 1 - statistics_->orphan.table(head.wait_class).event_within(seconds, age, span_seconds);
+        break;
+      case State::kExpected:
+        none *= 1 - statistics_->gap.table(HazardTree::kRoot).event_within(seconds, age, span_seconds);
+        break;
+      case State::kLeft:
+      case State::kFree:
+        break;
+      case State::kIdle:
+        if (head.wait == Wait::kGap) {
+          none *= 1 - statistics_->gap.table(head.wait_class).event_within(seconds, age, span_seconds);
+        } else if (head.wait == Wait::kEnded) {
+          none *= 1 - statistics_->ended.table(head.wait_class).event_within(seconds, age, span_seconds);
+        } else {
+          const double multiple = (static_cast<double>(now - head.since) + kDeclaredShift) / head.unit;
+          none *= 1 - statistics_->declared.table(head.wait_class)
+                          .event_within(multiple_grid(), multiple, static_cast<double>(span) / head.unit);
+        }
+        break;
+    }
+  }
+  const Node& state = nodes_[node];
+  if (state.threads >= 2) {
+    const auto known = std::min<std::uint32_t>(state.threads, 7);
+    const double age = static_cast<double>(now - state.last_foreign) * kMicroseconds;
+    none *= 1 - statistics_->base.table(statistics_->base_class(known)).event_within(seconds, age, span_seconds);
+  }
+  return 1 - none;
+}
+
+std::uint64_t SagaPolicy::memory_bytes() const {
+  return nodes_.size() * sizeof(Node) + heads_.size() * (sizeof(Head) + sizeof(Past)) +
+         own_index_.size() * sizeof(own_index_[0]) +
+         (free_heads_.size() + head_of_thread_.size() + head_of_call_.size() + known_.size()) * sizeof(NodeId) +
+         keys_.size() * (sizeof(KeyEntry) + sizeof(TimerEntry));
+}
+
 // ---- The two heaps --------------------------------------------------------------------------------------------------------
 
 bool SagaPolicy::before(const KeyEntry& a, const KeyEntry& b) const {
@@ -708,12 +868,29 @@ bool SagaPolicy::verify() const {
       if (state.key_slot >= keys_.size() || keys_[state.key_slot].node != node) return false;
       if (state.timer_slot >= timers_.size() || timers_[state.timer_slot].node != node) return false;
     }
+    if (residents_.live != nullptr && state.threads > 0 && !tree_.is_known(node)) return false;
     if (!state.touched && (state.key_slot != kNone) != residents_.is_candidate(node)) return false;
   }
   if (listed != hanging || keys_.size() != timers_.size()) return false;
   for (std::uint32_t slot = 1; slot < keys_.size(); ++slot) {
     if (before(keys_[slot], keys_[(slot - 1) / 2])) return false;
     if (timers_[slot].until < timers_[(slot - 1) / 2].until) return false;
+  }
+  HeadId previous = kNoHead;
+  std::size_t ghosts = 0;
+  for (HeadId id = oldest_ghost_; id != kNoHead; previous = id, id = heads_[id].newer_ghost) {
+    if (!heads_[id].ghost || heads_[id].older_ghost != previous || ++ghosts > used) return false;
+  }
+  for (const Head& head : heads_) {
+    if (residents_.live == nullptr || head.state == State::kFree) continue;
+    if (head.ghost) --ghosts;
+    const bool busy = head.state == State::kRunning || head.state == State::kWaiting;
+    const bool gone = head.hangs_at == kNone || residents_.nodes[head.path_leaf].pages == 0;
+    if (busy ? head.ghost : gone && !head.ghost) return false;
+  }
+  if (ghosts != 0 || newest_ghost_ != previous) return false;
+  for (std::uint32_t slot = 0; slot < known_.size(); ++slot) {
+    if (nodes_[known_[slot]].known_slot != slot) return false;
   }
   return true;
 }

@@ -20,6 +20,9 @@
 // the second page, the head is no orphan, and its path goes at most one page further. So it is where a thread id is new and the
 // head found is idle and of a thread that has called once: ids that are new for each call say nothing.
 //
+// **Live trees.** A head holds the last page of its path, so what it has to know of pages that are gone stays known; how much
+// that is, the owner bounds by forget_oldest(). What a head forgotten had waited counts as censored.
+//
 // **Structures.** Notifications only mark nodes; victim() brings them up to date. Candidates lie in a heap by a lower bound of
 // their key that holds for about an octave of age, and in a second heap by the time when the bound must be renewed; only what
 // comes to the top is computed exactly. So a head costs O(log candidates) an octave of age, not a crossing of each of the
@@ -57,8 +60,23 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   void node_emptied(NodeId node) override;
   void candidate_added(NodeId node) override { touch(node); }
   void candidate_removed(NodeId node) override { touch(node); }
+  void node_forgotten(NodeId node) override;
   Victim victim(Time now) override;
   bool verify() const override;
+
+  // Live trees. Forgets the head whose last page left the cache first, of those that neither run nor wait; false if there is
+  // none.
+  bool forget_oldest(Time now);
+  // Whether forget_oldest() must have been called before `more` heads can be made without going beyond `most`.
+  bool has_room(std::uint32_t more, std::uint32_t most) const { return heads() + more <= most; }
+  // Threads without a head from now on; their ids can be used again. The owner empties it.
+  std::vector<ThreadId>& forgotten_threads() { return forgotten_threads_; }
+
+  std::uint32_t heads() const { return static_cast<std::uint32_t>(heads_.size() - free_heads_.size()); }
+  std::uint64_t memory_bytes() const;
+
+  // P(somebody who uses this resident node, a leaf of the resident tree, comes back within `span` from now on).
+  double reuse_probability(NodeId node, Time now, Time span) const;
 
   const ReuseStatistics& statistics() const { return *statistics_; }
 
@@ -83,10 +101,14 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
     ClassId wait_class = 0;
     ClassId run_class = 0;
     CallId newest_call = kNone;
-    HeadId parent = kNone;           // orphan: the head that it was superseded by
-    std::uint32_t own_from = kNone;  // first bucket of the own table that is filled; kNone: none is
-    std::uint8_t survived = 0;       // groups of the correction that were counted as survived
-    bool came_back = false;          // somebody has come back to an orphan of this head
+    HeadId parent = kNone;  // orphan: the head that it was superseded by, with its serial number
+    std::uint32_t parent_serial = 0;
+    std::uint32_t serial = 0;
+    HeadId older_ghost = kNone, newer_ghost = kNone;  // live trees: the list of ghosts
+    std::uint32_t own_from = kNone;                   // first bucket of the own table that is filled; kNone: none is
+    std::uint8_t survived = 0;                        // groups of the correction that were counted as survived
+    bool ghost = false;                               // in that list
+    bool came_back = false;                           // somebody has come back to an orphan of this head
     State state = State::kFree;
     Wait wait = Wait::kGap;
   };
@@ -105,9 +127,10 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
     HeadId first_head = kNone;
     std::uint32_t key_slot = kNone;
     std::uint32_t timer_slot = kNone;
-    std::uint16_t heads = 0;   // that hang here
-    std::uint8_t threads = 0;  // that ever came onto it, saturating
-    bool touched = false;      // in touched_
+    std::uint32_t known_slot = kNone;  // place in known_
+    std::uint16_t heads = 0;           // that hang here
+    std::uint8_t threads = 0;          // that ever came onto it, saturating
+    bool touched = false;              // in touched_
   };
 
   // How a candidate stands: its key or a bound of it, and until when that holds.
@@ -142,6 +165,10 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   void give_up_oldest(NodeId node);
   void unhang(HeadId id);
   NodeId place_of(NodeId path_leaf) const;
+  void set_path(HeadId id, NodeId leaf);
+  void list_ghost(HeadId id);
+  void unlist_ghost(HeadId id);
+  void give_up_wait(HeadId id, Time now);
   void gap_ended(HeadId id, Time now);
   void learn_survived(HeadId id, std::uint32_t groups);
   void count_open_waits(Time now) override;
@@ -178,6 +205,12 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   std::vector<Past> pasts_;  // by head; orphans leave theirs unused
   std::vector<std::array<IndexValue, GapCorrection::kEnd>> own_index_;
   std::vector<HeadId> free_heads_;
+  std::vector<ThreadId> forgotten_threads_;
+  // Live trees: heads that neither run nor wait and whose last page is not resident (or that hang nowhere), in the order in
+  // which they became so. Not those that have not been looked at since somebody else brought their last page back.
+  HeadId oldest_ghost_ = kNone;
+  HeadId newest_ghost_ = kNone;
+  std::uint32_t next_serial_ = 0;
   std::vector<HeadId> head_of_thread_;
   std::vector<HeadId> head_of_call_;  // for calls whose end is still to come
   std::vector<NodeId> known_;         // nodes that some thread has come onto, those of the sample of `base`
