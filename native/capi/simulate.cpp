@@ -82,8 +82,15 @@ bool page_size_fits(std::uint32_t page_tokens, std::uint32_t block_tokens) {
   return in_range(page_tokens, 1, 1u << 20) && (page_tokens % block_tokens == 0 || block_tokens % page_tokens == 0);
 }
 
-// Policies that the engine itself decides by.
-bool runs_through_engine(ClusterPolicyKind kind) { return kind <= ClusterPolicyKind::kTtl; }
+// Policies that the engine itself decides by. Of host tiers it is told no KV events, which only saga would miss.
+bool runs_through_engine(const ClusterOptions& options) {
+  return options.policy.kind <= ClusterPolicyKind::kTtl ||
+         (options.policy.kind == ClusterPolicyKind::kSaga && options.host_tier_tokens == 0);
+}
+
+PlacementKind placement_of(ClusterPolicyKind kind) {
+  return kind == ClusterPolicyKind::kSaga ? PlacementKind::kSaga : baseline_placement_of(kind);
+}
 
 // The options of a run on a cluster, or false.
 bool run_options(const saga_cluster_t& cluster, const saga_run_options_t& given, ClusterOptions* options) {
@@ -98,7 +105,7 @@ bool run_options(const saga_cluster_t& cluster, const saga_run_options_t& given,
   options->rate = given.rate;
   options->live = given.live;
   const bool has_parts = given.policy == SAGA_POLICY_SAGA_PAPER || given.policy == SAGA_POLICY_SAGA;
-  if ((given.without != 0 && !has_parts) || (given.journal != nullptr && !runs_through_engine(options->policy.kind))) {
+  if ((given.without != 0 && !has_parts) || (given.journal != nullptr && !runs_through_engine(*options))) {
     return false;
   }
   return valid(options->policy);
@@ -298,9 +305,10 @@ saga_status_t saga_cluster_run(const saga_cluster_t* cluster, const saga_run_opt
   return guarded([&]() -> saga_status_t {
     ClusterResult played;
     std::uint64_t digest = 0;
-    if (runs_through_engine(run.policy.kind)) {
+    if (runs_through_engine(run)) {
       EnginePlacement engine(*cluster->workload, cluster->tree, run.workers, cluster->capacity_pages,
-                             baseline_placement_of(run.policy.kind), run.seed, given.journal, given.journal_context);
+                             placement_of(run.policy.kind), run.seed, given.journal, given.journal_context,
+                             EnginePlacement::scheduling_for(run.policy, run, *cluster->workload));
       const Status status =
           simulate_cluster(*cluster->workload, cluster->tree, run, &played, as_atomic(progress), &engine, &engine);
       engine.finish_journal();

@@ -96,7 +96,7 @@ SchedulingOptions EnginePlacement::scheduling_for(const ClusterPolicyOptions& po
   scheduling.max_tenants = saga.tenants;
   scheduling.max_graphs = static_cast<std::uint32_t>(workload.graphs.size());
   scheduling.max_leases = cluster.workers * cluster.max_leases;
-  scheduling.max_directives = 4 * saga.threads + 4096;
+  scheduling.max_directives = std::min(4 * saga.threads + 4096, 1u << 20);
   scheduling.max_receipts = 0;
   scheduling.parts = saga.parts;
   scheduling.leases = saga.leases;

@@ -226,7 +226,7 @@ typedef struct saga_run_options_t {
   /* Of the policy, as its header numbers them; NaN (default): the policy's own default. At most 10^9 in size. */
   double parameters[SAGA_POLICY_PARAMETERS];
   /* If given, receives the engine's journal in pieces, on the thread of the run. Only with a policy that runs through the
-   * engine: round-robin, affinity, wa-lru and ttl. Default NULL. */
+   * engine: round-robin, affinity, wa-lru, ttl and, on a cluster without a host tier, saga. Default NULL. */
   void (*journal)(void* context, const uint8_t* bytes, size_t count);
   void* journal_context;
   double* task_seconds; /* if given, [task_count]: receives the completion time of each task. Default NULL. */
