@@ -230,9 +230,9 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
         continue;
       Choice choice;
       choice.worker = w;
-      choice.reason = matched_[w] > 0 && w == holder ? SagaReason::kHolder
-                      : holder == kNone              ? SagaReason::kNew
-                                                     : SagaReason::kRecompute;
+      choice.reason = holder != kNone && matched_[w] == matched_[holder] ? SagaReason::kHolder
+                      : holder == kNone                                  ? SagaReason::kNew
+                                                                         : SagaReason::kRecompute;
       choice.terms = price(thread, w, missing(w), 0);
       if (options_.parts.affinity && options_.parts.stealing && holder != kNone && matched_[w] < matched_[holder]) {
         const PriceTerms pulled =
