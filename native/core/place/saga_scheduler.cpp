@@ -172,7 +172,7 @@ PriceTerms SagaScheduler::price(const Thread& thread, WorkerId id, double missin
     terms.displacement = options_.displacement * std::min(over, own.resident) * options_.costs.per_prefill_token;
   }
   const double short_of = running + thread.context + thread.output - worker.capacity;
-  if (short_of > 0 && running > 0) {  // it waits until running calls of that size have ended
+  if (short_of > 0 && running > 1) {  // it waits until running calls of that size have ended
     terms.wait = short_of / running * after * thread.output;
   }
   return terms;
@@ -181,12 +181,13 @@ PriceTerms SagaScheduler::price(const Thread& thread, WorkerId id, double missin
 bool SagaScheduler::has_room(const Thread& thread, WorkerId id, bool holds) const {
   const Worker& worker = workers_[id];
   const double running = worker.running - (thread.worker == id ? thread.running : 0);
-  if (running > 0 && running + thread.context + thread.output > worker.capacity) return false;
+  if (running > 1 && running + thread.context + thread.output > worker.capacity) return false;
   if (holds) return true;
   double resident = worker.load.resident - (thread.worker == id ? thread.load.resident : 0);
+  if (resident <= 1) return true;  // also where others wait for it, whose tenants may have to wait for this one's
   if (thread.worker == kNone) resident += worker.queued;
   const double room = worker.capacity * options_.room;
-  return resident <= 1 || resident + std::min(load_of(thread, 1).resident, room * options_.largest_need) <= room;
+  return resident + std::min(load_of(thread, 1).resident, room * options_.largest_need) <= room;
 }
 
 bool SagaScheduler::fits(const Thread& thread, CallId call, Time now, ClusterControl& cluster) {
