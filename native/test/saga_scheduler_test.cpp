@@ -775,6 +775,33 @@ TEST(SagaScheduler, TheTickGoesOnWhenAnEventComesLate) {
   EXPECT_EQ(stage.cluster.at.count(2), 1u);
 }
 
+// What is charged in advance is corrected to what calls took: 10 ms a token of the answer here.
+TEST(SagaScheduler, TenantsAreChargedWhatTheirCallsTook) {
+  SagaSchedulerOptions options = simple(2);
+  options.kv_bytes_per_token = 0;
+  Stage stage(options);
+  stage.cluster.tenants[1] = 1;
+  const auto served = [&](std::uint32_t tenant) {
+    return stage.scheduler.queue().served(tenant) + stage.scheduler.admissions().served(tenant);
+  };
+  const CallId first = stage.call(0), beside = stage.call(0), other = stage.call(1);
+  for (const CallId call : {first, beside, other}) stage.place(call);
+  EXPECT_GT(served(0), 0);
+  EXPECT_GT(served(1), 0);
+  stage.finish(beside, 50);
+  stage.finish(first, 200);
+  EXPECT_EQ(served(0), 2'500'000);
+  const CallId next = stage.call(0, 1'400);
+  stage.place(next);
+  EXPECT_GT(served(0), 2'500'000);
+  stage.finish(next, 1);
+  EXPECT_EQ(served(0), 2'510'000);
+  stage.cluster.at.erase(other);
+  stage.scheduler.call_cancelled(other, stage.now, stage.cluster);
+  EXPECT_EQ(served(1), 0);
+  EXPECT_TRUE(stage.scheduler.verify());
+}
+
 // ------------------------------------------------------------------------------------------------------------- preemption
 
 TEST(SagaScheduler, AnUrgentCallThatWaitsPreempts) {
