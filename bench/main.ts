@@ -25,7 +25,7 @@ function engineOf(scheduler: Scheduler): native.Engine {
 }
 
 function border(): Measurement[] {
-  const scheduler = new Scheduler({ maxWorkers: 1, clock: () => 0 });
+  const scheduler = new Scheduler({ policy: 'affinity', maxWorkers: 1, clock: () => 0 });
   const engine = engineOf(scheduler);
   const worker = scheduler.addWorker({ blocks: 1 });
   const hashes = new BigUint64Array(256).map((_, i) => BigInt(i + 1));
@@ -45,7 +45,7 @@ function border(): Measurement[] {
 
 function index(): Measurement[] {
   const hasher = new BlockHasher();
-  const scheduler = new Scheduler({ maxWorkers: workers, maxBlocks: 2 ** 21, clock: () => 0 });
+  const scheduler = new Scheduler({ policy: 'affinity', maxWorkers: workers, maxBlocks: 2 ** 21, clock: () => 0 });
   const all: Worker[] = Array.from({ length: workers }, () => scheduler.addWorker({ blocks: 16_384 }));
   // 1,024 conversations of 384 blocks, each on one to eight workers, a quarter of their blocks a shared system prompt.
   const system = tokensOf(96 * 16, 0);

@@ -35,6 +35,8 @@ export type SagaErrorCode =
   | 'SAGA_ERR_BUSY'
   /** No worker is active, so a call cannot be placed now. */
   | 'SAGA_ERR_NO_WORKER'
+  /** The scheduler holds a call back: it waits for room, or for its blocks. A later `decide` places it. */
+  | 'SAGA_ERR_HELD'
   /** There is no native binary for this platform, or it does not load. */
   | 'SAGA_ERR_NATIVE_MISSING'
   /** The object was closed. */
@@ -91,7 +93,7 @@ export class SagaArgumentError extends SagaError {
   }
 }
 
-/** The event does not fit what is there: not found, wrong state, time reversed, not resident, busy, no worker, closed. */
+/** The event does not fit what is there: not found, wrong state, time reversed, not resident, busy, no worker, held, closed. */
 export class SagaStateError extends SagaError {}
 
 /**

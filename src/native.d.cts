@@ -22,22 +22,52 @@ declare namespace native {
     blocksRemoved(now: number, worker: number, tier: number, hashes: BigUint64Array): number;
     blocksCleared(now: number, worker: number): number;
     workerLoad(now: number, worker: number, blocksInUse: number): number;
+    /** 2^32 - 1: not told. */
+    workerLoadWith(now: number, worker: number, blocksInUse: number, waitingCalls: number, freeBlocks: number): number;
     /** Writes the registered array. */
     workerState(worker: number): number;
-    openWorkflow(now: number, tenant: number): number;
+    /** The graph's id; columns as of `AgentGraph.toColumns`. */
+    declareGraph(now: number, steps: Float64Array, edges: Float64Array, totals: Float64Array): number;
+    setTenant(now: number, tenant: number, weight: number): number;
+    /** `graph`: 2^32 - 1 for none; `agentKind`: 0 for none. */
+    openWorkflow(now: number, tenant: number, graph: number, agentKind: number): number;
     closeWorkflow(now: number, workflow: number): number;
     submitCall(now: number, workflow: number, promptTokens: number, chain: BigUint64Array, count: number): number;
-    firstToken(now: number, call: number): number;
+    /** The rest is in `told`. */
+    submitCallWith(now: number, workflow: number, promptTokens: number, chain: BigUint64Array, count: number): number;
+    /** `placement`: 2^32 - 1 for the present one. */
+    firstToken(now: number, call: number, placement: number): number;
     finishCall(now: number, call: number, stop: number, tool: number, outputTokens: number): number;
+    /** `chain`: of the answer. The rest is in `told`. */
+    finishCallWith(
+      now: number,
+      call: number,
+      stop: number,
+      tool: number,
+      outputTokens: number,
+      chain: BigUint64Array,
+    ): number;
     cancelCall(now: number, call: number): number;
     toolStarted(now: number, workflow: number, tool: number): number;
     toolFinished(now: number, workflow: number): number;
     tick(now: number): number;
-    /** Number of decisions written to the registered array. */
+    /** Number of decisions written to the registered array. What was to go on by now is done first. */
     decide(now: number): number;
+    /** Microseconds, or infinity. */
+    nextWake(): number;
+    /** `outcome`: 0 applied, 1 refused, 2 expired, 3 revoked. */
+    directiveDone(now: number, id: number, outcome: number): number;
     /** The longest match; per worker and tier in the registered array. */
     match(chain: BigUint64Array, count: number): number;
+    /** This and the next five write `results`, in the order of the C interface's struct. */
     stats(): number;
+    schedulerStats(): number;
+    /** Brier scores of both, gaps, within p50, p90, p95; then predictions, happened, sum predicted of ten bins of both. */
+    calibration(): number;
+    tenantState(tenant: number): number;
+    workerForecast(worker: number): number;
+    /** Reason, worker, source, holder, matched and prompt blocks, placement, submitted at, queued, granted at, two prices of six terms. */
+    receipt(call: number): number;
     digest(): bigint;
     verify(): number;
     journalRead(bytes: Uint8Array): number;
@@ -171,14 +201,19 @@ declare const native: {
   createHasher(algorithm: number, blockTokens: number, root: string): native.Hasher | number;
   /**
    * `options`: maxWorkers, maxWorkflows, maxCalls, maxBlocks, maxOpenBlocks, maxChainBlocks, blockTokens, placement,
-   * imbalanceCalls, minimumMatchPercent, seed, journalBytes. The other arrays are registered and written later.
+   * imbalanceCalls, minimumMatchPercent, seed, journalBytes; maxThreads, maxTenants, maxGraphs, maxLeases, maxDirectives,
+   * maxReceipts, without, directiveSeconds, kvBytesPerToken, linkBytesPerSecond; step: base, per call, per context token, per
+   * prefill token, per prefill pair. NaN: default. The other arrays are registered and written later, but for `told` (8),
+   * which is read: agent, prompt kind, next tool, final step (1 no, 2 yes), gap (infinity: not told), step, output tokens,
+   * placement. 2^32 - 1 tells nothing, but for tool, final step and output tokens: there 0 does.
    */
   createEngine(
     options: Float64Array,
     decisions: Uint32Array,
     depth: Uint32Array,
-    stats: Float64Array,
+    results: Float64Array,
     workerState: Uint32Array,
+    told: Float64Array,
   ): native.Engine | number;
   /** `result`: status, events, decisions, good bytes. The digest of the state, or minus a status where there is none. */
   replayJournal(journal: Uint8Array, result: Float64Array): bigint | number;

@@ -13,10 +13,35 @@
  */
 export type { Call } from './scheduler/call.js';
 export type { ReplayResult } from './scheduler/journal.js';
-export type { At, HashedPrompt, SchedulerOptions, TokenIds } from './scheduler/options.js';
-export type { Receipt } from './scheduler/receipt.js';
+export type {
+  CopyDirective,
+  Directive,
+  DropDirective,
+  PriorityDirective,
+  ReleaseDirective,
+  RetainDirective,
+} from './scheduler/directive.js';
+export type { At, HashedPrompt, SchedulerOptions, StepSeconds, TokenIds } from './scheduler/options.js';
+export type { Explanation, Price, Receipt, SagaExplanation } from './scheduler/receipt.js';
 export { Scheduler } from './scheduler/scheduler.js';
-export type { SchedulerStats } from './scheduler/statistics.js';
-export type { Placement, PlacementReason, StopReason, Tier, ToolClass } from './scheduler/vocabulary.js';
-export type { Worker, WorkerState } from './scheduler/worker.js';
+export {
+  jainIndex,
+  type CalibrationReport,
+  type Reliability,
+  type ReliabilityBin,
+  type SagaStats,
+  type SchedulerStats,
+  type TenantState,
+} from './scheduler/statistics.js';
+export type {
+  CopyReason,
+  PlacementReason,
+  PromptKind,
+  SchedulerPart,
+  SchedulingPolicy,
+  StopReason,
+  Tier,
+  ToolClass,
+} from './scheduler/vocabulary.js';
+export type { Worker, WorkerForecast, WorkerState } from './scheduler/worker.js';
 export type { Workflow } from './scheduler/workflow.js';

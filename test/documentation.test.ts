@@ -74,6 +74,7 @@ const scheduler = exampleOf('src/scheduler/scheduler.ts', '@example');
 const pageTable = exampleOf('src/page-table.ts', '@example');
 const batchFormer = exampleOf('src/batch.ts', '@example');
 const batches = exampleBehind(read('docs/batch.md'), '## One step');
+const scheduling = [...read('docs/scheduling.md').matchAll(/```ts\n([\s\S]*?)```/g)].map(([, code = '']) => code);
 const graphs = [...read('docs/graphs.md').matchAll(/```ts\n([\s\S]*?)```/g)].map(([, code = '']) => code);
 
 describe('the example of the README', () => {
@@ -83,9 +84,9 @@ describe('the example of the README', () => {
 
   it('runs, and each call goes where its prompt is held', () => {
     expect(outputOf(readme).split('\n')).toEqual([
-      '0 fewest-blocks 0 of 250 blocks held',
-      '0 longest-match 250 of 290 blocks held',
-      '0 longest-match 290 of 331 blocks held',
+      '0 new 0 of 250 blocks held',
+      '0 holder 250 of 290 blocks held',
+      '0 holder 290 of 331 blocks held',
       '',
     ]);
   });
@@ -122,29 +123,67 @@ describe('the examples of docs/graphs.md', () => {
   });
 });
 
+describe('the examples of docs/scheduling.md', () => {
+  it('print what the text says', () => {
+    const printed = scheduling.map((code) => outputOf(code).trim().split('\n'));
+    expect(printed).toEqual([
+      ['call 0 to worker 0'],
+      [
+        expect.stringMatching(/^Call 0 goes to worker 0 \(new; 0 of 1000 blocks there\): /),
+        expect.stringMatching(/^Call 1 goes to worker 0 \(holder; 1000 of 1062 blocks there\): /),
+      ],
+      ['1 placed, 1 in the queue', 'SAGA_ERR_HELD', 'placed after 8 seconds'],
+      ['0 2 agents'],
+      [
+        '506 blocks of call 0 for 300 seconds',
+        'true true false',
+        '{ granted: 1, refused: 0, expired: 0, released: 0, revoked: 1 }',
+      ],
+      [
+        'aabaaabaaabaaabaaaba',
+        'team-a has weight 3 and 4 calls in the queue',
+        'team-b has weight 1 and 15 calls in the queue',
+        'equality 1',
+      ],
+      ['true 1', 'SAGA_ERR_WRONG_STATE'],
+    ]);
+    // Whatever is printed stands in the text, word for word.
+    const text = read('docs/scheduling.md');
+    for (const line of printed.flat()) expect(text).toContain(line);
+  });
+});
+
 /** What must compile, and behind each expect-error what must not. */
 const uses = `
-import { Scheduler, type Call, type Receipt, type StopReason, type ToolClass, type WorkerState } from 'saga-scheduler';
+import { Scheduler, type Call, type Directive, type Receipt, type StopReason, type ToolClass, type WorkerState } from 'saga-scheduler';
+import { AgentGraph } from 'saga-scheduler/graph';
 import { SagaError, type SagaErrorCode } from 'saga-scheduler';
 import { simulateCache, simulateCluster, toolClassNumber, type WorkloadColumns } from 'saga-scheduler/simulate';
 declare const call: Call;
 declare const columns: WorkloadColumns;
-const scheduler = new Scheduler({ placement: 'affinity' });
+const scheduler = new Scheduler({ policy: 'affinity' });
 const receipt: Receipt | undefined = call.receipt;
 const state: WorkerState | undefined = receipt?.worker.state();
 const [stop, tool]: [StopReason, ToolClass] = ['tool-use', 'web-api'];
-call.finish({ stop, tool });
+call.finish({ stop, tool, hints: { expectedSeconds: 3 } });
+const graph = AgentGraph.define({ steps: { only: {} } });
+scheduler.openWorkflow({ graph }).submit([1], { kind: 'user' });
+export function late(directive: Directive): boolean {
+  return directive.type === 'copy' || directive.type === 'retain' ? directive.expired() : false;
+}
 const code: SagaErrorCode = new SagaError('SAGA_ERR_OPTION', '').code;
 void simulateCache(columns, { policies: ['lru'] });
 void simulateCluster(columns, { load: [1], hardware: 'h100-tp8' });
 const tools: 1 = toolClassNumber.codeExecution;
 export { scheduler, state, code, tools };
-// @ts-expect-error not a placement
-new Scheduler({ placement: 'random' });
+// @ts-expect-error not a policy
+new Scheduler({ policy: 'random' });
 // @ts-expect-error blocks are needed
 scheduler.addWorker({});
 // @ts-expect-error numbers are for the columns of a workload
 call.finish({ stop: 1 });
+// @ts-expect-error a drop has no outcome
+(null as Extract<Directive, { type: 'drop' }> | null)?.applied();
 // @ts-expect-error receipts are made by decisions
 call.receipt = undefined;
 // @ts-expect-error internal
@@ -173,6 +212,7 @@ describe('the types', () => {
         'example-batch-former.mts': `${given}\n${batchFormer}`,
         'example-batches.mts': batches,
         ...Object.fromEntries(graphs.map((code, at) => [`example-graphs-${at}.mts`, code])),
+        ...Object.fromEntries(scheduling.map((code, at) => [`example-scheduling-${at}.mts`, code])),
         'uses.mts': uses,
         'uses.cts': uses,
       }),

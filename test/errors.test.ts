@@ -127,6 +127,7 @@ describe('the package', () => {
       'SagaNativeError',
       'SagaStateError',
       'Scheduler',
+      'jainIndex',
       'version',
     ]);
     expect(source.version).toMatch(/^\d+\.\d+\.\d+$/);

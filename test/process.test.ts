@@ -30,7 +30,7 @@ describe('worker threads', () => {
       const program = \`
         import { parentPort } from 'node:worker_threads';
         import { Scheduler } from 'saga-scheduler';
-        const scheduler = new Scheduler({ maxBlocks: 4096, seed: 1, imbalanceCalls: 1 });
+        const scheduler = new Scheduler({ policy: 'affinity', maxBlocks: 4096, seed: 1, imbalanceCalls: 1 });
         const workers = Array.from({ length: 4 }, () => scheduler.addWorker({ blocks: 100, now: 0 }));
         const workflow = scheduler.openWorkflow({ now: 0 });
         for (let i = 1; i < 3000; ++i) {

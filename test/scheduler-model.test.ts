@@ -72,7 +72,7 @@ class Model {
       maxBlocks: 64,
       maxChainBlocks: 16,
       blockTokens: 4,
-      placement: 'round-robin',
+      policy: 'round-robin',
       seed,
       journalBytes: 2 ** 16,
       clock: () => ++this.now,

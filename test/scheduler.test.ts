@@ -25,7 +25,15 @@ const prompt = (...values: number[]): { chain: BigUint64Array; promptTokens: num
   promptTokens: 4 * values.length,
 });
 
-const small = { maxWorkers: 4, maxWorkflows: 4, maxCalls: 8, maxBlocks: 64, maxChainBlocks: 16, blockTokens: 4 };
+const small = {
+  policy: 'affinity',
+  maxWorkers: 4,
+  maxWorkflows: 4,
+  maxCalls: 8,
+  maxBlocks: 64,
+  maxChainBlocks: 16,
+  blockTokens: 4,
+} as const;
 
 /** A scheduler with a clock that stands still at 5. */
 function schedulerOf(options: SchedulerOptions = {}, workers = 0): [Scheduler, ...Worker[]] {
@@ -79,6 +87,8 @@ describe('a receipt', () => {
       openCalls: 0,
       blocksInUse: 30,
       activeWorkers: 2,
+      priority: 0,
+      placement: 0,
       decidedAt: 11,
     } satisfies Receipt);
     expect(call.receipt?.worker).toBe(second);
@@ -93,6 +103,8 @@ describe('a receipt', () => {
       openCalls: 1,
       blocksInUse: 37,
       activeWorkers: 2,
+      priority: 0,
+      placement: 0,
       decidedAt: 2 ** 33,
     } satisfies Receipt);
     expect(scheduler.stats()).toEqual({
@@ -108,6 +120,7 @@ describe('a receipt', () => {
       matchedBlocks: 5,
       holderBlocks: 6,
       journalBytes: 0,
+      saga: undefined,
     });
   });
 
@@ -124,6 +137,8 @@ describe('a receipt', () => {
       openCalls: 0,
       blocksInUse: 8,
       activeWorkers: 2,
+      priority: 0,
+      placement: 0,
       decidedAt: 5,
     } satisfies Receipt);
   });
@@ -155,7 +170,7 @@ describe('a receipt', () => {
   });
 
   it('says whose turn it is', () => {
-    const [scheduler] = schedulerOf({ placement: 'round-robin' }, 3);
+    const [scheduler] = schedulerOf({ policy: 'round-robin' }, 3);
     const workflow = scheduler.openWorkflow();
     const calls = Array.from({ length: 5 }, () => workflow.submit(tokens(9)));
     expect(scheduler.decide()).toEqual(calls);
@@ -452,7 +467,7 @@ describe('bounds', () => {
   });
 
   it('are no bound on the calls of one decide', () => {
-    const [scheduler] = schedulerOf({ maxCalls: 600, placement: 'round-robin' }, 3);
+    const [scheduler] = schedulerOf({ maxCalls: 600, policy: 'round-robin' }, 3);
     const workflow = scheduler.openWorkflow();
     for (const count of [600, 256, 512, 1]) {
       const calls = Array.from({ length: count }, () => workflow.submit(tokens(5)));
@@ -486,17 +501,47 @@ describe('options that are refused', () => {
     [{ maxOpenBlocks: 0 }, 'maxOpenBlocks must be an integer from 1 to 4294967296, got 0'],
     [{ maxChainBlocks: -1 }, 'maxChainBlocks must be an integer from 1 to 16777216, got -1'],
     [{ blockTokens: 4097 }, 'blockTokens must be an integer from 1 to 4096, got 4097'],
-    [{ placement: 'random' }, 'placement must be one of round-robin, affinity, got "random"'],
+    [{ policy: 'random' }, 'policy must be one of round-robin, affinity, saga, got "random"'],
     [{ imbalanceCalls: 2 ** 32 }, 'imbalanceCalls must be an integer from 0 to 4294967295, got 4294967296'],
     [{ minimumMatchPercent: 101 }, 'minimumMatchPercent must be an integer from 0 to 100, got 101'],
     [{ seed: 1.5 }, 'seed must be an integer from 0 to 9007199254740991, got 1.5'],
     [{ journalBytes: 4095 }, 'journalBytes must be 0 or at least 4096, got 4095'],
     [{ journalBytes: 2 ** 41 }, 'journalBytes must be an integer from 0 to 1099511627776, got 2199023255552'],
     [{ clock: 5 }, 'clock must be a function that returns microseconds, got 5'],
+    [{ maxThreads: 0 }, 'maxThreads must be an integer from 1 to 16777216, got 0'],
+    [{ maxTenants: 2 ** 17 }, 'maxTenants must be an integer from 1 to 65536, got 131072'],
+    [{ maxGraphs: 4097 }, 'maxGraphs must be an integer from 0 to 4096, got 4097'],
+    [{ maxLeases: -1 }, 'maxLeases must be an integer from 0 to 1048576, got -1'],
+    [{ maxDirectives: 0 }, 'maxDirectives must be an integer from 1 to 1048576, got 0'],
+    [{ maxReceipts: 0.5 }, 'maxReceipts must be an integer from 0 to 16777216, got 0.5'],
+    [{ without: 'eviction' }, 'without must be an array of parts, got "eviction"'],
+    [
+      { without: ['everything'] },
+      'without must be one of prediction, eviction, affinity, stealing, prefetch, admission, fairness, ttl, got "everything"',
+    ],
+    [{ directiveSeconds: 0 }, 'directiveSeconds must be an integer from 1 to 86400, got 0'],
+    [{ kvBytesPerToken: 0 }, 'kvBytesPerToken must be an integer from 1 to 1073741824, got 0'],
+    [
+      { linkBytesPerSecond: 2e13 },
+      'linkBytesPerSecond must be an integer from 1 to 10000000000000, got 20000000000000',
+    ],
+    [{ stepSeconds: { base: 0 } }, 'stepSeconds.base must be a number from 5e-324 to 1000, got 0'],
+    [
+      { stepSeconds: { perToken: 1 } },
+      'stepSeconds.perToken is not known; expected base, perCall, perContextToken, perPrefillToken, perPrefillPair',
+    ],
+    [{ stepSeconds: 5 }, 'stepSeconds must be an object, got 5'],
   ])('%o', (options, message) => {
     const error = errorOf(() => new Scheduler(options as SchedulerOptions));
     expect(error).toBeInstanceOf(SagaArgumentError);
     expect([error.code, error.message]).toEqual(['SAGA_ERR_INVALID_ARGUMENT', message]);
+  });
+});
+
+describe('an option that is misspelt', () => {
+  it('is refused with the names of all that there are', () => {
+    const options = { maxworkers: 5 } as SchedulerOptions;
+    expect(errorOf(() => new Scheduler(options)).message).toMatch(/^maxworkers is not known; expected maxWorkers, /);
   });
 });
 

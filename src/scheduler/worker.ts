@@ -1,6 +1,7 @@
 /** A worker as the scheduler sees it. */
 import { checkInteger, checkOneOf } from '../check.js';
 import { checkHash, checkHashes, refused, twoTo32 } from './checks.js';
+import { notTold } from './told.js';
 import type { At } from './options.js';
 import type { Scheduler } from './scheduler.js';
 import { tiers, type Tier } from './vocabulary.js';
@@ -15,6 +16,20 @@ export interface WorkerState {
   blocksInUse: number;
   /** `false` once it was removed. */
   active: boolean;
+}
+
+/** What the policy `saga` reckons with on a worker. */
+export interface WorkerForecast {
+  /** Calls that are there or granted to it. */
+  openCalls: number;
+  /** Time that calls took here over the time that was predicted, learned: 1/4 to 4. */
+  costFactor: number;
+  /** Tokens of the working sets of the agents there, each weighted by how likely it is back within half a minute. */
+  residentTokens: number;
+  /** Tokens of running calls. */
+  runningTokens: number;
+  /** Blocks held by leases. */
+  leasedBlocks: number;
 }
 
 /** A worker as the scheduler sees it: what it holds, and how loaded it is. Made by {@link Scheduler.addWorker}. */
@@ -82,12 +97,20 @@ export class Worker {
    * The worker reports how many blocks its running calls use. Until the next report the prompts of calls placed there are added.
    *
    * @param options.blocksInUse 0 to 2^32 - 1
+   * @param options.waitingCalls calls in the worker's own queue, 0 to 2^32 - 2. Default: not told
+   * @param options.freeBlocks blocks that hold nothing at all, 0 to 2^32 - 2. Default: not told
    */
-  load(options: { blocksInUse: number } & At): void {
+  load(options: { blocksInUse: number; waitingCalls?: number; freeBlocks?: number } & At): void {
     const scheduler = this.#scheduler;
     const now = scheduler.time(options);
     const blocks = checkInteger('blocksInUse', options.blocksInUse, 0, twoTo32 - 1);
-    const status = scheduler.native.workerLoad(now, this.id, blocks);
+    const { waitingCalls, freeBlocks } = options;
+    const waiting = waitingCalls === undefined ? notTold : checkInteger('waitingCalls', waitingCalls, 0, notTold - 1);
+    const free = freeBlocks === undefined ? notTold : checkInteger('freeBlocks', freeBlocks, 0, notTold - 1);
+    const status =
+      waiting === notTold && free === notTold
+        ? scheduler.native.workerLoad(now, this.id, blocks)
+        : scheduler.native.workerLoadWith(now, this.id, blocks, waiting, free);
     if (status < 0) throw refused(status, `worker ${this.id} cannot report its load`);
   }
 
@@ -110,5 +133,19 @@ export class Worker {
     if (status < 0) throw refused(status, `worker ${this.id} has no state`);
     const [blocks = 0, openCalls = 0, blocksInUse = 0, active = 0] = scheduler.workerState;
     return { blocks, openCalls, blocksInUse, active: active === 1 };
+  }
+
+  /**
+   * What `saga` reckons with here.
+   *
+   * @throws SagaStateError `SAGA_ERR_WRONG_STATE` with another policy
+   */
+  forecast(): WorkerForecast {
+    const scheduler = this.#scheduler;
+    scheduler.open();
+    const status = scheduler.native.workerForecast(this.id);
+    if (status < 0) throw refused(status, `worker ${this.id} has no forecast`);
+    const [openCalls = 0, costFactor = 1, residentTokens = 0, runningTokens = 0, leasedBlocks = 0] = scheduler.results;
+    return { openCalls, costFactor, residentTokens, runningTokens, leasedBlocks };
   }
 }
