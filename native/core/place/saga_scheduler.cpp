@@ -178,16 +178,16 @@ PriceTerms SagaScheduler::price(const Thread& thread, WorkerId id, double missin
   return terms;
 }
 
-bool SagaScheduler::has_room(const Thread& thread, WorkerId id, bool holds) const {
+bool SagaScheduler::has_room(const Thread& thread, double set, WorkerId id, bool holds) const {
   const Worker& worker = workers_[id];
   const double running = worker.running - (thread.worker == id ? thread.running : 0);
   if (running > 1 && running + thread.context + thread.output > worker.capacity) return false;
   if (holds) return true;
   double resident = worker.load.resident - (thread.worker == id ? thread.load.resident : 0);
-  if (resident <= 1) return true;  // also where others wait for it, whose tenants may have to wait for this one's
-  if (thread.worker == kNone) resident += worker.queued;
+  // Where nothing runs, those who wait for it wait for their tenants' turn, which may not come before this call's.
+  if (thread.worker == kNone && worker.calls > 0) resident += worker.queued;
   const double room = worker.capacity * options_.room;
-  return resident + std::min(load_of(thread, 1).resident, room * options_.largest_need) <= room;
+  return resident <= 1 || resident + std::min(set, room * options_.largest_need) <= room;
 }
 
 bool SagaScheduler::fits(const Thread& thread, CallId call, Time now, ClusterControl& cluster) {
@@ -195,10 +195,11 @@ bool SagaScheduler::fits(const Thread& thread, CallId call, Time now, ClusterCon
   if (!options_.parts.admission) return true;
   const FairQueue& queue = thread.admitted ? queue_ : admissions_;
   if (now - queue.waiting_since(thread.entry) > options_.longest_wait) return true;
+  const double set = working_set(thread);
   for (WorkerId w = 0; w < options_.workers; ++w) {
-    if (cluster.active(w) && has_room(thread, w, thread.admitted)) return true;
+    if (cluster.active(w) && has_room(thread, set, w, thread.admitted)) return true;
   }
-  if (thread.admitted || thread.worker == kNone || !has_room(thread, thread.worker, true)) return false;
+  if (thread.admitted || thread.worker == kNone || !has_room(thread, set, thread.worker, true)) return false;
   return 2.0 * cluster.cached_pages(call, thread.worker) * page_tokens_ >= thread.context;
 }
 
@@ -216,6 +217,7 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
   const auto missing = [&](WorkerId w) {
     return options_.parts.affinity ? thread.context - matched_[w] * page_tokens_ : thread.context;
   };
+  const double set = working_set(thread);
   Choice best, second;
   double best_price = 0, second_price = 0;
   bool second_drawn = false;
@@ -225,9 +227,9 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
     for (WorkerId w = 0; w < options_.workers; ++w) {
       const bool holds = 2.0 * matched_[w] * page_tokens_ >= thread.context;
       if (!cluster.active(w)) continue;
-      if (pass == 0 && options_.parts.admission && w != thread.worker && !has_room(thread, w, holds)) continue;
+      if (pass == 0 && options_.parts.admission && w != thread.worker && !has_room(thread, set, w, holds)) continue;
       if (pass == 0 && options_.parts.admission && w == thread.worker && !thread.admitted &&
-          !has_room(thread, w, holds))
+          !has_room(thread, set, w, holds))
         continue;
       Choice choice;
       choice.worker = w;
@@ -627,13 +629,14 @@ void SagaScheduler::consider_steal(std::uint32_t id, Time now, ClusterControl& c
   const Thread& thread = threads_[id];
   if (!may_move(thread, now)) return;
   const WorkerId home = thread.worker;
+  const double set = working_set(thread);
   const double stay = price(thread, home, thread.growth, 0).total();
   WorkerId best = home;
   double best_price = stay;
   for (WorkerId w = 0; w < options_.workers; ++w) {
     if (w == home || !cluster.active(w)) continue;
     // Where all are full, to one that stays less full than this one.
-    if (!has_room(thread, w, false) &&
+    if (!has_room(thread, set, w, false) &&
         workers_[w].load.resident + thread.load.resident > workers_[home].load.resident) {
       continue;
     }
@@ -661,7 +664,8 @@ void SagaScheduler::steal_for_idle(WorkerId thief, Time now, ClusterControl& clu
   std::uint32_t best = kNone;
   for (const std::uint32_t id : active_) {
     const Thread& thread = threads_[id];
-    if (thread.worker != victim || !may_move(thread, now) || !has_room(thread, thief, false)) continue;
+    if (thread.worker != victim || !may_move(thread, now) || !has_room(thread, working_set(thread), thief, false))
+      continue;
     if (best == kNone || thread.paused_at < threads_[best].paused_at ||
         (thread.paused_at == threads_[best].paused_at && id < best)) {
       best = id;

@@ -36,11 +36,12 @@
 // been idle for `steal_idle` while another has more than `steal_ratio` times the mean load. Only paused threads move. A copy that
 // would keep the link busy for more than `longest_copy` is not made, and a thread stays `settle` where it has come to.
 //
-// Cost: place O(workers) and one directory look-up; an end O(workers) (steal check) plus the grants it makes possible; a tick
-// (once a second while somebody is paused) O(paused threads). Memory is taken at construction. Deterministic: + - * / on doubles,
+// Cost: place O(workers) and one directory look-up; an end O(workers) (steal check) plus the grants it makes possible; while calls wait
+// each of these also tries them, at most 16 of each of 16 tenants, O(workers) each; a tick (once a second while somebody is paused or
+// waits) O(present threads), and O(their square) where many of them wait with deadlines. Memory is taken at construction. Deterministic: + - * / on doubles,
 // seeded draws, ties by small ids.
 //
-// Invariants (verify()): the load of each worker is the sum of its present threads' (to rounding: recomputed each tick); a thread
+// Invariants (verify()): the load of each worker is the sum of its present threads' (to rounding); a thread
 // is in the fair queue exactly when queued; arriving threads are exactly those whose timer is that of an arrival; the calls counted at
 // a worker are the open ones of the threads that are sent there; while anybody is queued or paused, the next tick is set.
 #pragma once
@@ -63,8 +64,8 @@ namespace saga {
 struct SagaParts {
   bool prediction = true;  // off: the same constants for every thread
   bool affinity = true;    // off: pages held count for nothing; the least loaded worker
-  bool stealing = true;    // off: a thread moves only when its worker has no room
-  bool prefetch = true;    // off: pages are pulled only when the call is there
+  bool stealing = true;    // off: no thread moves in its gap, and no pages are pulled
+  bool prefetch = true;    // off: nothing is loaded from host memory before a return
   bool admission = true;   // off: every call is granted at once
   bool fairness = true;    // off: one queue, first come first served
   bool retention = true;   // off: no leases
@@ -243,7 +244,7 @@ class SagaScheduler final : public PlacementPolicy {
   double step_time(const Load& load) const;
   double presence_of(std::uint32_t id, Time now) const;
   PriceTerms price(const Thread& thread, WorkerId worker, double missing, double transfer) const;
-  bool has_room(const Thread& thread, WorkerId worker, bool holds) const;
+  bool has_room(const Thread& thread, double set, WorkerId worker, bool holds) const;  // set: its working_set()
   bool fits(const Thread& thread, CallId call, Time now, ClusterControl& cluster);
   std::uint64_t service(const Thread& thread, double gpu_seconds) const;
   Choice choose(const Thread& thread, CallId call, Time now, ClusterControl& cluster);
