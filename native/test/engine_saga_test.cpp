@@ -6,6 +6,7 @@
 #include <map>
 #include <numeric>
 #include <ostream>
+#include <set>
 #include <vector>
 
 #include "../core/engine/engine.hpp"
@@ -47,7 +48,7 @@ void declare_graphs(Workload& workload) {
 }
 
 struct Outcomes {
-  std::uint64_t calls = 0, copies = 0, leases = 0, held = 0, steals = 0, preempting = 0;
+  std::uint64_t calls = 0, copies = 0, leases = 0, held = 0, steals = 0;
 };
 
 void compare(Scenario& scenario, Outcomes* outcomes) {
@@ -104,11 +105,679 @@ TEST(EngineSaga, TheSimulatedClusterRunsTheSameThroughTheEngine) {
     compare(scenario, &outcomes);
     if (HasFatalFailure()) return;
   }
-  std::printf("calls %llu copied %llu leases %llu held %llu steals %llu\n",
-              static_cast<unsigned long long>(outcomes.calls), static_cast<unsigned long long>(outcomes.copies),
-              static_cast<unsigned long long>(outcomes.leases), static_cast<unsigned long long>(outcomes.held),
-              static_cast<unsigned long long>(outcomes.steals));
   EXPECT_GT(outcomes.calls, 1000u);
+  EXPECT_GT(outcomes.copies, 1000u);
+  EXPECT_GT(outcomes.leases, 10u);
+  EXPECT_GT(outcomes.held, 100u);
+  EXPECT_GT(outcomes.steals, 10u);
+}
+
+// ---------------------------------------------------------------------------------------------------------- single events
+
+constexpr Time kSecond = 1'000'000;
+
+EngineOptions small_options() {
+  EngineOptions options;
+  options.max_workers = 4;
+  options.max_workflows = 4;
+  options.max_calls = 6;
+  options.max_blocks = 100'000;
+  options.max_chain_blocks = 1000;
+  options.max_open_blocks = 256 * 16;
+  options.block_tokens = 16;
+  options.seed = 7;
+  options.placement.kind = PlacementKind::kSaga;
+  options.scheduling.max_threads = 8;
+  options.scheduling.max_tenants = 3;
+  options.scheduling.max_graphs = 2;
+  options.scheduling.max_leases = 4;
+  options.scheduling.max_directives = 8;
+  options.scheduling.max_receipts = 4;
+  return options;
+}
+
+std::vector<BlockHash> range(BlockHash first, std::size_t count) {
+  std::vector<BlockHash> hashes(count);
+  std::iota(hashes.begin(), hashes.end(), first);
+  return hashes;
+}
+
+// An engine whose events must succeed.
+struct Life {
+  explicit Life(const EngineOptions& options) : engine(options) {}
+  WorkerId add_worker(Time now, std::uint32_t blocks = 10'000) {
+    WorkerId worker = kNone;
+    EXPECT_EQ(engine.add_worker(now, blocks, &worker), Status::kOk);
+    return worker;
+  }
+  WorkflowHandle open(Time now, const WorkflowInfo& info = {}) {
+    WorkflowHandle workflow = 0;
+    EXPECT_EQ(engine.open_workflow(now, info, &workflow), Status::kOk);
+    return workflow;
+  }
+  CallHandle submit(Time now, WorkflowHandle workflow, const std::vector<BlockHash>& chain, std::uint32_t agent = 0) {
+    CallHandle call = 0;
+    CallInfo info;
+    info.prompt_tokens = static_cast<std::uint32_t>(chain.size()) * 16 + 5;
+    info.agent = agent;
+    EXPECT_EQ(engine.submit_call(now, workflow, info, chain, &call), Status::kOk);
+    return call;
+  }
+  std::vector<Decision> decide(Time now, std::size_t room = 100) {
+    std::vector<Decision> decisions(room);
+    std::size_t count = 0;
+    EXPECT_EQ(engine.decide(now, decisions, &count), Status::kOk);
+    EXPECT_TRUE(engine.verify());
+    decisions.resize(count);
+    return decisions;
+  }
+  // The one decision that there must be.
+  Decision decide_one(Time now, DecisionType type) {
+    const std::vector<Decision> decisions = decide(now);
+    EXPECT_EQ(decisions.size(), 1u);
+    if (decisions.size() != 1) return {};
+    EXPECT_EQ(decisions[0].type, static_cast<std::uint16_t>(type));
+    return decisions[0];
+  }
+  void finish(Time now, CallHandle call, StopReason stop = StopReason::kToolUse, std::uint32_t output = 27) {
+    EXPECT_EQ(engine.finish_call(now, call, stop, ToolClass::kWebApi, output), Status::kOk);
+    EXPECT_TRUE(engine.verify());
+  }
+  const SchedulerHost& host() const { return *engine.scheduling(); }
+  Engine engine;
+};
+
+TEST(EngineSaga, AThreadGoesWhereItsBlocksAreAndTheReceiptsSayWhy) {
+  Life life(small_options());
+  for (int i = 0; i < 3; ++i) life.add_worker(0);
+  const WorkflowHandle workflow = life.open(10);
+  const CallHandle first = life.submit(20, workflow, range(1, 40));
+  const Decision placed = life.decide_one(20, DecisionType::kPlace);
+  EXPECT_EQ(placed.call, first);
+  EXPECT_EQ(placed.placement, 0u);
+  EXPECT_EQ(placed.reason, kFirstSagaReason + static_cast<std::uint32_t>(SagaReason::kNew));
+  EXPECT_EQ(placed.prompt_blocks, 40u);
+  EXPECT_EQ(placed.longest_match_worker, kNone);
+  EXPECT_EQ(placed.active_workers, 3u);
+  EXPECT_EQ(placed.decided_at, 20u);
+  EXPECT_TRUE(life.decide(20).empty());
+  EXPECT_EQ(life.engine.first_token(kSecond / 4, first), Status::kOk);
+  EXPECT_EQ(life.engine.blocks_stored(kSecond / 4, placed.worker, Tier::kGpu, 0, range(1, 42)), Status::kOk);
+  life.finish(kSecond / 2, first);
+  EXPECT_TRUE(life.decide(kSecond / 2).empty());
+  EXPECT_LE(life.engine.next_wake(), 3 * kSecond / 2) << "presence falls with time, once a second";
+
+  const CallHandle second = life.submit(kSecond / 2 + 5, workflow, range(1, 44));
+  const Decision again = life.decide_one(kSecond / 2 + 5, DecisionType::kPlace);
+  EXPECT_EQ(again.call, second);
+  EXPECT_EQ(again.worker, placed.worker);
+  EXPECT_EQ(again.reason, kFirstSagaReason + static_cast<std::uint32_t>(SagaReason::kHolder));
+  EXPECT_EQ(again.matched_blocks[0], 42u);
+  EXPECT_EQ(again.longest_match, 42u);
+  EXPECT_EQ(again.longest_match_worker, placed.worker);
+  const Receipt* receipt = life.host().receipt(second);
+  ASSERT_NE(receipt, nullptr);
+  EXPECT_EQ(receipt->decided.worker, placed.worker);
+  EXPECT_EQ(receipt->decided.holder, placed.worker);
+  EXPECT_EQ(receipt->decided.matched_pages, 42u);
+  EXPECT_EQ(receipt->prompt_blocks, 44u);
+  EXPECT_EQ(receipt->submitted_at, kSecond / 2 + 5);
+  EXPECT_GT(receipt->decided.price.decode, 0);
+  EXPECT_GT(receipt->decided.price.prefill, 0);
+  EXPECT_EQ(receipt->decided.price.transfer, 0);
+  ASSERT_NE(life.host().receipt(first), nullptr) << "also of a call that has ended";
+  EXPECT_GT(life.host().receipt(first)->decided.price.prefill, 10 * receipt->decided.price.prefill);
+  EXPECT_EQ(life.host().receipt(second + 1), nullptr);
+}
+
+TEST(EngineSaga, ReceiptsAreTheNewestFew) {
+  Life life(small_options());
+  life.add_worker(0);
+  const WorkflowHandle workflow = life.open(0);
+  std::vector<CallHandle> calls;
+  for (Time now = 1; now <= 6; ++now) {
+    calls.push_back(life.submit(now, workflow, range(1, 10)));
+    life.decide_one(now, DecisionType::kPlace);
+    life.finish(now, calls.back());
+  }
+  for (std::size_t i = 0; i < 6; ++i) EXPECT_EQ(life.host().receipt(calls[i]) != nullptr, i >= 2) << i;
+}
+
+TEST(EngineSaga, CallsWaitUntilThereIsAWorker) {
+  Life life(small_options());
+  const WorkflowHandle workflow = life.open(0);
+  const CallHandle call = life.submit(1, workflow, range(1, 4));
+  EXPECT_TRUE(life.decide(1).empty());
+  EXPECT_EQ(life.engine.stats().waiting_calls, 1u);
+  EXPECT_EQ(life.engine.finish_call(2, call, StopReason::kEndTurn, ToolClass::kNone, 1), Status::kWrongState);
+  EXPECT_EQ(life.engine.first_token(2, call), Status::kWrongState);
+  life.add_worker(5);
+  EXPECT_EQ(life.engine.first_token(5, call), Status::kWrongState) << "granted, but nobody was told";
+  EXPECT_EQ(life.engine.finish_call(5, call, StopReason::kEndTurn, ToolClass::kNone, 1), Status::kWrongState);
+  EXPECT_EQ(life.decide_one(6, DecisionType::kPlace).call, call);
+  EXPECT_EQ(life.engine.stats().waiting_calls, 0u);
+  EXPECT_EQ(life.engine.stats().placed_calls, 1u);
+}
+
+TEST(EngineSaga, ALostWorkersAnswersAreRecognised) {
+  Life life(small_options());
+  const WorkerId lost = life.add_worker(0);
+  const WorkflowHandle workflow = life.open(0);
+  const CallHandle call = life.submit(1, workflow, range(1, 4));
+  EXPECT_EQ(life.decide_one(1, DecisionType::kPlace).worker, lost);
+  EXPECT_EQ(life.engine.remove_worker(2, lost), Status::kOk);
+  EXPECT_TRUE(life.decide(2).empty());
+  const WorkerId other = life.add_worker(3);
+  const Decision placed = life.decide_one(3, DecisionType::kPlace);
+  EXPECT_EQ(placed.worker, other);
+  EXPECT_EQ(placed.placement, 1u);
+  EXPECT_EQ(life.host().receipt(call)->placement, 1u);
+  EXPECT_EQ(life.host().receipt(call)->decided.queued, 1u);
+  const std::uint64_t before = life.engine.digest();
+  AnswerInfo late;
+  late.placement = 0;
+  EXPECT_EQ(life.engine.first_token(4, call, 0), Status::kWrongState);
+  EXPECT_EQ(life.engine.finish_call(4, call, late), Status::kWrongState);
+  EXPECT_EQ(life.engine.digest(), before);
+  EXPECT_EQ(life.host().stats().stale, 2u);
+  EXPECT_EQ(life.engine.first_token(4, call, 1), Status::kOk);
+  late.placement = 1;
+  EXPECT_EQ(life.engine.finish_call(5, call, late), Status::kOk);
+  EXPECT_EQ(life.engine.finish_call(5, call, late), Status::kNotFound);
+}
+
+TEST(EngineSaga, CallsOfAnAgentThatOverlapHaveLanes) {
+  EngineOptions options = small_options();
+  options.scheduling.max_threads = 3;
+  Life life(options);
+  life.add_worker(0);
+  const WorkflowHandle workflow = life.open(0);
+  const CallHandle one = life.submit(1, workflow, range(1, 4));
+  const CallHandle two = life.submit(1, workflow, range(1, 4));
+  const CallHandle three = life.submit(1, workflow, range(1, 4), 9);
+  EXPECT_EQ(life.host().stats().threads, 3u);
+  EXPECT_EQ(life.decide(1).size(), 3u);
+  CallHandle call = 0;
+  CallInfo info;
+  info.prompt_tokens = 64;
+  EXPECT_EQ(life.engine.submit_call(2, workflow, info, {}, &call), Status::kFull) << "no lane is free";
+  life.finish(3, two);
+  EXPECT_EQ(life.engine.submit_call(4, workflow, info, {}, &call), Status::kOk) << "the free one is used again";
+  EXPECT_EQ(life.host().stats().threads, 3u);
+  EXPECT_EQ(life.engine.close_workflow(4, workflow), Status::kWrongState);
+  life.decide(4);
+  for (const CallHandle open : {one, three, call}) life.finish(5, open);
+  EXPECT_EQ(life.engine.close_workflow(6, workflow), Status::kOk);
+  EXPECT_EQ(life.host().stats().threads, 0u);
+  EXPECT_TRUE(life.engine.verify());
+}
+
+TEST(EngineSaga, ThePromptsOfPausedThreadsGiveWay) {
+  EngineOptions options = small_options();
+  options.max_open_blocks = 256 * 4;
+  Life life(options);
+  life.add_worker(0);
+  WorkflowHandle workflows[4];
+  for (WorkflowHandle& workflow : workflows) {
+    workflow = life.open(1);
+    const CallHandle call = life.submit(1, workflow, range(1, 200));
+    life.decide(1);
+    life.finish(1, call);
+  }
+  EXPECT_EQ(life.host().kept_chunks(), 4u);
+  const CallHandle large = life.submit(2, workflows[0], range(1, 600));  // three chunks
+  life.decide(2);
+  EXPECT_EQ(life.host().kept_chunks(), 1u);
+  CallHandle call = 0;
+  EXPECT_EQ(life.engine.submit_call(2, workflows[1], 600 * 16, range(1, 600), &call), Status::kFull);
+  EXPECT_EQ(life.host().kept_chunks(), 1u) << "refused: nothing is given up";
+  life.finish(3, large);
+  EXPECT_EQ(life.engine.submit_call(3, workflows[1], 600 * 16, range(1, 600), &call), Status::kOk);
+  EXPECT_TRUE(life.engine.verify());
+}
+
+TEST(EngineSaga, LeasesAreReleasedExpireAndAreRevoked) {
+  EngineOptions options = small_options();
+  options.scheduling.leases = true;
+  Life life(options);
+  const WorkerId worker = life.add_worker(0);
+  const WorkflowHandle workflow = life.open(0);
+  Time now = kSecond;
+  EXPECT_EQ(life.engine.blocks_stored(now, worker, Tier::kGpu, 0, range(1, 40)), Status::kOk);
+  CallHandle call = life.submit(now, workflow, range(1, 40));
+  life.decide_one(now, DecisionType::kPlace);
+  life.finish(now, call);
+  const Directive lease = to_directive(life.decide_one(now, DecisionType::kRetain));
+  EXPECT_EQ(lease.worker, worker);
+  EXPECT_EQ(lease.call, call);
+  EXPECT_EQ(lease.blocks, 41u) << "645 tokens of the prompt and 26 of the answer are computed";
+  EXPECT_GT(lease.until, now);
+  EXPECT_GT(lease.value, 0u);
+  EXPECT_EQ(life.engine.directive_done(now, lease.id, Outcome::kApplied), Status::kOk);
+  EXPECT_EQ(life.host().leased_pages(worker), 41u);
+  // Released when the thread comes back.
+  call = life.submit(now, workflow, range(1, 40));
+  const std::vector<Decision> back = life.decide(now);
+  ASSERT_EQ(back.size(), 2u);
+  EXPECT_EQ(back[0].type, static_cast<std::uint16_t>(DecisionType::kRelease));
+  EXPECT_EQ(to_directive(back[0]).id, lease.id);
+  EXPECT_EQ(back[1].call, call);
+  EXPECT_EQ(life.engine.directive_done(now, lease.id, Outcome::kRevoked), Status::kNotFound);
+  EXPECT_EQ(life.host().leased_pages(worker), 0u);
+  life.finish(now, call);
+  // Revoked, and a stale id afterwards.
+  const Directive revoked = to_directive(life.decide_one(now, DecisionType::kRetain));
+  EXPECT_NE(revoked.id, lease.id);
+  EXPECT_EQ(life.engine.directive_done(now, revoked.id, Outcome::kRevoked), Status::kOk);
+  EXPECT_EQ(life.engine.directive_done(now, revoked.id, Outcome::kExpired), Status::kNotFound);
+  // A lease that was never read is simply gone.
+  call = life.submit(now, workflow, range(1, 40));
+  life.decide_one(now, DecisionType::kPlace);
+  life.finish(now, call);
+  call = life.submit(now, workflow, range(1, 40));
+  life.decide_one(now, DecisionType::kPlace);
+  life.finish(now, call);
+  // Expires by itself.
+  const Directive last = to_directive(life.decide_one(now, DecisionType::kRetain));
+  now = last.until + 1;
+  EXPECT_EQ(life.engine.tick(now), Status::kOk);
+  EXPECT_EQ(life.engine.directive_done(now, last.id, Outcome::kExpired), Status::kNotFound);
+  const SchedulerStats stats = life.host().stats();
+  EXPECT_EQ(stats.leases.granted, 4u);
+  EXPECT_EQ(stats.leases.released, 2u);
+  EXPECT_EQ(stats.leases.revoked, 1u);
+  EXPECT_EQ(stats.leases.expired, 1u);
+  EXPECT_EQ(stats.leases.refused, 0u);
+}
+
+TEST(EngineSaga, CancelledCallsLeaveNothingBehind) {
+  Life life(small_options());
+  const WorkflowHandle workflow = life.open(0);
+  CallHandle call = life.submit(1, workflow, range(1, 4));
+  EXPECT_EQ(life.engine.cancel_call(1, call), Status::kOk);  // waits
+  const WorkerId worker = life.add_worker(1);
+  EXPECT_TRUE(life.decide(1).empty());
+  call = life.submit(2, workflow, range(1, 4));
+  EXPECT_EQ(life.engine.cancel_call(2, call), Status::kOk);  // granted, not told
+  EXPECT_TRUE(life.decide(2).empty());
+  call = life.submit(3, workflow, range(1, 4));
+  EXPECT_EQ(life.decide_one(3, DecisionType::kPlace).call, call);
+  EXPECT_EQ(life.engine.cancel_call(3, call), Status::kOk);  // placed
+  EXPECT_EQ(life.engine.cancel_call(3, call), Status::kNotFound);
+  EXPECT_EQ(life.host().open_calls(worker), 0u);
+  EXPECT_EQ(life.host().scheduler().queue().size() + life.host().scheduler().admissions().size(), 0u);
+  call = life.submit(4, workflow, range(1, 4));
+  EXPECT_EQ(life.decide_one(4, DecisionType::kPlace).call, call);
+  life.finish(5, call);
+  EXPECT_EQ(life.engine.close_workflow(6, workflow), Status::kOk);
+  EXPECT_EQ(life.engine.stats().cancelled_calls, 3u);
+  EXPECT_TRUE(life.engine.verify());
+}
+
+TEST(EngineSaga, GraphsAndTenants) {
+  Life life(small_options());
+  AgentGraph graph;
+  graph.steps.push_back({ToolClass::kWebApi, 100, 50, 2});
+  graph.expected_calls = 3;
+  std::uint32_t id = 9;
+  EXPECT_EQ(life.engine.declare_graph(0, graph, &id), Status::kOk);
+  EXPECT_EQ(id, 0u);
+  graph.expected_calls = 4;
+  EXPECT_EQ(life.engine.declare_graph(0, graph, &id), Status::kOk);
+  EXPECT_EQ(id, 1u);
+  graph.expected_calls = 3;
+  EXPECT_EQ(life.engine.declare_graph(0, graph, &id), Status::kOk);
+  EXPECT_EQ(id, 0u) << "the same graph";
+  graph.expected_calls = 5;
+  EXPECT_EQ(life.engine.declare_graph(0, graph, &id), Status::kFull);
+  WorkflowHandle workflow = 0;
+  EXPECT_EQ(life.engine.open_workflow(0, WorkflowInfo{0, 2, 0}, &workflow), Status::kInvalidArgument);
+  EXPECT_EQ(life.engine.open_workflow(0, WorkflowInfo{3, 1, 0}, &workflow), Status::kInvalidArgument);
+  EXPECT_EQ(life.engine.open_workflow(0, WorkflowInfo{2, 1, 5}, &workflow), Status::kOk);
+  EXPECT_EQ(life.engine.set_tenant(0, 3, 2), Status::kInvalidArgument);
+  EXPECT_EQ(life.engine.set_tenant(0, 2, 2.5), Status::kOk);
+  EXPECT_EQ(life.host().weight(2), 2.5);
+  EXPECT_EQ(life.host().scheduler().queue().weight(2), 2560u);
+  EXPECT_EQ(life.host().scheduler().admissions().weight(2), 2560u);
+  life.add_worker(0);
+  life.submit(1, workflow, range(1, 4));
+  life.decide(1);
+  EXPECT_EQ(life.host().scheduler().predictor().forecast(0, 1).source, ForecastSource::kDeclared);
+}
+
+TEST(EngineSaga, HintsReachThePredictor) {
+  const auto forecast_with = [](std::uint32_t output_hint, Time gap_hint, bool waiting) {
+    Life life(small_options());
+    life.add_worker(0);
+    const WorkflowHandle workflow = life.open(0);
+    CallInfo info;
+    info.prompt_tokens = 100;
+    info.hints.output_tokens = output_hint;
+    CallHandle call = 0;
+    EXPECT_EQ(life.engine.submit_call(1, workflow, info, {}, &call), Status::kOk);
+    if (!waiting) return life.host().scheduler().predictor().forecast(0, 1);
+    life.decide(1);
+    AnswerInfo answer;
+    answer.stop = StopReason::kToolUse;
+    answer.output_tokens = 300;
+    answer.hints.gap = gap_hint;
+    EXPECT_EQ(life.engine.finish_call(2, call, answer), Status::kOk);
+    return life.host().scheduler().predictor().forecast(0, 2);
+  };
+  EXPECT_GT(forecast_with(3000, kNotDeclared, false).current_output_tokens,
+            2 * forecast_with(0, kNotDeclared, false).current_output_tokens);
+  EXPECT_GT(forecast_with(0, 500 * kSecond, true).gap_p50, 5 * forecast_with(0, kNotDeclared, true).gap_p50);
+}
+
+TEST(EngineSaga, AnotherPlacementHasNoneOfIt) {
+  EngineOptions options = small_options();
+  options.placement.kind = PlacementKind::kAffinity;
+  Engine engine(options);
+  std::uint32_t id = 0;
+  EXPECT_EQ(engine.declare_graph(0, AgentGraph{}, &id), Status::kWrongState);
+  EXPECT_EQ(engine.set_tenant(0, 0, 1), Status::kWrongState);
+  EXPECT_EQ(engine.directive_done(0, 1, Outcome::kApplied), Status::kWrongState);
+  EXPECT_EQ(engine.next_wake(), kNotDeclared);
+  EXPECT_EQ(engine.scheduling(), nullptr);
+  WorkflowHandle workflow = 0;
+  EXPECT_EQ(engine.open_workflow(0, WorkflowInfo{1000, 17, 3}, &workflow), Status::kOk) << "recorded, without effect";
+}
+
+// ---------------------------------------------------------------------------------------------------------- random events
+
+// Random events against what must hold for any scheduler: each call is placed once a placement, on an active worker, and in the end all of
+// them; copies and leases have one outcome; and the journal rebuilds the state.
+class RandomRun {
+ public:
+  RandomRun(std::uint64_t seed, bool leases) : random_(seed), engine_(options_for(seed, leases)) {}
+
+  static EngineOptions options_for(std::uint64_t seed, bool leases) {
+    EngineOptions options = small_options();
+    options.max_workers = 6;
+    options.max_workflows = 5;
+    options.max_calls = 12;
+    options.scheduling.max_threads = 10;
+    options.scheduling.max_leases = 3;
+    options.scheduling.max_directives = static_cast<std::uint32_t>(2 + seed % 7);
+    options.scheduling.leases = leases;
+    options.scheduling.directive_seconds = 2;
+    options.scheduling.link_bytes_per_second = seed % 2 == 0 ? 25'000'000'000 : 1'000'000'000;
+    options.scheduling.max_receipts = 64;
+    options.journal_bytes = 1 << 16;
+    options.seed = seed;
+    return options;
+  }
+
+  void run(int events) {
+    for (int i = 0; i < 2; ++i) add_worker();
+    for (int event = 0; event < events; ++event) {
+      now_ += random_.below(20) == 0 ? random_.below(100 * kSecond) : random_.below(300'000);
+      step();
+      if (event % 16 == 0) {
+        ASSERT_TRUE(engine_.verify()) << event;
+      }
+      if (::testing::Test::HasFatalFailure()) return;
+      drain();
+    }
+    settle();
+    ASSERT_TRUE(engine_.verify());
+    drain();
+  }
+
+  const Bytes& journal() const { return journal_; }
+  Engine& engine() { return engine_; }
+  std::uint64_t copies() const { return copies_; }
+  std::uint64_t early() const { return early_; }
+  std::uint64_t leases() const { return leases_read_; }
+
+ private:
+  struct Call {
+    WorkflowHandle workflow = 0;
+    std::vector<BlockHash> chain;
+    WorkerId worker = kNone;  // kNone: waits
+    std::uint32_t lost = 0;   // placements that it lost
+  };
+
+  void add_worker() {
+    WorkerId worker = kNone;
+    const Status status = engine_.add_worker(now_, 60 + static_cast<std::uint32_t>(random_.below(200)), &worker);
+    if (status == Status::kOk) {
+      workers_.push_back(worker);
+    } else {
+      EXPECT_EQ(status, Status::kFull);
+    }
+  }
+  template <class Map>
+  auto any(Map& map) {
+    return std::next(map.begin(), static_cast<std::ptrdiff_t>(random_.below(map.size())));
+  }
+
+  void submit() {
+    const auto workflow = any(workflows_);
+    const std::uint64_t base = (workflow->first & 0xFF) * 100'000 + (workflow->first >> 32) * 1000;
+    Call call;
+    call.workflow = workflow->first;
+    const std::size_t blocks = std::min<std::size_t>(4 + workflow->second, 55);
+    for (std::size_t i = 0; i < blocks; ++i) call.chain.push_back(i < 3 ? 1 + i : base + i);
+    CallInfo info;
+    info.prompt_tokens = static_cast<std::uint32_t>(blocks * 16 + random_.below(16));
+    info.agent = static_cast<std::uint32_t>(random_.below(2));
+    if (random_.below(3) == 0) info.hints.output_tokens = static_cast<std::uint32_t>(random_.below(500));
+    if (random_.below(3) == 0) info.prompt_kind = static_cast<std::uint32_t>(random_.below(3));
+    CallHandle handle = 0;
+    const Status status = engine_.submit_call(now_, workflow->first, info, call.chain, &handle);
+    if (status == Status::kFull) return;
+    ASSERT_EQ(status, Status::kOk);
+    ASSERT_TRUE(calls_.emplace(handle, call).second);
+    workflow->second += static_cast<std::uint32_t>(random_.below(6));
+  }
+
+  void finish() {
+    const auto at = any(calls_);
+    const auto& [handle, call] = *at;
+    AnswerInfo answer;
+    answer.output_tokens = static_cast<std::uint32_t>(random_.below(200));
+    answer.stop = static_cast<StopReason>(random_.below(3));
+    answer.tool = static_cast<ToolClass>(random_.below(5));
+    if (random_.below(4) == 0) answer.hints.gap = random_.below(60 * kSecond);
+    if (random_.below(4) == 0) answer.hints.final_step = static_cast<CallHints::Final>(random_.below(3));
+    if (call.worker == kNone) {
+      EXPECT_EQ(engine_.finish_call(now_, handle, answer), Status::kWrongState);
+      return;
+    }
+    if (call.lost > 0) {
+      answer.placement = call.lost - 1;
+      EXPECT_EQ(engine_.finish_call(now_, handle, answer), Status::kWrongState);
+    }
+    answer.placement = random_.below(2) == 0 ? kNone : call.lost;
+    if (random_.below(2) == 0) {
+      EXPECT_EQ(engine_.blocks_stored(now_, call.worker, Tier::kGpu, 0, call.chain), Status::kOk);
+    }
+    ASSERT_EQ(engine_.finish_call(now_, handle, answer), Status::kOk);
+    calls_.erase(at);
+  }
+
+  void decide() {
+    std::vector<Decision> decisions(1 + random_.below(20));
+    std::size_t count = 0;
+    ASSERT_EQ(engine_.decide(now_, decisions, &count), Status::kOk);
+    for (std::size_t i = 0; i < count; ++i) take(decisions[i]);
+  }
+
+  void take(const Decision& decision) {
+    EXPECT_EQ(decision.decided_at, now_);
+    switch (static_cast<DecisionType>(decision.type)) {
+      case DecisionType::kPlace: {
+        const auto call = calls_.find(decision.call);
+        ASSERT_NE(call, calls_.end());
+        ASSERT_EQ(call->second.worker, kNone);
+        ASSERT_NE(std::find(workers_.begin(), workers_.end(), decision.worker), workers_.end());
+        EXPECT_EQ(decision.placement, call->second.lost);
+        EXPECT_NE(engine_.scheduling()->receipt(decision.call), nullptr);
+        call->second.worker = decision.worker;
+        break;
+      }
+      case DecisionType::kCopy:
+        ++copies_;
+        outcomes_[to_directive(decision).id] = decision;
+        break;
+      case DecisionType::kRetain:
+        ++leases_read_;
+        EXPECT_TRUE(held_.insert(to_directive(decision).id).second);
+        outcomes_[to_directive(decision).id] = decision;
+        break;
+      case DecisionType::kRelease:
+        EXPECT_EQ(held_.erase(to_directive(decision).id), 1u) << "of a lease that was read, once";
+        outcomes_.erase(to_directive(decision).id);
+        break;
+      default:
+        break;
+    }
+  }
+
+  void tell_outcome() {
+    const auto at = any(outcomes_);
+    const Directive directive = to_directive(at->second);
+    const bool copy = directive.type == static_cast<std::uint16_t>(DecisionType::kCopy);
+    const auto outcome = static_cast<Outcome>(random_.below(copy ? 3 : 4));
+    const Status status = engine_.directive_done(now_, directive.id, outcome);
+    EXPECT_TRUE(status == Status::kOk || status == Status::kNotFound);
+    // A lease that is told of after its release was asked for has still to be released in the outbox.
+    if (copy || (outcome != Outcome::kApplied && status == Status::kOk)) outcomes_.erase(at);
+    if (!copy || status != Status::kOk) return;
+    EXPECT_EQ(engine_.directive_done(now_, directive.id, outcome), Status::kNotFound) << "once";
+    const auto call = calls_.find(directive.call);
+    if (call == calls_.end() || call->second.worker != kNone) return;
+    if (directive.reason != static_cast<std::uint32_t>(CopyReason::kPull)) return;
+    EXPECT_GT(engine_.pending_decisions(), 0u) << "the call waited for these blocks";
+    ++early_;
+  }
+
+  void remove_worker() {
+    const std::size_t at = random_.below(workers_.size());
+    ASSERT_EQ(engine_.remove_worker(now_, workers_[at]), Status::kOk);
+    for (auto& [handle, call] : calls_) {
+      if (call.worker != workers_[at]) continue;
+      call.worker = kNone;
+      ++call.lost;
+    }
+    workers_.erase(workers_.begin() + static_cast<std::ptrdiff_t>(at));
+  }
+
+  void step() {
+    const std::uint64_t kind = random_.below(100);
+    if (kind < 8) {
+      WorkflowHandle workflow = 0;
+      const WorkflowInfo info{static_cast<std::uint32_t>(random_.below(3)), kNone,
+                              static_cast<std::uint32_t>(random_.below(3))};
+      const Status status = engine_.open_workflow(now_, info, &workflow);
+      if (status == Status::kOk) workflows_[workflow] = 0;
+    } else if (kind < 35) {
+      if (!workflows_.empty()) submit();
+    } else if (kind < 55) {
+      decide();
+    } else if (kind < 75) {
+      if (!calls_.empty()) finish();
+    } else if (kind < 78) {
+      if (workflows_.empty()) return;
+      const auto at = any(workflows_);
+      if (engine_.close_workflow(now_, at->first) == Status::kOk) workflows_.erase(at);
+    } else if (kind < 82) {
+      if (calls_.empty()) return;
+      const auto at = any(calls_);
+      ASSERT_EQ(engine_.cancel_call(now_, at->first), Status::kOk);
+      calls_.erase(at);
+    } else if (kind < 90) {
+      if (!outcomes_.empty()) tell_outcome();
+    } else if (kind < 92) {
+      if (random_.below(3) == 0) add_worker();
+    } else if (kind < 93) {
+      if (workers_.size() > 1 && random_.below(3) == 0) remove_worker();
+    } else if (kind < 95) {
+      if (workers_.empty()) return;
+      ASSERT_EQ(engine_.blocks_cleared(now_, workers_[random_.below(workers_.size())]), Status::kOk);
+    } else if (kind < 96) {
+      ASSERT_EQ(engine_.set_tenant(now_, static_cast<std::uint32_t>(random_.below(3)), 0.5 + random_.uniform()),
+                Status::kOk);
+    } else if (kind < 97) {
+      const WorkerLoad load{static_cast<std::uint32_t>(random_.below(50)), static_cast<std::uint32_t>(random_.below(5)),
+                            kNone};
+      if (workers_.empty()) return;
+      ASSERT_EQ(engine_.worker_load(now_, workers_[0], load), Status::kOk);
+    } else {
+      ASSERT_EQ(engine_.tick(now_), Status::kOk);
+    }
+  }
+
+  // With time, room and ticks every call is placed, and ends.
+  void settle() {
+    if (workers_.empty()) add_worker();
+    for (int round = 0; round < 1000 && !calls_.empty(); ++round) {
+      const Time next = engine_.next_wake();
+      now_ = next == kNotDeclared || next < now_ ? now_ + kSecond : next;
+      ASSERT_EQ(engine_.tick(now_), Status::kOk);
+      decide();
+      drain();
+      for (auto at = calls_.begin(); at != calls_.end();) {
+        if (at->second.worker == kNone) {
+          ++at;
+          continue;
+        }
+        ASSERT_EQ(engine_.finish_call(now_, at->first, StopReason::kEndTurn, ToolClass::kNone, 5), Status::kOk);
+        at = calls_.erase(at);
+        drain();
+      }
+    }
+    ASSERT_TRUE(calls_.empty()) << calls_.size() << " calls are never placed";
+    for (const auto& [workflow, blocks] : workflows_) {
+      ASSERT_EQ(engine_.close_workflow(now_, workflow), Status::kOk);
+      drain();
+    }
+    EXPECT_EQ(engine_.scheduling()->stats().threads, 0u);
+  }
+
+  void drain() {
+    std::uint8_t bytes[4096];
+    for (std::size_t count = 1; count != 0;) {
+      count = engine_.journal().drain(bytes, sizeof bytes);
+      journal_.insert(journal_.end(), bytes, bytes + count);
+    }
+  }
+
+  Random random_;
+  Engine engine_;
+  Time now_ = 0;
+  std::vector<WorkerId> workers_;
+  std::map<WorkflowHandle, std::uint32_t> workflows_;  // blocks of its prompts
+  std::map<CallHandle, Call> calls_;
+  std::map<std::uint64_t, Decision> outcomes_;  // copies and leases that were read
+  std::set<std::uint64_t> held_;                // leases that were read, and not released since
+  Bytes journal_;
+  std::uint64_t copies_ = 0, early_ = 0, leases_read_ = 0;
+};
+
+TEST(EngineSaga, RandomEvents) {
+  std::uint64_t copies = 0, early = 0, leases = 0;
+  for (std::uint64_t seed = 1; seed <= 40; ++seed) {
+    SCOPED_TRACE(seed);
+    RandomRun run(seed, seed % 3 == 0);
+    run.run(1000);
+    if (HasFatalFailure()) return;
+    EngineOptions options;
+    ASSERT_EQ(read_journal_options(run.journal(), &options), Status::kOk);
+    Engine rebuilt(options);
+    const ReplayResult replayed = replay_journal(run.journal(), rebuilt);
+    ASSERT_EQ(replayed.status, Status::kOk) << replayed.events;
+    EXPECT_EQ(replayed.good_bytes, run.journal().size());
+    EXPECT_EQ(rebuilt.digest(), run.engine().digest());
+    EXPECT_TRUE(rebuilt.verify());
+    copies += run.copies();
+    early += run.early();
+    leases += run.leases();
+  }
+  EXPECT_GT(copies, 100u);
+  EXPECT_GT(early, 5u);
+  EXPECT_GT(leases, 100u);
 }
 
 }  // namespace
