@@ -6,6 +6,7 @@
 #include <deque>
 #include <map>
 #include <set>
+#include <utility>
 
 #include "../core/evict/saga_policy.hpp"
 #include "../core/sim/cache_replay.hpp"
@@ -257,6 +258,406 @@ TEST(BlockEvictor, DecidesAsTheReplayOnAFrozenTree) {
   }
   EXPECT_GT(compared, 60u);
   EXPECT_GT(evicted, 10'000u);
+}
+
+// ---- Literal cases
+
+TEST(BlockEvictor, BlocksWithoutHashGoFirstThenCopiesThenPages) {
+  BlockEvictor evictor(options_of(6));
+  EXPECT_EQ(take(evictor, 6, 0), (std::vector<BlockId>{0, 1, 2, 3, 4, 5}));
+  EXPECT_TRUE(take(evictor, 1, 0).empty());
+  const std::vector<BlockHash> page{70};
+  for (const BlockId block : {0u, 1u, 2u}) evictor.store(false, 0, page, std::vector<BlockId>{block});
+  evictor.unpin(std::vector<BlockId>{0});  // 1 and 2 hold the page
+  evictor.unpin(std::vector<BlockId>{2});  // 1 holds it
+  evictor.unpin(std::vector<BlockId>{1});  // the keeper
+  evictor.unpin(std::vector<BlockId>{5, 3});
+  evictor.prefer(3);
+  EXPECT_TRUE(evictor.verify());
+  EXPECT_TRUE(evictor.is_resident(70));
+  EXPECT_EQ(take(evictor, 4, 0), (std::vector<BlockId>{3, 5, 0, 2}));
+  EXPECT_TRUE(evictor.is_resident(70));
+  EXPECT_EQ(take(evictor, 1, 0), (std::vector<BlockId>{1}));
+  EXPECT_FALSE(evictor.is_resident(70));
+  const BlockEvictorStats stats = evictor.stats();
+  EXPECT_EQ(stats.taken_total, 11u);
+  EXPECT_EQ(stats.taken_without_hash_total, 8u);
+  EXPECT_EQ(stats.taken_copies_total, 2u);
+  EXPECT_EQ(stats.evicted_total, 1u);
+  EXPECT_EQ(stats.bypassed_total, 1u);
+  EXPECT_TRUE(evictor.verify());
+}
+
+TEST(BlockEvictor, TheKeeperOfAPageCanBeACopyThatWaited) {
+  BlockEvictor evictor(options_of(3));
+  take(evictor, 3, 0);
+  const std::vector<BlockHash> page{70};
+  evictor.store(false, 0, page, std::vector<BlockId>{0});
+  evictor.store(false, 0, page, std::vector<BlockId>{1});
+  evictor.unpin(std::vector<BlockId>{0});
+  evictor.drop(1);  // in use: 0 is the only one now
+  EXPECT_TRUE(evictor.is_resident(70));
+  evictor.unpin(std::vector<BlockId>{1, 2});
+  EXPECT_TRUE(evictor.verify());
+  EXPECT_EQ(take(evictor, 3, 0), (std::vector<BlockId>{1, 2, 0}));
+  EXPECT_TRUE(evictor.verify());
+}
+
+TEST(BlockEvictor, TheEndOfAChainGoesBeforeItsBeginning) {
+  BlockEvictor evictor(options_of(4));
+  Server server(evictor);
+  std::uint32_t hits = 0;
+  server.start(0, 1, chain(10, 4), 0, &hits);
+  server.end(0, {}, kSecond);
+  EXPECT_EQ(take(evictor, 4, 2 * kSecond), (std::vector<BlockId>{3, 2, 1, 0}));
+}
+
+TEST(BlockEvictor, EndedSessionsGoBeforeOlderOnes) {
+  BlockEvictor evictor(options_of(6));
+  Server server(evictor);
+  std::uint32_t hits = 0;
+  server.start(0, 1, chain(10, 3), 0, &hits);
+  server.end(0, {}, kSecond);
+  server.start(0, 2, chain(20, 3), 2 * kSecond, &hits);
+  CallOutcome ended;
+  ended.session_end = true;
+  server.end(0, ended, 3 * kSecond);
+  EXPECT_EQ(take(evictor, 3, 4 * kSecond), (std::vector<BlockId>{5, 4, 3}));  // the younger, which will not return
+}
+
+TEST(BlockEvictor, AThreadThatLeftGoesFirst) {
+  BlockEvictor evictor(options_of(4));
+  Server server(evictor);
+  std::uint32_t hits = 0;
+  server.start(0, 1, chain(10, 2), 0, &hits);
+  server.end(0, {}, kSecond);
+  server.start(0, 2, chain(20, 2), 2 * kSecond, &hits);
+  server.end(0, {}, 3 * kSecond);
+  evictor.thread_left(2, 4 * kSecond);
+  evictor.thread_left(99, 4 * kSecond);  // nobody
+  EXPECT_EQ(take(evictor, 2, 5 * kSecond), (std::vector<BlockId>{3, 2}));
+}
+
+TEST(BlockEvictor, SharedPagesOutliveTheirUsersTails) {
+  BlockEvictor evictor(options_of(8));
+  Server server(evictor);
+  std::uint32_t hits = 0;
+  for (std::uint64_t thread = 0; thread < 3; ++thread) {
+    server.start(0, thread, chain(100 + 10 * thread, 2, chain(10, 2)), thread * kSecond, &hits);
+    EXPECT_EQ(hits, thread == 0 ? 0u : 2u);
+    server.end(0, {}, thread * kSecond + 1);
+  }
+  take(evictor, 6, 10 * kSecond);
+  for (const BlockHash shared : {10, 11}) EXPECT_TRUE(evictor.is_resident(shared));
+  for (const BlockHash own : {100, 101, 110, 111, 120, 121}) EXPECT_FALSE(evictor.is_resident(own));
+}
+
+TEST(BlockEvictor, APreemptedCallKeepsItsPages) {
+  BlockEvictor evictor(options_of(4));
+  Server server(evictor);
+  std::uint32_t hits = 0;
+  server.start(0, 1, chain(10, 2), 0, &hits);
+  evictor.preempt(0, kSecond);
+  EXPECT_TRUE(evictor.is_preempted(0));
+  evictor.unpin(std::vector<BlockId>{1, 0});
+  server.start(1, 2, chain(20, 2), 2 * kSecond, &hits);
+  server.end(1, {}, 3 * kSecond);
+  EXPECT_EQ(take(evictor, 2, 4 * kSecond), (std::vector<BlockId>{3, 2}));  // though the other is younger
+  EXPECT_EQ(evictor.start(0, 1, chain(10, 2), PromptKind::kTool, 5 * kSecond), 2u);
+  EXPECT_FALSE(evictor.is_preempted(0));
+  EXPECT_TRUE(evictor.verify());
+}
+
+TEST(BlockEvictor, HollowPagesStandInForBlocksThatAreGone) {
+  BlockEvictor evictor(options_of(4));
+  take(evictor, 4, 0);
+  evictor.store(false, 0, chain(10, 3), std::vector<BlockId>{0, 1, 2});
+  evictor.drop(1);
+  EXPECT_EQ(evictor.stats().hollow, 1u);
+  EXPECT_EQ(evictor.stats().pages, 2u);
+  EXPECT_TRUE(evictor.verify());
+  evictor.unpin(std::vector<BlockId>{2, 1, 0});
+  EXPECT_TRUE(evictor.verify());
+  EXPECT_EQ(take(evictor, 2, 0), (std::vector<BlockId>{1, 2}));  // and the hollow page with 2
+  EXPECT_EQ(evictor.stats().hollow, 0u);
+  EXPECT_TRUE(evictor.verify());
+  // Behind pages that are known but not resident.
+  evictor.store(true, 11, chain(12, 1), std::vector<BlockId>{3});
+  EXPECT_EQ(evictor.stats().hollow, 1u);
+  evictor.store(true, 10, chain(11, 1), std::vector<BlockId>{1});
+  EXPECT_EQ(evictor.stats().hollow, 0u);
+  EXPECT_TRUE(evictor.verify());
+  // Behind a page that nobody knows: as without a hash.
+  evictor.store(true, 555, chain(556, 1), std::vector<BlockId>{2});
+  EXPECT_FALSE(evictor.is_stored(2));
+  EXPECT_TRUE(evictor.verify());
+}
+
+TEST(BlockEvictor, PagesOfTheAnswerBelongToTheThread) {
+  BlockEvictor evictor(options_of(6));
+  Server server(evictor);
+  std::uint32_t hits = 0;
+  server.start(0, 1, chain(10, 1), 0, &hits);
+  server.grow(0, chain(10, 3), kSecond);  // two pages of answer
+  server.start(1, 2, chain(20, 3), kSecond, &hits);
+  server.end(1, {}, 2 * kSecond);
+  server.end(0, {}, 3 * kSecond);
+  EXPECT_TRUE(evictor.verify());
+  // The other's end goes first, for it is older; were the answer nobody's, it would.
+  EXPECT_EQ(take(evictor, 3, 4 * kSecond), (std::vector<BlockId>{5, 4, 3}));
+}
+
+TEST(BlockEvictor, TheThreadWhosePagesLeftFirstIsForgottenFirst) {
+  BlockEvictor evictor(options_of(4, PolicyKind::kSaga, 4));
+  Server server(evictor);
+  std::uint32_t hits = 0;
+  Time now = 0;
+  for (std::uint64_t thread = 0; thread < 4; ++thread) {  // each drives the one before out
+    server.start(0, thread, chain(100 * (thread + 1), 4), now += kSecond, &hits);
+    server.end(0, {}, now += kSecond);
+    EXPECT_TRUE(evictor.verify());
+  }
+  EXPECT_EQ(evictor.stats().forgotten_total, 2u);
+  EXPECT_EQ(evictor.stats().heads, 2u);
+  EXPECT_EQ(evictor.stats().ghosts, 4u);
+  EXPECT_EQ(evictor.tree().find(100), kNone);
+  EXPECT_EQ(evictor.tree().find(200), kNone);
+  EXPECT_NE(evictor.tree().find(300), kNone);
+  EXPECT_TRUE(evictor.is_resident(400));
+}
+
+// ---- Random operations of an owner
+
+// Blocks and pages once more, as plainly as can be.
+struct Model {
+  struct Block {
+    bool in_use = false;
+    BlockHash hash = 0;  // 0: none
+    std::uint64_t freed_at = 0;
+    bool copy = false;  // waits as a copy
+  };
+  std::vector<Block> blocks;
+  std::deque<BlockId> unhashed;
+  std::deque<BlockId> copies;
+  std::map<BlockHash, BlockHash> parent;  // of pages that were ever stored
+
+  bool resident(BlockHash hash) const {
+    return std::any_of(blocks.begin(), blocks.end(), [&](const Block& b) { return b.hash == hash; });
+  }
+  static void forget(std::deque<BlockId>& list, BlockId block) {
+    list.erase(std::remove(list.begin(), list.end(), block), list.end());
+  }
+  // Blocks that hold the page and do not wait as a copy.
+  std::vector<BlockId> keepers(BlockHash hash) const {
+    std::vector<BlockId> found;
+    for (BlockId b = 0; b < blocks.size(); ++b) {
+      if (blocks[b].hash == hash && !blocks[b].copy) found.push_back(b);
+    }
+    return found;
+  }
+};
+
+void random_operations(std::uint64_t seed, PolicyKind policy, std::uint32_t ghosts) {
+  Random random(seed);
+  constexpr std::uint32_t kBlocks = 40;
+  constexpr std::uint32_t kCalls = 6;
+  BlockEvictor evictor(options_of(kBlocks, policy, ghosts));
+  Model model;
+  model.blocks.resize(kBlocks);
+  for (BlockId block = 0; block < kBlocks; ++block) model.unhashed.push_back(block);
+  struct Running {
+    bool open = false;
+    bool preempted = false;
+    std::uint64_t thread = 0;
+    std::vector<BlockHash> chain;
+    std::vector<BlockId> row;
+  };
+  std::vector<Running> calls(kCalls);
+  std::vector<std::uint32_t> users(kBlocks, 0);
+  std::vector<std::vector<BlockHash>> last(8);
+  Time now = 0;
+  BlockHash fresh = 1000;
+  std::uint64_t compared = 0;
+
+  const auto take_one = [&]() -> BlockId {
+    if (evictor.free_count() == 0) return kNone;
+    // What the policy has to choose from: pages without a block in use, and without a resident page behind them.
+    BlockId expected = kNone;
+    std::set<BlockId> allowed;
+    if (!model.unhashed.empty()) {
+      expected = model.unhashed.front();
+      model.unhashed.pop_front();
+    } else if (!model.copies.empty()) {
+      expected = model.copies.front();
+      model.copies.pop_front();
+    } else if (policy == PolicyKind::kSaga) {
+      IndexValue least = ~IndexValue{0};
+      for (BlockId b = 0; b < kBlocks; ++b) {
+        const BlockHash hash = model.blocks[b].hash;
+        if (model.blocks[b].in_use || hash == 0) continue;
+        bool leaf = model.keepers(hash).size() == 1;
+        for (const Model::Block& other : model.blocks) {
+          // A page behind it, directly or behind pages that are gone.
+          for (BlockHash up = other.hash; up != 0 && leaf;) {
+            up = model.parent.at(up);
+            if (up == hash) leaf = false;
+          }
+        }
+        if (!leaf) continue;
+        const IndexValue key = evictor.saga()->key_of(evictor.tree().find(hash), now);
+        if (key < least) allowed.clear();
+        if (key <= least) allowed.insert(b);
+        least = std::min(least, key);
+      }
+    }
+    BlockId block = kNone;
+    EXPECT_EQ(evictor.take({&block, 1}, now), 1u);
+    EXPECT_FALSE(model.blocks[block].in_use);
+    if (expected != kNone) {
+      EXPECT_EQ(block, expected);
+    } else if (policy == PolicyKind::kSaga && !allowed.empty()) {
+      ++compared;
+      EXPECT_TRUE(allowed.count(block) > 0) << "block " << block << " of " << allowed.size();
+    }
+    model.blocks[block] = {};
+    model.blocks[block].in_use = true;
+    users[block] = 1;
+    return block;
+  };
+  const auto drop_from_model = [&](BlockId block) {
+    Model::Block& b = model.blocks[block];
+    const BlockHash hash = std::exchange(b.hash, 0);
+    if (b.copy) Model::forget(model.copies, block);
+    b.copy = false;
+    if (hash == 0 || !model.resident(hash) || !model.keepers(hash).empty()) return true;
+    return false;  // which of the waiting copies is the keeper now is not for the model to say
+  };
+  const auto unpin = [&](BlockId block) {
+    if (--users[block] > 0) return;
+    evictor.unpin({&block, 1});
+    Model::Block& b = model.blocks[block];
+    b.in_use = false;
+    if (b.hash == 0) {
+      model.unhashed.push_back(block);
+    } else if (model.keepers(b.hash).size() > 1) {
+      b.copy = true;
+      model.copies.push_back(block);
+    }
+  };
+  const auto pin = [&](BlockId block) {
+    if (users[block]++ > 0) return;
+    evictor.pin({&block, 1});
+    Model::Block& b = model.blocks[block];
+    b.in_use = true;
+    if (b.copy) Model::forget(model.copies, block);
+    b.copy = false;
+    if (b.hash == 0) Model::forget(model.unhashed, block);
+  };
+
+  for (int step = 0; step < 3000; ++step) {
+    now += random.below(5) == 0 ? random.below(40 * kSecond) : random.below(1000);
+    const auto id = static_cast<CallId>(random.below(kCalls));
+    Running& call = calls[id];
+    if (!call.open || call.preempted) {
+      if (!call.preempted) {
+        call.thread = random.below(last.size());
+        std::vector<BlockHash>& mine = last[call.thread];
+        if (mine.empty() || random.below(6) == 0) mine = random.below(2) == 0 ? chain(1, 3) : chain(fresh += 2, 2);
+        if (random.below(8) == 0) mine.resize(1 + random.below(mine.size()));
+        for (std::uint64_t i = random.below(4); i > 0; --i) mine.push_back((fresh += 2));
+        if (mine.size() > 14) mine.resize(14);
+        call.chain = mine;
+      }
+      const std::uint64_t thread = random.below(5) == 0 && !call.preempted ? BlockEvictor::kNoThread : call.thread;
+      evictor.start(id, thread, call.chain, static_cast<PromptKind>(random.below(3)), now);
+      call.open = true;
+      call.preempted = false;
+      for (const BlockHash hash : call.chain) {
+        const std::vector<BlockId> keepers = model.keepers(hash);
+        if (keepers.empty() || random.below(30) == 0) break;  // sometimes computed again: copies
+        call.row.push_back(keepers.front());
+        pin(keepers.front());
+      }
+      for (BlockHash parent = 0; const BlockHash hash : call.chain) model.parent.emplace(hash, parent), parent = hash;
+    } else if (call.row.size() < call.chain.size() && random.below(4) > 0) {
+      for (std::uint64_t i = 1 + random.below(4); i > 0 && call.row.size() < call.chain.size(); --i) {
+        const BlockId block = take_one();
+        if (block == kNone) break;
+        const std::size_t index = call.row.size();
+        call.row.push_back(block);
+        if (random.below(40) == 0) continue;  // never stored: a hole
+        const BlockHash hash = call.chain[index];
+        evictor.store(index > 0, index > 0 ? call.chain[index - 1] : 0, {&hash, 1}, {&block, 1});
+        if (evictor.is_stored(block)) model.blocks[block].hash = hash;
+      }
+    } else if (random.below(12) == 0) {
+      evictor.preempt(id, now);
+      call.preempted = true;
+      while (!call.row.empty()) unpin(call.row.back()), call.row.pop_back();
+    } else {
+      CallOutcome outcome;
+      outcome.stop_reason = static_cast<StopReason>(random.below(3));
+      outcome.tool_class = static_cast<ToolClass>(random.below(5));
+      outcome.session_end = random.below(10) == 0;
+      if (random.below(4) == 0) outcome.declared_gap = random.below(100 * kSecond);
+      BlockId end = kNone;
+      for (const BlockId block : call.row) end = model.blocks[block].hash != 0 ? block : end;
+      evictor.end(id, outcome, end, now);
+      while (!call.row.empty()) unpin(call.row.back()), call.row.pop_back();
+      call = {};
+    }
+    if (random.below(60) == 0) evictor.thread_left(random.below(last.size()), now);
+    if (random.below(25) == 0) {
+      const auto block = static_cast<BlockId>(random.below(kBlocks));
+      Model::Block& b = model.blocks[block];
+      const BlockHash hash = b.hash;
+      const bool prefer = !b.in_use && random.below(2) == 0;
+      if (hash != 0 || prefer) {
+        if (hash == 0) Model::forget(model.unhashed, block);
+        const bool plain = drop_from_model(block);
+        prefer ? evictor.prefer(block) : evictor.drop(block);
+        if (!b.in_use) prefer ? model.unhashed.push_front(block) : model.unhashed.push_back(block);
+        if (!plain) {  // the copy that was cached first of those that are left
+          const NodeId node = evictor.tree().find(hash);
+          ASSERT_NE(node, kNone);
+          BlockId keeper = kNone;
+          for (BlockId other = 0; other < kBlocks; ++other) {
+            if (model.blocks[other].hash == hash && evictor.is_keeper(other)) {
+              ASSERT_EQ(keeper, kNone);
+              keeper = other;
+            }
+          }
+          ASSERT_NE(keeper, kNone);
+          model.blocks[keeper].copy = false;
+          Model::forget(model.copies, keeper);
+        }
+      }
+    }
+    if (step % 8 == 0) {
+      ASSERT_TRUE(evictor.verify()) << step;
+      for (BlockId block = 0; block < kBlocks; ++block) {
+        ASSERT_EQ(evictor.is_free(block), !model.blocks[block].in_use);
+        ASSERT_EQ(evictor.is_stored(block), model.blocks[block].hash != 0);
+      }
+    }
+  }
+  EXPECT_TRUE(policy != PolicyKind::kSaga || compared > 300) << compared;
+  if (ghosts < 20) {
+    EXPECT_GT(evictor.stats().forgotten_total, 10u);
+  }
+}
+
+TEST(BlockEvictor, RandomOperationsAgreeWithAPlainModel) {
+  for (std::uint64_t seed = 0; seed < 6; ++seed) random_operations(seed, PolicyKind::kSaga, 100'000);
+}
+
+TEST(BlockEvictor, RandomOperationsWithFewGhosts) {
+  for (std::uint64_t seed = 10; seed < 16; ++seed)
+    random_operations(seed, PolicyKind::kSaga, 8 * static_cast<std::uint32_t>(seed - 9));
+}
+
+TEST(BlockEvictor, RandomOperationsUnderRecency) {
+  for (std::uint64_t seed = 20; seed < 23; ++seed) random_operations(seed, PolicyKind::kLru, 40);
 }
 
 }  // namespace

@@ -35,7 +35,7 @@ BlockEvictor::BlockEvictor(const BlockEvictorOptions& options)
   path_.reserve(tree_.size());
   unused_threads_.reserve(max_heads_);
   for (ThreadId thread = max_heads_; thread > 0; --thread) unused_threads_.push_back(thread - 1);
-  for (const List list : {kUnhashed, kCopies}) {
+  for (const List list : {kUnhashed, kCopies, kKeepers}) {
     blocks_[sentinel(list)].previous = blocks_[sentinel(list)].next = sentinel(list);
   }
   for (BlockId block = 0; block < options.block_count; ++block) link(block, kUnhashed, false);
@@ -289,7 +289,10 @@ void BlockEvictor::remove_copy(BlockId block) {
   }
   b.previous_copy = b.next_copy = kNone;
   --page.copies;
-  if (page.copies > 0 && page.copies == page.listed) unlink(page.first_copy);  // it is the keeper now
+  if (page.copies > 0 && page.copies == page.listed) {
+    unlink(page.first_copy);
+    link(page.first_copy, kKeepers, false);
+  }
   if (b.in_use) unpin_node(node);
   if (page.copies == 0) page_gone(node);
 }
@@ -310,7 +313,10 @@ void BlockEvictor::store_one(NodeId node, BlockId block) {
       --totals_.hollow;
     }
     ++page.copies;
-    if (!b.in_use) unpin_node(node);
+    if (!b.in_use) {
+      link(block, kKeepers, false);
+      unpin_node(node);
+    }
     return;
   }
   const BlockId last = blocks_[page.first_copy].previous_copy;
@@ -369,7 +375,7 @@ void BlockEvictor::pin(std::span<const BlockId> blocks) {
   for (const BlockId block : blocks) {
     Block& b = blocks_[block];
     SAGA_ASSERT(!b.in_use);
-    if (b.list != kNoList) unlink(block);
+    unlink(block);
     b.in_use = true;
     --free_count_;
     if (b.node == kNone) continue;
@@ -392,6 +398,8 @@ void BlockEvictor::unpin(std::span<const BlockId> blocks) {
     if (page.copies - page.listed > 1) {
       link(block, kCopies, false);
       ++page.listed;
+    } else {
+      link(block, kKeepers, false);
     }
     unpin_node(b.node);
   }
@@ -421,15 +429,19 @@ std::uint32_t BlockEvictor::take(std::span<BlockId> blocks, Time now, std::vecto
       remove_copy(block);
       ++totals_.taken_copies_total;
     } else {
-      const NodeId node = policy_->victim(now).node;
-      SAGA_ASSERT(node != kNone && pages_[node].copies == 1);
-      if (node == kNone) break;
-      block = pages_[node].first_copy;
-      ++totals_.evicted_total;
-      if (!blocks_[block].used_again) ++totals_.bypassed_total;
-      if (evicted != nullptr) {
-        const double reuse = saga_ != nullptr ? saga_->reuse_probability(node, now, span) : 0;
-        evicted->push_back({block, tree_.node(node).first_page, tree_.node(node).key, reuse});
+      const NodeId victim = policy_->victim(now).node;
+      block = victim != kNone ? pages_[victim].first_copy : blocks_[sentinel(kKeepers)].next;
+      SAGA_ASSERT(blocks_[block].list == kKeepers);
+      const NodeId node = blocks_[block].node;
+      if (pages_[node].copies > 1) {
+        ++totals_.taken_copies_total;
+      } else {
+        ++totals_.evicted_total;
+        if (!blocks_[block].used_again) ++totals_.bypassed_total;
+        if (evicted != nullptr) {
+          const double reuse = saga_ != nullptr ? saga_->reuse_probability(node, now, span) : 0;
+          evicted->push_back({block, tree_.node(node).first_page, tree_.node(node).key, reuse});
+        }
       }
       remove_copy(block);
     }
@@ -474,7 +486,7 @@ bool BlockEvictor::verify() const {
     const Block& b = blocks_[block];
     if (!b.in_use) ++free_blocks;
     if (b.list != kNoList) ++in_lists;
-    if (b.in_use && b.list != kNoList) return false;
+    if (b.in_use != (b.list == kNoList)) return false;
     if (b.node == kNone) {
       if (!b.in_use && b.list != kUnhashed) return false;
       if (b.next_copy != kNone || b.previous_copy != kNone) return false;
@@ -486,7 +498,7 @@ bool BlockEvictor::verify() const {
     if (b.list == kCopies) ++listed[b.node];
     if (b.in_use) ++pins[b.node];
   }
-  for (const List list : {kUnhashed, kCopies}) {
+  for (const List list : {kUnhashed, kCopies, kKeepers}) {
     BlockId previous = sentinel(list);
     for (BlockId block = blocks_[previous].next; block != sentinel(list); block = blocks_[block].next) {
       if (in_lists-- == 0 || blocks_[block].list != list || blocks_[block].previous != previous) return false;

@@ -12,7 +12,9 @@
 //   in use             nobody takes it. At first all blocks are free and have no hash
 //   free, without hash taken first, those that have been free for longest before the others. prefer() puts a block before them
 //   free, a copy       another block that stays holds the same page: taken next, oldest first
-//   free, keeper       the only free copy of a page that nobody uses: taken as the policy says
+//   free, keeper       the one free copy of a page that stays: taken as the policy says. Where the policy has no candidate, because
+//                      pages behind all of them are in use (by calls that never stored what lies between), the one that has
+//                      been free for longest is taken
 //
 // Pages. Every stored page is a node of the tree. A page is resident as long as a block holds it, and pinned while one of them
 // is in use. Policies want what is resident to be closed under prefixes, and taking by policy keeps it so. Where the
@@ -136,6 +138,8 @@ class BlockEvictor {
 
   bool is_free(BlockId block) const { return !blocks_[block].in_use; }
   bool is_stored(BlockId block) const { return blocks_[block].node != kNone; }
+  // Stored, and not one of the copies that wait to be taken.
+  bool is_keeper(BlockId block) const { return is_stored(block) && blocks_[block].list != kCopies; }
   bool is_resident(BlockHash hash) const;
   std::uint32_t free_count() const { return free_count_; }
   std::uint32_t block_count() const { return static_cast<std::uint32_t>(blocks_.size()) - kLists; }
@@ -147,12 +151,12 @@ class BlockEvictor {
 
  private:
   // Lists of free blocks, linked through sentinels behind the blocks.
-  enum List : std::uint8_t { kUnhashed = 0, kCopies = 1, kNoList = 2 };
-  static constexpr std::uint32_t kLists = 2;
+  enum List : std::uint8_t { kUnhashed = 0, kCopies = 1, kKeepers = 2, kNoList = 3 };
+  static constexpr std::uint32_t kLists = 3;
 
   struct Block {
     NodeId node = kNone;
-    BlockId previous = kNone, next = kNone;            // in its list
+    BlockId previous = kNone, next = kNone;            // in its list, while it is free
     BlockId previous_copy = kNone, next_copy = kNone;  // cycle of the blocks of a node
     List list = kNoList;
     bool in_use = false;

@@ -113,6 +113,7 @@ bool SagaPolicy::forget_oldest(Time now) {
   unlist_ghost(id);
   set_path(id, kNone);
   head.state = State::kFree;
+  head.newest_call = kNone;  // a call of a thread that has left, or an older one, may still run
   free_heads_.push_back(id);
   return true;
 }
@@ -227,6 +228,7 @@ void SagaPolicy::call_started(const CallStart& call, Time now) {
   HeadId id = head_of_call_[call.call];
   if (id != kNoHead) {  // preempted, and back again
     if (heads_[id].newest_call != call.call) return;
+    unlist_ghost(id);
     heads_[id].state = State::kRunning;
     if (heads_[id].hangs_at != kNone) touch(heads_[id].hangs_at);
     return;
@@ -330,6 +332,10 @@ void SagaPolicy::call_ended(const CallEnd& call, Time now) {
     if (!tree_.on_path(call.leaf, head.path_leaf)) {  // a live tree: the pages of the answer came into being meanwhile
       SAGA_ASSERT(residents_.live != nullptr && tree_.on_path(head.path_leaf, call.leaf));
       arrive(call.leaf, head.path_leaf, id, now);
+    } else if (residents_.live != nullptr) {  // pages that it did not get to are nobody's
+      for (NodeId node = head.path_leaf; node != call.leaf; node = tree_.node(node).parent) {
+        if (nodes_[node].owner == id) nodes_[node].owner = kDropped;
+      }
     }
     set_path(id, call.leaf);
     hang(id, place_of(call.leaf));
