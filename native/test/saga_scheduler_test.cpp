@@ -19,8 +19,8 @@ using test::WorkloadBuilder;
 constexpr Time kMillisecond = 1'000;
 constexpr Time kSecond = 1'000'000;
 
-// A cluster of literal facts that writes down what is done to it. Pages of 16 tokens, copied at one a millisecond; what is copied is
-// cached from then on.
+// A cluster of literal facts that writes down what is done to it. Pages of 16 tokens, copied at one a millisecond; what
+// is copied is cached from then on.
 class FakeCluster final : public ClusterControl {
  public:
   struct Call {
@@ -122,8 +122,8 @@ class FakeCluster final : public ClusterControl {
   std::uint32_t capacity_;
 };
 
-// Costs that a reader can calculate with: a step takes 10 ms whoever is in it, a prompt token 1 ms. Without prediction every call is
-// taken to have an answer of 300 tokens, to be followed by 300 more after a second, and by nine others.
+// Costs that a reader can calculate with: a step takes 10 ms whoever is in it, a prompt token 1 ms. Without prediction
+// every call is taken to have an answer of 300 tokens, to be followed by 300 more after a second, and by nine others.
 SagaSchedulerOptions simple(std::uint32_t workers) {
   SagaSchedulerOptions options;
   options.workers = workers;
@@ -215,7 +215,7 @@ struct Stage {
 
 using Places = FakeCluster::Places;
 
-// -------------------------------------------------------------------------------------------------------------- placement
+// ----------------------------------------------------------------------------------------------------------- placement
 
 TEST(SagaScheduler, FirstCallsGoToTheEmptiestWorkers) {
   Stage stage(simple(3));
@@ -247,8 +247,8 @@ TEST(SagaScheduler, ACallThatComesBackGoesToItsPages) {
   EXPECT_TRUE(stage.cluster.dropped.empty());
 }
 
-// The share of time in which a call of such a thread runs: 300 steps, half as long again, and 0.3 s of prefill, of a cycle with a gap
-// of a second.
+// The share of time in which a call of such a thread runs: 300 steps, half as long again, and 0.3 s of prefill, of a
+// cycle with a gap of a second.
 constexpr double kBusy = 4.8 / 5.8;
 constexpr double kPrefillShare = 0.3 / 5.8;
 
@@ -316,8 +316,8 @@ TEST(SagaScheduler, TransferIsPricedBehindWhatTheLinkCarries) {
 }
 
 TEST(SagaScheduler, AThreadStaysUnlessElsewhereIsBetterByAMargin) {
-  // Home has another thread and 320 of its tokens; the other worker is empty and has nothing. 0.68 + 3.346 + 0.183 + 0.563 = 4.77
-  // against 1 + 3.164 = 4.16: 14.6 % more.
+  // Home has another thread and 320 of its tokens; the other worker is empty and has nothing. 0.68 + 3.346 + 0.183 +
+  // 0.563 = 4.77 against 1 + 3.164 = 4.16: 14.6 % more.
   for (const double hysteresis : {0.10, 0.20}) {
     SagaSchedulerOptions options = simple(2);
     options.parts.stealing = false;
@@ -390,7 +390,7 @@ TEST(SagaScheduler, AHotPromptDoesNotHerd) {
   for (const auto& [worker, count] : calls) EXPECT_NEAR(count, 16, 3) << worker;
 }
 
-// ------------------------------------------------------------------------------------------------------------------ moves
+// --------------------------------------------------------------------------------------------------------------- moves
 
 // Thread 0 pauses at worker 0, where others run, while worker 1 has just come: it moves there in its gap.
 std::unique_ptr<Stage> stolen(SagaSchedulerOptions options = simple(2)) {
@@ -614,7 +614,7 @@ TEST(SagaScheduler, AnIdleWorkerLeavesThreadsWhereLoadIsNotLopsided) {
   EXPECT_EQ(stage.statistics().steals, 0u);
 }
 
-// -------------------------------------------------------------------------------------------------------------- admission
+// ----------------------------------------------------------------------------------------------------------- admission
 
 TEST(SagaScheduler, ANewWorkflowWaitsUntilWorkingSetsLeaveRoom) {
   Stage stage(simple(1), 375);  // 6,000 tokens, of which 5,400 for working sets of 2,608
@@ -648,8 +648,8 @@ TEST(SagaScheduler, PresenceThatFallsMakesRoom) {
   stage.finish(0);
   stage.finish(1);
   EXPECT_EQ(stage.scheduler.admissions().size(), 1u);
-  // Contexts are 1,300 now, working sets 6000 exp(1300 / 6000 - 1) = 2,741; there is room for the newcomer when they count half:
-  // horizon 30 s, so after 29 s (2 x 2741 x 30 / (30 + t) <= 2792).
+  // Contexts are 1,300 now, working sets 6000 exp(1300 / 6000 - 1) = 2,741; there is room for the newcomer when they
+  // count half: horizon 30 s, so after 29 s (2 x 2741 x 30 / (30 + t) <= 2792).
   stage.until(kSecond + 28 * kSecond);
   EXPECT_EQ(stage.scheduler.admissions().size(), 1u);
   stage.until(kSecond + 29 * kSecond);
@@ -802,7 +802,7 @@ TEST(SagaScheduler, TenantsAreChargedWhatTheirCallsTook) {
   EXPECT_TRUE(stage.scheduler.verify());
 }
 
-// ------------------------------------------------------------------------------------------------------------- preemption
+// ---------------------------------------------------------------------------------------------------------- preemption
 
 TEST(SagaScheduler, AnUrgentCallThatWaitsPreempts) {
   AgentGraph graph;
@@ -847,7 +847,7 @@ TEST(SagaScheduler, AnUrgentCallThatWaitsPreempts) {
   }
 }
 
-// --------------------------------------------------------------------------------------------- prefetches, drops and leases
+// ---------------------------------------------------------------------------------------- prefetches, drops and leases
 
 TEST(SagaScheduler, WhatHasGoneToHostMemoryIsLoadedBeforeTheThreadIsExpected) {
   for (const bool prefetch : {true, false}) {
@@ -960,7 +960,7 @@ TEST(SagaScheduler, LeasesAreTakenOnlyWhereAsked) {
   }
 }
 
-// -------------------------------------------------------------------------------------------------------------- parts off
+// ----------------------------------------------------------------------------------------------------------- parts off
 
 TEST(SagaSchedulerParts, WithoutStealingNothingIsCopied) {
   SagaSchedulerOptions options = simple(2);
@@ -1046,10 +1046,10 @@ TEST(SagaSchedulerParts, WeightsOfTenantsActAtOnce) {
   }
 }
 
-// ------------------------------------------------------------------------------------------- on the simulated cluster
+// -------------------------------------------------------------------------------------------- on the simulated cluster
 
-// Tasks in which a thread may have several calls open at once, with sub-agents that share its prompt, joins, and gaps of nothing; some
-// of them declare a graph, with a deadline.
+// Tasks in which a thread may have several calls open at once, with sub-agents that share its prompt, joins, and gaps
+// of nothing; some of them declare a graph, with a deadline.
 Workload overlapping(std::uint64_t seed, std::uint32_t tasks) {
   Random random(seed);
   const auto up_to = [&random](std::uint64_t bound) { return static_cast<std::uint32_t>(random.below(bound)); };
@@ -1111,7 +1111,8 @@ void add(SagaStatistics& sum, const SagaStatistics& more) {
   sum.refused += more.refused;
 }
 
-// All that a run of a scheduler has to keep, whatever the workload: everything ends, twice the same, and the counters add up.
+// All that a run of a scheduler has to keep, whatever the workload: everything ends, twice the same, and the counters
+// add up.
 void expect_good_run(const Workload& workload, const ClusterOptions& options, SagaStatistics* sum) {
   const PageTree tree = PageTree::for_cluster(workload, 16);
   ClusterResult result, again;

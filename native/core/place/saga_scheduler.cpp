@@ -88,8 +88,8 @@ void SagaScheduler::estimate(Thread& thread, std::uint32_t id, Time now) {
   thread.gap = std::min(seconds(forecast.gap_p50), 3600.0);
 }
 
-// Tokens that the thread may be expected to hold at most: the largest over k of P(at least k more calls) x context after them,
-// calls ending with a constant hazard.
+// Tokens that the thread may be expected to hold at most: the largest over k of P(at least k more calls) x context
+// after them, calls ending with a constant hazard.
 double SagaScheduler::working_set(const Thread& thread) {
   const double rest = thread.calls * (thread.output + thread.growth);
   return rest <= thread.context ? thread.context : rest * real_exp(thread.context / rest - 1);
@@ -677,8 +677,8 @@ void SagaScheduler::steal_for_idle(WorkerId thief, Time now, ClusterControl& clu
   if (gain > 0) move_paused(best, thief, gain, now, cluster);
 }
 
-// An admitted call that has waited long for room, and whose workflow is much more urgent than one that runs where it belongs,
-// is sent there before it; the worker preempts the other when it needs the room.
+// An admitted call that has waited long for room, and whose workflow is much more urgent than one that runs where it
+// belongs, is sent there before it; the worker preempts the other when it needs the room.
 void SagaScheduler::preempt_for_waiting(Time now, ClusterControl& cluster) {
   if (!options_.parts.fairness || queue_.size() == 0) return;
   for (std::size_t i = 0; i < active_.size(); ++i) {

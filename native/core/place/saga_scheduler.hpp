@@ -1,11 +1,12 @@
-// SagaScheduler: SAGA's own scheduling of a cluster: which worker gets a call, when, and what happens to its cache between calls.
+// SagaScheduler: SAGA's own scheduling of a cluster: which worker gets a call, when, and what happens to its cache
+// between calls.
 //
-// The unit of residence is a **thread** (one agent of one workflow: its calls follow each other and share a growing prefix), the
-// unit of admission and fairness is its workflow (task). It stands behind the seam of cluster_control.hpp, so that the engine and
-// the simulator run the same code.
+// The unit of residence is a **thread** (one agent of one workflow: its calls follow each other and share a growing
+// prefix), the unit of admission and fairness is its workflow (task). It stands behind the seam of cluster_control.hpp,
+// so that the engine and the simulator run the same code.
 //
-// **One price.** Every alternative for a call is priced in seconds of delay that it causes, to the call itself and to those
-// around it (cost_model.hpp):
+// **One price.** Every alternative for a call is priced in seconds of delay that it causes, to the call itself and to
+// those around it (cost_model.hpp):
 //
 //   wait          until the worker has room for it
 //   prefill       of what the worker (or the peer it pulls from) does not hold
@@ -14,36 +15,41 @@
 //   interference  what the call costs the others there: longer steps, its prefill in their way
 //   displacement  what it pushes out of memory, times the cost of computing that again
 //
-// The alternatives are: stay with the holder, recompute elsewhere, pull the pages to another worker, and, where no worker has
-// room, wait in the fair queue. Affinity falls out of the price. Of alternatives that differ by less than `tie` two are drawn by
-// seed, and the one with fewer open calls is taken. A thread leaves its worker only for a gain of more than `hysteresis`.
+// The alternatives are: stay with the holder, recompute elsewhere, pull the pages to another worker, and, where no
+// worker has room, wait in the fair queue. Affinity falls out of the price. Of alternatives that differ by less than
+// `tie` two are drawn by seed, and the one with fewer open calls is taken. A thread leaves its worker only for a gain
+// of more than `hysteresis`.
 //
-// **Presence.** A thread counts on its worker's load and memory while a call of it runs, and in a gap by the probability that it
-// returns within `horizon` (graph/predictor.hpp): one second into a tool call all of it, hours after the last answer nothing.
+// **Presence.** A thread counts on its worker's load and memory while a call of it runs, and in a gap by the
+// probability that it returns within `horizon` (graph/predictor.hpp): one second into a tool call all of it, hours
+// after the last answer nothing.
 //
-//   states of a thread   absent -> queued -> (arriving ->) running -> paused -> queued ...; absent again when its task ends
-//     running    all its open calls are at its worker: one that comes now overlaps them and goes there at once
+//   states of a thread   absent -> queued -> (arriving ->) running -> paused -> queued ...; absent when its task ends
 //     queued     its oldest open call waits in the fair queue; those that overlap it are sent with it
 //     arriving   granted; its pages are on the way to its new worker, its calls are sent when they are there
+//     running    all its open calls are at its worker: one that comes now overlaps them and goes there at once
 //     paused     in a gap; its pages stay (a lease may keep them), or are copied to a worker where it will run better
 //
-// **Admission.** All calls pass the fair queue (fair/fair_queue.hpp), which orders tenants by their shares and workflows by
-// urgency. A call is granted if some worker has room: for its context among the running ones, and, unless its pages are there
-// already, for its whole expected working set among those of all threads present. So a new workflow waits rather than pushing out
-// running ones. A call that has waited `longest_wait` is granted wherever it is cheapest: memory never starves anybody.
+// **Admission.** All calls pass the fair queue (fair/fair_queue.hpp), which orders tenants by their shares and
+// workflows by urgency. A call is granted if some worker has room: for its context among the running ones, and, unless
+// its pages are there already, for its whole expected working set among those of all threads present. So a new workflow
+// waits rather than pushing out running ones. A call that has waited `longest_wait` is granted wherever it is cheapest:
+// memory never starves anybody.
 //
-// **Stealing.** Decided when a thread pauses (its next call, priced on every worker against where it is) and when a worker has
-// been idle for `steal_idle` while another has more than `steal_ratio` times the mean load. Only paused threads move. A copy that
-// would keep the link busy for more than `longest_copy` is not made, and a thread stays `settle` where it has come to.
+// **Stealing.** Decided when a thread pauses (its next call, priced on every worker against where it is) and when a
+// worker has been idle for `steal_idle` while another has more than `steal_ratio` times the mean load. Only paused
+// threads move. A copy that would keep the link busy for more than `longest_copy` is not made, and a thread stays
+// `settle` where it has come to.
 //
-// Cost: place O(workers) and one directory look-up; an end O(workers) (steal check) plus the grants it makes possible; while calls wait
-// each of these also tries them, at most 16 of each of 16 tenants, O(workers) each; a tick (once a second while somebody is paused or
-// waits) O(present threads), and O(their square) where many of them wait with deadlines. Memory is taken at construction. Deterministic: + - * / on doubles,
-// seeded draws, ties by small ids.
+// Cost: place O(workers) and one directory look-up; an end O(workers) (steal check) plus the grants it makes possible;
+// while calls wait each of these also tries them, at most 16 of each of 16 tenants, O(workers) each; a tick (once a
+// second while somebody is paused or waits) O(present threads), and O(their square) where many of them wait with
+// deadlines. Memory is taken at construction. Deterministic: + - * / on doubles, seeded draws, ties by small ids.
 //
-// Invariants (verify()): the load of each worker is the sum of its present threads' (to rounding); a thread
-// is in the fair queue exactly when queued; arriving threads are exactly those whose timer is that of an arrival; the calls counted at
-// a worker are the open ones of the threads that are sent there; while anybody is queued or paused, the next tick is set.
+// Invariants (verify()): the load of each worker is the sum of its present threads' (to rounding); a thread is in the
+// fair queue exactly when queued; arriving threads are exactly those whose timer is that of an arrival; the calls
+// counted at a worker are the open ones of the threads that are sent there; while anybody is queued or paused, the next
+// tick is set.
 #pragma once
 
 #include <cstdint>
@@ -172,8 +178,8 @@ class SagaScheduler final : public PlacementPolicy {
   double cost_factor(WorkerId worker) const { return costs_.factor(worker); }
   double resident_tokens(WorkerId worker) const { return workers_[worker].load.resident; }
   double running_tokens(WorkerId worker) const { return workers_[worker].running; }
-  // Adds its state: threads, workers, timers and draws in full; the fair queues by the accounts and lags of tenants; of the
-  // predictor the forecasts for all present threads and its calibration.
+  // Adds its state: threads, workers, timers and draws in full; the fair queues by the accounts and lags of tenants; of
+  // the predictor the forecasts for all present threads and its calibration.
   void add_to(Digest& digest, Time now) const;
 
  private:
@@ -287,8 +293,8 @@ class SagaScheduler final : public PlacementPolicy {
   std::vector<Time> deadline_;  // per task; kNotDeclared: none
   std::vector<std::uint32_t> matched_;
   std::vector<CallId> next_open_;  // per call: the next open one of its thread
-  // By time. A thread: the arrival of its pages if it is arriving, its load from host memory if it is paused. threads + a worker:
-  // it will have been idle for steal_idle.
+  // By time. A thread: the arrival of its pages if it is arriving, its load from host memory if it is paused. threads +
+  // a worker: it will have been idle for steal_idle.
   IndexedHeap timers_;
   std::vector<std::uint32_t> active_;       // threads that are not absent, in no order of meaning
   std::vector<std::uint32_t> active_slot_;  // per thread
