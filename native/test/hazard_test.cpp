@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <vector>
 
 #include "../core/base/random.hpp"
 
@@ -131,6 +132,40 @@ TEST(Hazard, CountsAreShrunkToTheParent) {
   tree.clear_open();
   tree.rebuild();
   EXPECT_DOUBLE_EQ(tree.table(HazardTree::kRoot).hazard[5], (1 + 8 * 0.05) / (1 + 8));
+}
+
+// Tables are derived when they are read; that must not show, whatever happens between a rebuild and the reading.
+TEST(Hazard, TablesAreThoseOfTheLastRebuildWheneverTheyAreRead) {
+  Random random(12);
+  HazardTree eager(options_of(0.05, 8));
+  HazardTree lazy(options_of(0.05, 8));
+  std::vector<ClassId> classes = {HazardTree::kRoot};
+  for (int step = 0; step < 4000; ++step) {
+    const ClassId id = classes[random.below(classes.size())];
+    const auto bucket = static_cast<std::uint32_t>(random.below(kBuckets));
+    for (HazardTree* tree : {&eager, &lazy}) tree->event(id, bucket, 1);
+    if (random.below(400) == 0) {
+      const auto label = static_cast<std::uint32_t>(random.below(3));
+      const ClassId made = eager.child(id, label);
+      ASSERT_EQ(lazy.child(id, label), made);
+      classes.push_back(made);
+    }
+    if (random.below(50) == 0) {
+      for (HazardTree* tree : {&eager, &lazy}) {
+        tree->clear_open();
+        tree->open(id, bucket, 3);
+        tree->rebuild();
+      }
+      for (const ClassId one : classes) (void)eager.table(one);
+    }
+    if (random.below(20) == 0) {
+      const ClassId one = classes[random.below(classes.size())];
+      ASSERT_EQ(lazy.table(one).hazard, eager.table(one).hazard);
+      ASSERT_EQ(lazy.table(one).index, eager.table(one).index);
+      for (std::uint32_t k = 0; k < kBuckets; ++k) ASSERT_EQ(lazy.index(one)[k], eager.index(one)[k]);
+    }
+  }
+  EXPECT_TRUE(lazy.verify());
 }
 
 TEST(Hazard, RatesFallFromHalfAMinuteOn) {

@@ -294,7 +294,8 @@ class SlowSaga final : private OpenWaits {
     ++corrected_;
     if (head.own.empty()) {
       head.own.resize(GapCorrection::kEnd);
-      statistics_.correction.predict(statistics_.gap, head.wait_class, head.gaps.features(), bucket, head.own.data());
+      statistics_.correction.predict(statistics_.gap, head.wait_class,
+                                     statistics_.correction.shift(head.gaps.features()), bucket, head.own.data());
     }
     return head.own[bucket];
   }
@@ -659,6 +660,52 @@ TEST(SagaPolicy, TheVictimHasTheSmallestKeyOfAllCandidates) {
     }
   }
   EXPECT_GT(decisions, 1000u);
+}
+
+// What stands in for a call's own table until that one is needed must not be above it, whatever was learned.
+TEST(GapCorrection, TheLeastPartIsABoundOfTheOwnTable) {
+  Random random(76);
+  std::uint64_t corrected = 0;
+  std::uint64_t near = 0;
+  for (int round = 0; round < 40; ++round) {
+    HazardTree gap{HazardTree::Options{}};
+    GapCorrection correction;
+    GapCorrection::Features features{};
+    // Short after one bin of a feature, long after another: something to correct.
+    const std::uint32_t feature = static_cast<std::uint32_t>(random.below(GapCorrection::kFeatures));
+    const std::uint32_t places[2] = {static_cast<std::uint32_t>(random.below(20)),
+                                     static_cast<std::uint32_t>(25 + random.below(40))};
+    for (int wait = 0; wait < 1500; ++wait) {
+      for (std::uint8_t& bin : features) bin = static_cast<std::uint8_t>(random.below(4));
+      const bool longer = random.below(2) == 1;
+      features[feature] = longer ? 9 : 3;
+      const auto bucket = static_cast<std::uint32_t>(places[longer ? 1 : 0] + random.below(5));
+      gap.event(HazardTree::kRoot, bucket, 1);
+      correction.learn(gap, HazardTree::kRoot, features, 0, GapCorrection::group_of(bucket), true);
+      if (wait % 250 != 249) continue;
+      gap.rebuild();
+      correction.rebuild(gap);
+      const IndexValue* of_class = gap.index(HazardTree::kRoot);
+      const GapCorrection::Shift shift = correction.shift(features);
+      for (std::uint32_t from = 0; from < GapCorrection::kEnd;
+           from += 1 + static_cast<std::uint32_t>(random.below(9))) {
+        IndexValue own[GapCorrection::kEnd];
+        correction.predict(gap, HazardTree::kRoot, shift, from, own);
+        const double part = correction.least_part(shift, from);
+        ASSERT_GT(part, 0);
+        ASSERT_LT(part, 1);
+        for (std::uint32_t k = from; k < GapCorrection::kEnd; ++k) {
+          const double bound = part * static_cast<double>(of_class[k]);
+          ASSERT_LE(bound, static_cast<double>(own[k])) << round << " " << wait << " " << from << " " << k;
+          corrected += own[k] != of_class[k];
+          near += bound > 0.3 * static_cast<double>(own[k]);
+        }
+      }
+      ASSERT_TRUE(correction.verify());
+    }
+  }
+  EXPECT_GT(corrected, 10000u);
+  EXPECT_GT(near, 10000u);  // it is not idle
 }
 
 TEST(SagaPolicy, CachesThatShareStatisticsLearnFromEachOther) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 
 #include "../base/assert.hpp"
 #include "../base/real.hpp"
@@ -11,6 +12,7 @@ namespace {
 
 constexpr std::uint64_t kLossMemory = 512;
 constexpr std::uint64_t kDecidedBefore = 64;  // the gate does not open
+constexpr std::uint32_t kLanes = 4;
 
 double clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
 
@@ -90,62 +92,87 @@ const GapCorrection::ClassView& GapCorrection::view(const HazardTree& gap, Hazar
   return views_[id];
 }
 
-std::array<float, GapCorrection::kGroups> GapCorrection::sum(const Features& features) const {
-  std::array<float, kGroups> z{};
+GapCorrection::Shift GapCorrection::shift(const Features& features) const {
+  Shift sum{};
   for (std::uint32_t f = 0; f < kFeatures; ++f) {
-    const auto& weight = weights_[f * kBins + features[f]].weight;
-    for (std::uint32_t g = 0; g < kGroups; ++g) z[g] += weight[g];
+    const Shift& weight = weights_[f * kBins + features[f]].weight;
+    for (std::uint32_t g = 0; g < kGroups; ++g) sum[g] += weight[g];
   }
-  return z;
+  return sum;
 }
 
-void GapCorrection::predict(const HazardTree& gap, HazardTree::ClassId id, const Features& features, std::uint32_t from,
+// Why it holds. Let h be the hazard of the class, S and G its survival and index, h' >= s h that of the call with s <= 1 the
+// same at all ages, and S' = S^s. G is reached at some age, and from every age before it on to there the mean of h, weighted
+// by S, is at least G (else it would have paid to stop earlier). S'/S rises with age, so weighting by S' instead puts weight on
+// such later parts, and the mean of h stays at least G, that of s h at least s G: G' >= s G. Larger hazards only help.
+// For s: hazards of a group are scaled by softplus(log odds + shift) / softplus(log odds), which is at least e^shift
+// (1 from shift 0 on); what clamps and rounding take from that is far less than a tenth of it.
+double GapCorrection::least_part(const Shift& shift, std::uint32_t from) const {
+  float least = 0;
+  for (std::uint32_t g = group_of(from); g < kCorrected; ++g) {
+    if (loss_[g].counts) least = std::min(least, shift[g]);
+  }
+  return 0.9 * real_exp(static_cast<double>(least));
+}
+
+void GapCorrection::predict(const HazardTree& gap, HazardTree::ClassId id, const Shift& shift, std::uint32_t from,
                             IndexValue* index) const {
   const ClassView& seen = view(gap, id);
   const HazardTable& table = gap.table(id);
-  const std::array<float, kGroups> z = sum(features);
 
-  // S and L from `from` on, S(from) = 1.
-  std::array<double, kBuckets + 1> survival;
-  std::array<double, kBuckets + 1> left;
-  std::array<double, kEnd> mass;
+  // Loops without a dependency between buckets stand apart: two buckets are computed at once.
   const BucketGrid& grid = gap.grid();
-  survival[from] = 1;
+  std::array<double, kEnd> mass;
   for (std::uint32_t g = group_of(from); g < kCorrected; ++g) {
     double scale = 1;
     if (loss_[g].counts) {
-      const double odds = real_exp(clamp(static_cast<double>(seen.log_odds[g] + z[g]), -11.5, 7.6));
+      const double odds = real_exp(clamp(static_cast<double>(seen.log_odds[g] + shift[g]), -11.5, 7.6));
       scale = real_ln(1 + odds) / seen.mass[g];
     }
     for (std::uint32_t k = std::max(from, kGroupStart[g]); k < kGroupStart[g + 1]; ++k) {
-      mass[k] = clamp(table.cumulated[k] * scale, 1e-6, 6.9);
-      survival[k + 1] = survival[k] * quick_exp(-mass[k]);
+      mass[k] = table.cumulated[k] * scale;
     }
+  }
+  std::array<double, kEnd> passed;
+  for (std::uint32_t k = from; k < kEnd; ++k) mass[k] = clamp(mass[k], 1e-6, 6.9);
+  for (std::uint32_t k = from; k < kEnd; ++k) passed[k] = quick_exp(-mass[k]);
+
+  // S and L from `from` on, S(from) = 1.
+  std::array<double, kEnd + 1> survival;
+  std::array<double, kEnd + 1> left;
+  survival[from] = 1;
+  for (std::uint32_t k = from; k < kEnd; ++k) survival[k + 1] = survival[k] * passed[k];
+  for (std::uint32_t k = from; k < kEnd; ++k) {
+    const double mean = (survival[k] - survival[k + 1]) / mass[k];
+    left[k] = (grid.start[k + 1] - grid.start[k]) * (mass[k] > 1e-4 ? mean : survival[k]);
   }
   const double far = survival[kEnd] / table.survival[kEnd];
   left[kEnd] = table.left[kEnd] * far;
-  for (std::uint32_t k = kEnd; k-- > from;) {
-    const double width = grid.start[k + 1] - grid.start[k];
-    const double lost = survival[k] - survival[k + 1];
-    left[k] = left[k + 1] + width * (mass[k] > 1e-4 ? lost / mass[k] : survival[k]);
-  }
+  for (std::uint32_t k = kEnd; k-- > from;) left[k] = left[k + 1] + left[k];
 
-  std::array<std::uint8_t, kBuckets + 1> hull;
-  std::array<double, kBuckets + 1> slope_before;
-  std::uint32_t top = seen.hull_size - 1;
-  std::copy_n(seen.hull.begin(), seen.hull_size, hull.begin());
-  std::copy_n(seen.slope.begin(), seen.hull_size, slope_before.begin());
-  const auto point_survival = [&](std::uint32_t k) { return k <= kEnd ? survival[k] : table.survival[k] * far; };
-  const auto point_left = [&](std::uint32_t k) { return k <= kEnd ? left[k] : table.left[k] * far; };
+  struct Point {
+    double survival;
+    double left;
+    double slope_before;
+  };
+  std::array<Point, kBuckets + 1> hull;
+  for (std::uint32_t i = 0; i < seen.hull_size; ++i) {
+    const std::uint32_t k = seen.hull[i];
+    hull[i] = {table.survival[k] * far, table.left[k] * far, seen.slope[i]};
+  }
+  Point* top = hull.data() + seen.hull_size - 1;
+  if (seen.hull[seen.hull_size - 1] == kEnd) {
+    top->survival = survival[kEnd];
+    top->left = left[kEnd];
+  }
   for (std::uint32_t k = kEnd; k-- > from;) {
-    double slope = (survival[k] - point_survival(hull[top])) / (left[k] - point_left(hull[top]));
-    while (top > 0 && slope <= slope_before[top]) {
+    double slope = (survival[k] - top->survival) / (left[k] - top->left);
+    while (top > hull.data() && slope <= top->slope_before) {
       --top;
-      slope = (survival[k] - point_survival(hull[top])) / (left[k] - point_left(hull[top]));
+      slope = (survival[k] - top->survival) / (left[k] - top->left);
     }
     index[k] = to_index_value(slope);
-    hull[++top] = static_cast<std::uint8_t>(k);
-    slope_before[top] = slope;
+    *++top = {survival[k], left[k], slope};
   }
 }
 
@@ -154,10 +181,8 @@ void GapCorrection::learn(const HazardTree& gap, HazardTree::ClassId id, const F
   const std::uint32_t end = std::min(ended ? to + 1 : to, kCorrected);
   if (from >= end) return;
   const ClassView& seen = view(gap, id);
-  const std::array<float, kGroups> z = sum(features);
-  // All groups in one sweep over the weights: those that have learned nothing have error and decay 0.
-  std::array<float, kGroups> error{};
-  std::array<float, kGroups> decay{};
+  const Shift z = shift(features);
+  Shift error{};
   for (std::uint32_t g = from; g < end; ++g) {
     const bool event = ended && g == to;
     const double base = static_cast<double>(seen.log_odds[g]);
@@ -174,15 +199,35 @@ void GapCorrection::learn(const HazardTree& gap, HazardTree::ClassId id, const F
     loss.advantage += rate * (advantage - loss.advantage);
     loss.square += rate * (advantage * advantage - loss.square);
     error[g] = static_cast<float>((event ? 1.0 : 0.0) - odds / (1 + odds));
-    decay[g] = 0.05f;
   }
+  // Four groups at once. Those among them that have learned nothing have error 0 and no decay.
+  Shift decay{};
+  for (std::uint32_t g = from; g < end; ++g) decay[g] = 0.05f;
+  for (std::uint32_t first = 0; first < kGroups; first += kLanes) {
+    if (from < first + kLanes && end > first) descend(features, error, decay, first);
+  }
+}
+
+void GapCorrection::descend(const Features& features, const Shift& error, const Shift& decay, std::uint32_t first) {
+  using Lanes = std::array<float, kLanes>;  // copies, which the compiler keeps in a register each
+  const auto load = [first](const Shift& from) {
+    Lanes lanes;
+    std::memcpy(lanes.data(), from.data() + first, sizeof lanes);
+    return lanes;
+  };
+  const Lanes e = load(error);
+  const Lanes d = load(decay);
   for (std::uint32_t f = 0; f < kFeatures; ++f) {
     Weights& w = weights_[f * kBins + features[f]];
-    for (std::uint32_t g = 0; g < kGroups; ++g) {
-      const float step = error[g] - decay[g] * w.weight[g];
-      w.square[g] += step * step;
-      w.weight[g] += 0.03f * step * inverse_root(w.square[g]);
+    Lanes weight = load(w.weight);
+    Lanes square = load(w.square);
+    for (std::uint32_t i = 0; i < kLanes; ++i) {
+      const float step = e[i] - d[i] * weight[i];
+      square[i] += step * step;
+      weight[i] += 0.03f * step * inverse_root(square[i]);
     }
+    std::memcpy(w.weight.data() + first, weight.data(), sizeof weight);
+    std::memcpy(w.square.data() + first, square.data(), sizeof square);
   }
 }
 

@@ -101,6 +101,7 @@ bool SagaPolicy::forget_oldest(Time now) {
     return true;
   }
   if (head.state == State::kIdle) give_up_wait(id, now);
+  drop_own_table(head);
   for (NodeId node = head.path_leaf; node != kNone; node = tree_.node(node).parent) {
     if (nodes_[node].owner == id) nodes_[node].owner = kDropped;
   }
@@ -124,9 +125,9 @@ void SagaPolicy::node_forgotten(NodeId node) {
   SAGA_ASSERT(state.first_head == kNoHead);
   if (state.key_slot != kNone) remove(node);
   if (state.known_slot != kNone) {
-    const NodeId last = known_.back();
+    const Known last = known_.back();
     known_[state.known_slot] = last;
-    nodes_[last].known_slot = state.known_slot;
+    nodes_[last.node].known_slot = state.known_slot;
     known_.pop_back();
   }
   const bool touched = state.touched;
@@ -304,20 +305,20 @@ void SagaPolicy::arrive(NodeId leaf, NodeId above, HeadId id, Time now) {
       if (heads_[orphan.parent].serial == orphan.parent_serial) heads_[orphan.parent].came_back = true;
       free_orphan(owner);
     }
-    if (!ReuseStatistics::counts_in_base(tree_.sample_key(n))) {
-      // Not of the sample.
-    } else if (node.threads > 0) {
-      const std::uint32_t pages = tree_.node(n).pages;
-      statistics_->base.event(statistics_->base_class(node.threads), bucket_of(now - node.last_foreign), pages);
-      statistics_->learned_pages(pages);
-    } else {
-      node.known_slot = static_cast<std::uint32_t>(known_.size());
-      known_.push_back(n);
-    }
     if (node.threads < kThreadsMost) ++node.threads;
+    if (node.known_slot != kNone) {
+      Known& known = known_[node.known_slot];
+      statistics_->base.event(statistics_->base_class(known.threads), bucket_of(now - known.last_foreign), known.pages);
+      statistics_->learned_pages(known.pages);
+      known.last_foreign = now;
+      known.threads = node.threads;
+    } else if (node.threads == 1 && ReuseStatistics::counts_in_base(tree_.sample_key(n))) {
+      node.known_slot = static_cast<std::uint32_t>(known_.size());
+      known_.push_back({now, n, tree_.node(n).pages, 1});
+    }
     node.last_foreign = now;
     node.owner = id;
-    if (node.key_slot != kNone) touch(n);
+    touch(n);
   }
 }
 
@@ -344,7 +345,9 @@ void SagaPolicy::call_ended(const CallEnd& call, Time now) {
   if (head.state == State::kLeft) return;
   head.state = State::kIdle;
   head.since = now;
-  head.own_from = kNone;
+  drop_own_table(head);
+  head.own_from = kBuckets;
+  head.past = past.gaps.past();
   head.survived = 0;
   past.gaps.call_ended(call.stop_reason, call.tool_class, call.output_tokens,
                        std::uint64_t{past.gaps.path_pages()} * tree_.page_tokens(), now - head.run_since,
@@ -454,11 +457,37 @@ void SagaPolicy::node_emptied(NodeId node) {
     }
   }
   if (parent == kNone) return;
+  if (nodes_[node].heads == 1 && nodes_[parent].heads == 0) {
+    inherit(node, parent);
+    return;
+  }
   while (nodes_[node].first_head != kNoHead) {
     const HeadId id = nodes_[node].first_head;
     unhang(id);
     hang(id, parent);
   }
+}
+
+// The one head of a node moves up to where none hangs: mostly a branch that goes, node by node. It takes its rating along, if that is
+// the head's alone.
+void SagaPolicy::inherit(NodeId node, NodeId parent) {
+  Node& from = nodes_[node];
+  Node& to = nodes_[parent];
+  heads_[from.first_head].hangs_at = parent;
+  to.first_head = std::exchange(from.first_head, kNoHead);
+  to.heads = std::exchange(from.heads, std::uint16_t{0});
+  if (from.key_slot == kNone || to.key_slot != kNone || from.stale || from.threads > 1 || to.threads > 1) {
+    touch(node);
+    touch(parent);
+    return;
+  }
+  to.key_slot = std::exchange(from.key_slot, kNone);
+  to.timer_slot = std::exchange(from.timer_slot, kNone);
+  timers_[to.timer_slot].node = parent;
+  KeyEntry entry = keys_[to.key_slot];
+  entry.node = parent;
+  key_moved(to.key_slot, entry);
+  look_at(parent);
 }
 
 // ---- Learning -------------------------------------------------------------------------------------------------------------
@@ -524,6 +553,8 @@ void SagaPolicy::count_open_waits(Time now) {
       case Wait::kGap:
         statistics_->gap.open(head.wait_class, bucket, 1);
         learn_survived(id, GapCorrection::group_of(bucket));
+        // A table is that of its time: what it is made of is about to change.
+        if (head.own_from < kBuckets && bucket < GapCorrection::kEnd) (void)own_table(id);
         break;
       case Wait::kEnded:
         statistics_->ended.open(head.wait_class, bucket, 1);
@@ -534,32 +565,40 @@ void SagaPolicy::count_open_waits(Time now) {
         break;
     }
   }
-  for (const NodeId node : known_) {
-    statistics_->base.open(statistics_->base_class(nodes_[node].threads),
-                           bucket_of(age_since(nodes_[node].last_foreign)), tree_.node(node).pages);
+  for (const Known& known : known_) {
+    statistics_->base.open(statistics_->base_class(known.threads), bucket_of(age_since(known.last_foreign)),
+                           known.pages);
   }
 }
 
 // ---- Values ---------------------------------------------------------------------------------------------------------------
 
-void SagaPolicy::add_value(Rating& rating, const IndexValue* index, std::uint32_t bucket, Time since,
-                           bool exact) const {
+// A bound holds for the four buckets from `bucket` on, and for as many more as keep it above twice the key of the last victim:
+// it matters when it comes near that. `part`: of a bound alone.
+void SagaPolicy::add_value(Rating& rating, const IndexValue* index, std::uint32_t bucket, std::uint32_t end, Time since,
+                           double part) const {
   IndexValue value = index[bucket];
   std::uint32_t last = bucket;
-  if (!exact) {
-    last = std::min(bucket + kBoundBuckets - 1, kBuckets - 1);
-    for (std::uint32_t k = bucket + 1; k <= last; ++k) value = std::min(value, index[k]);
+  if (!rating.exact) {
+    while (last + 1 < end) {
+      const IndexValue next = index[last + 1];
+      if (last + 1 >= bucket + kBoundBuckets && next < rating.floor) break;
+      value = std::min(value, next);
+      ++last;
+    }
+    if (part < 1) value = static_cast<IndexValue>(part * static_cast<double>(value));
   }
   rating.key = add(rating.key, value);
   if (last + 1 < kBuckets) rating.until = std::min(rating.until, since + bucket_start(last + 1));
 }
 
-void SagaPolicy::add_head(Rating& rating, HeadId id, Time now, bool exact) {
-  Head& head = heads_[id];
+void SagaPolicy::add_head(Rating& rating, HeadId id, Time now) {
+  const Head& head = heads_[id];
   switch (head.state) {
     case State::kRunning:
       rating.tie = std::max(rating.tie, head.run_since);
-      add_value(rating, statistics_->run.index(head.run_class), bucket_of(now - head.run_since), head.run_since, exact);
+      add_value(rating, statistics_->run.index(head.run_class), bucket_of(now - head.run_since), kBuckets,
+                head.run_since);
       return;
     case State::kWaiting:
       rating.tie = std::max(rating.tie, head.run_since);
@@ -567,11 +606,11 @@ void SagaPolicy::add_head(Rating& rating, HeadId id, Time now, bool exact) {
       return;
     case State::kOrphan:
       rating.tie = std::max(rating.tie, head.since);
-      add_value(rating, statistics_->orphan.index(head.wait_class), bucket_of(now - head.since), head.since, exact);
+      add_value(rating, statistics_->orphan.index(head.wait_class), bucket_of(now - head.since), kBuckets, head.since);
       return;
     case State::kExpected:  // where its wait began is known to the worker that it came from
       rating.tie = std::max(rating.tie, head.since);
-      add_value(rating, statistics_->gap.index(HazardTree::kRoot), bucket_of(now - head.since), head.since, exact);
+      add_value(rating, statistics_->gap.index(HazardTree::kRoot), bucket_of(now - head.since), kBuckets, head.since);
       return;
     case State::kLeft:
     case State::kFree:
@@ -582,26 +621,11 @@ void SagaPolicy::add_head(Rating& rating, HeadId id, Time now, bool exact) {
   rating.tie = std::max(rating.tie, head.since);
   const Time age = now - head.since;
   if (head.wait == Wait::kEnded) {
-    add_value(rating, statistics_->ended.index(head.wait_class), bucket_of(age), head.since, exact);
+    add_value(rating, statistics_->ended.index(head.wait_class), bucket_of(age), kBuckets, head.since);
     return;
   }
   if (head.wait == Wait::kGap) {
-    const std::uint32_t bucket = bucket_of(age);
-    const IndexValue* index = statistics_->gap.index(head.wait_class);
-    const bool plain = !pasts_[id].gaps.past() || (head.own_from == kNone && !statistics_->correction.active());
-    if (plain || bucket >= GapCorrection::kEnd) {
-      add_value(rating, index, bucket, head.since, exact);
-      return;
-    }
-    const IndexValue* own = index_of(id, bucket);
-    IndexValue value = own[bucket];
-    std::uint32_t last = bucket;
-    if (!exact) {
-      last = std::min(bucket + kBoundBuckets - 1, GapCorrection::kEnd - 1);
-      for (std::uint32_t k = bucket + 1; k <= last; ++k) value = std::min(value, own[k]);
-    }
-    rating.key = add(rating.key, value);
-    rating.until = std::min(rating.until, head.since + bucket_start(last + 1));
+    add_gap(rating, id, now);
     return;
   }
   // Declared: in multiples of it.
@@ -610,7 +634,7 @@ void SagaPolicy::add_head(Rating& rating, HeadId id, Time now, bool exact) {
   const std::uint32_t bucket = multiple_bucket_of((static_cast<double>(age) + kDeclaredShift) / head.unit);
   double value = table.index[bucket];
   std::uint32_t last = bucket;
-  if (!exact) {
+  if (!rating.exact) {
     last = std::min(bucket + kBoundBuckets - 1, kBuckets - 1);
     for (std::uint32_t k = bucket + 1; k <= last; ++k) value = std::min(value, table.index[k]);
   }
@@ -622,26 +646,58 @@ void SagaPolicy::add_head(Rating& rating, HeadId id, Time now, bool exact) {
   }
 }
 
-// The head's own table, filled from `bucket` on.
-const IndexValue* SagaPolicy::index_of(HeadId id, std::uint32_t bucket) {
+// By the table of its class; or if its past says more by its own, which is begun when it is first needed (that is, not for a
+// thread that is back before anything is evicted) and filled when a bound of it will not do any more.
+void SagaPolicy::add_gap(Rating& rating, HeadId id, Time now) {
   Head& head = heads_[id];
-  if (id >= own_index_.size()) own_index_.resize(heads_.size());
-  IndexValue* own = own_index_[id].data();
-  if (head.own_from > bucket) {
-    statistics_->correction.predict(statistics_->gap, head.wait_class, pasts_[id].gaps.features(), bucket, own);
-    head.own_from = bucket;
+  const std::uint32_t bucket = bucket_of(now - head.since);
+  const GapCorrection& correction = statistics_->correction;
+  const bool plain = !head.past || (head.own_from == kBuckets && !correction.active());
+  if (plain || bucket >= GapCorrection::kEnd) {
+    add_value(rating, statistics_->gap.index(head.wait_class), bucket, kBuckets, head.since);
+    return;
   }
-  return own;
+  if (head.own_from == kBuckets) {
+    pasts_[id].shift = correction.shift(pasts_[id].gaps.features());
+    head.own_from = static_cast<std::uint8_t>(bucket);
+  }
+  if (rating.exact || head.own_table != kNone) {
+    add_value(rating, own_table(id), bucket, GapCorrection::kEnd, head.since);
+  } else {
+    add_value(rating, statistics_->gap.index(head.wait_class), bucket, GapCorrection::kEnd, head.since,
+              correction.least_part(pasts_[id].shift, bucket));
+  }
+}
+
+// The head's own table, from the bucket own_from on.
+const IndexValue* SagaPolicy::own_table(HeadId id) {
+  Head& head = heads_[id];
+  if (head.own_table == kNone) {
+    if (free_own_tables_.empty()) {
+      head.own_table = static_cast<std::uint32_t>(own_tables_.size());
+      own_tables_.emplace_back();
+    } else {
+      head.own_table = free_own_tables_.back();
+      free_own_tables_.pop_back();
+    }
+    statistics_->correction.predict(statistics_->gap, head.wait_class, pasts_[id].shift, head.own_from,
+                                    own_tables_[head.own_table].data());
+  }
+  return own_tables_[head.own_table].data();
+}
+
+void SagaPolicy::drop_own_table(Head& head) {
+  if (head.own_table != kNone) free_own_tables_.push_back(std::exchange(head.own_table, kNone));
 }
 
 SagaPolicy::Rating SagaPolicy::rate(NodeId node, Time now, bool exact) {
-  Rating rating{0, 0, kNever, exact};
+  Rating rating{0, 0, kNever, 2 * level_, exact};
   const Node& state = nodes_[node];
-  for (HeadId id = state.first_head; id != kNoHead; id = heads_[id].next) add_head(rating, id, now, exact);
+  for (HeadId id = state.first_head; id != kNoHead; id = heads_[id].next) add_head(rating, id, now);
   if (state.threads >= 2) {
     rating.tie = std::max(rating.tie, state.last_foreign);
     add_value(rating, statistics_->base.index(statistics_->base_class(state.threads)),
-              bucket_of(now - state.last_foreign), state.last_foreign, exact);
+              bucket_of(now - state.last_foreign), kBuckets, state.last_foreign);
   }
   return rating;
 }
@@ -690,8 +746,8 @@ double SagaPolicy::reuse_probability(NodeId node, Time now, Time span) const {
 
 std::uint64_t SagaPolicy::memory_bytes() const {
   return nodes_.size() * sizeof(Node) + heads_.size() * (sizeof(Head) + sizeof(Past)) +
-         own_index_.size() * sizeof(own_index_[0]) +
-         (free_heads_.size() + head_of_thread_.size() + head_of_call_.size() + known_.size()) * sizeof(NodeId) +
+         own_tables_.size() * sizeof(OwnTable) + known_.size() * sizeof(Known) +
+         (free_heads_.size() + head_of_thread_.size() + head_of_call_.size()) * sizeof(NodeId) +
          keys_.size() * (sizeof(KeyEntry) + sizeof(TimerEntry));
 }
 
@@ -812,11 +868,14 @@ void SagaPolicy::rate_all(Time now) {
 
 void SagaPolicy::bring_up_to_date(Time now) {
   for (const NodeId node : touched_) {
-    nodes_[node].touched = false;
-    if (residents_.is_candidate(node)) {
-      put(node, rate(node, now, false));
-    } else if (nodes_[node].key_slot != kNone) {
-      remove(node);
+    Node& state = nodes_[node];
+    const bool holds = state.key_slot != kNone && !state.stale;
+    state.touched = false;
+    state.stale = false;
+    if (!residents_.is_candidate(node)) {
+      if (state.key_slot != kNone) remove(node);
+    } else if (!holds) {
+      renew(node, now);
     }
   }
   touched_.clear();
@@ -824,10 +883,19 @@ void SagaPolicy::bring_up_to_date(Time now) {
     generation_ = statistics_->generation();
     rate_all(now);
   }
-  while (!timers_.empty() && timers_.front().until <= now) {
-    const NodeId node = timers_.front().node;
-    put(node, rate(node, now, false));
+  while (!timers_.empty() && timers_.front().until <= now) renew(timers_.front().node, now);
+}
+
+// A bound will do unless it comes to the top. What comes before the last victim will, most likely.
+void SagaPolicy::renew(NodeId node, Time now) {
+  if (node != next_of_branch_) {
+    const Rating bound = rate(node, now, false);
+    if (keys_.empty() || bound.key > keys_.front().key) {
+      put(node, bound);
+      return;
+    }
   }
+  put(node, rate(node, now, true));
 }
 
 Victim SagaPolicy::victim(Time now) {
@@ -838,6 +906,8 @@ Victim SagaPolicy::victim(Time now) {
     put(node, rate(node, now, true));
   }
   const NodeId node = keys_.front().node;
+  level_ = keys_.front().key;
+  next_of_branch_ = tree_.node(node).parent;
   return {node, residents_.nodes[node].pages};
 }
 
@@ -896,7 +966,11 @@ bool SagaPolicy::verify() const {
   }
   if (ghosts != 0 || newest_ghost_ != previous) return false;
   for (std::uint32_t slot = 0; slot < known_.size(); ++slot) {
-    if (nodes_[known_[slot]].known_slot != slot) return false;
+    const Known& known = known_[slot];
+    const Node& node = nodes_[known.node];
+    if (node.known_slot != slot || node.last_foreign != known.last_foreign || node.threads != known.threads)
+      return false;
+    if (tree_.node(known.node).pages != known.pages) return false;
   }
   return true;
 }

@@ -24,14 +24,16 @@
 // that is, the owner bounds by forget_oldest(). What a head forgotten had waited counts as censored.
 //
 // **Structures.** Notifications only mark nodes; victim() brings them up to date. Candidates lie in a heap by a lower bound of
-// their key that holds for about an octave of age, and in a second heap by the time when the bound must be renewed; only what
-// comes to the top is computed exactly. So a head costs O(log candidates) an octave of age, not a crossing of each of the
-// four buckets in it, and a call that returns before anything was evicted costs neither heap anything. All candidates are
-// rated anew when the tables were rebuilt.
+// their key, and in a second heap by the time when the bound must be renewed; only what comes to the top is computed exactly. A
+// bound holds for at least an octave of age, and on for as long as it stays well above the key of the last victim: what
+// is not about to go is left alone. A table of a head's own is begun (the weights of then are kept) when the head is first rated
+// and filled when a bound by the table of its class will not do any more, at the latest when that one changes. A branch that
+// goes, node by node, takes its rating along. So a call that returns before anything was evicted costs neither heap
+// anything. All candidates are rated anew when the tables were rebuilt.
 //
 // Cost: a start O(nodes that the path gained or lost), an end O(1), a decision O(log candidates) for as many pages as the node
-// has. Memory: 32 bytes a node; about 250 bytes a head, 456 more for a table of its own; one head a thread (a call, where they
-// are inferred), and orphans until they are 40,000 s old.
+// has. Memory: 32 bytes a node, 24 more for those of the sample; about 300 bytes a head, 456 more while it has a table of its
+// own; one head a thread (a call, where they are inferred), and orphans until they are 40,000 s old.
 // Invariants: verify().
 #pragma once
 
@@ -58,8 +60,10 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   void thread_expected(ThreadId thread, NodeId leaf, Time now) override;
   void node_resident(NodeId node) override;
   void node_emptied(NodeId node) override;
-  void candidate_added(NodeId node) override { touch(node); }
-  void candidate_removed(NodeId node) override { touch(node); }
+  void candidate_added(NodeId node) override { look_at(node); }
+  void candidate_removed(NodeId node) override {
+    if (nodes_[node].key_slot != kNone) look_at(node);
+  }
   void node_forgotten(NodeId node) override;
   Victim victim(Time now) override;
   bool verify() const override;
@@ -105,10 +109,12 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
     std::uint32_t parent_serial = 0;
     std::uint32_t serial = 0;
     HeadId older_ghost = kNone, newer_ghost = kNone;  // live trees: the list of ghosts
-    std::uint32_t own_from = kNone;                   // first bucket of the own table that is filled; kNone: none is
-    std::uint8_t survived = 0;                        // groups of the correction that were counted as survived
-    bool ghost = false;                               // in that list
-    bool came_back = false;                           // somebody has come back to an orphan of this head
+    std::uint32_t own_table = kNone;                  // its own table, place in own_tables_; kNone: not filled yet
+    std::uint8_t own_from = kBuckets;  // first bucket of its own table; kBuckets: it goes by that of its class
+    std::uint8_t survived = 0;         // groups of the correction that were counted as survived
+    bool past = false;                 // there is something to correct its gap by
+    bool ghost = false;                // in that list
+    bool came_back = false;            // somebody has come back to an orphan of this head
     State state = State::kFree;
     Wait wait = Wait::kGap;
   };
@@ -116,6 +122,7 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   // What is kept of a head that is no orphan.
   struct Past {
     GapHistory gaps;
+    GapCorrection::Shift shift{};    // what its own table is made of
     ThreadId thread = kNone;         // whose it is, if its id was told
     std::uint32_t thread_calls = 0;  // since it is
     bool inferred = false;           // no thread id
@@ -130,14 +137,25 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
     std::uint32_t known_slot = kNone;  // place in known_
     std::uint16_t heads = 0;           // that hang here
     std::uint8_t threads = 0;          // that ever came onto it, saturating
-    bool touched = false;              // in touched_
+    bool touched : 1 = false;          // in touched_
+    bool stale : 1 = false;            // and its rating does not hold any more
   };
+
+  // A node that some thread has come onto, of the sample of `base`: what counting needs of it, side by side.
+  struct Known {
+    Time last_foreign;
+    NodeId node;
+    std::uint32_t pages;
+    std::uint32_t threads;
+  };
+  using OwnTable = std::array<IndexValue, GapCorrection::kEnd>;
 
   // How a candidate stands: its key or a bound of it, and until when that holds.
   struct Rating {
     IndexValue key;
     Time tie;  // when the youngest of its users came
     Time until;
+    IndexValue floor;  // so far a bound may fall
     bool exact;
   };
   struct KeyEntry {
@@ -173,17 +191,29 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   void learn_survived(HeadId id, std::uint32_t groups);
   void count_open_waits(Time now) override;
 
-  void touch(NodeId node) {
+  // Whether the node is a candidate, victim() has to find out.
+  void look_at(NodeId node) {
     if (nodes_[node].touched) return;
     nodes_[node].touched = true;
     touched_.push_back(node);
   }
+  // What its rating goes by has changed. A node that has none is rated when it becomes a candidate.
+  void touch(NodeId node) {
+    if (nodes_[node].key_slot == kNone) return;
+    nodes_[node].stale = true;
+    look_at(node);
+  }
   void bring_up_to_date(Time now);
   void rate_all(Time now);
+  void renew(NodeId node, Time now);
   Rating rate(NodeId node, Time now, bool exact);
-  void add_value(Rating& rating, const IndexValue* index, std::uint32_t bucket, Time since, bool exact) const;
-  void add_head(Rating& rating, HeadId id, Time now, bool exact);
-  const IndexValue* index_of(HeadId id, std::uint32_t bucket);
+  void add_value(Rating& rating, const IndexValue* index, std::uint32_t bucket, std::uint32_t end, Time since,
+                 double part = 1) const;
+  void add_head(Rating& rating, HeadId id, Time now);
+  void add_gap(Rating& rating, HeadId id, Time now);
+  const IndexValue* own_table(HeadId id);
+  void drop_own_table(Head& head);
+  void inherit(NodeId node, NodeId parent);
 
   bool before(const KeyEntry& a, const KeyEntry& b) const;
   void put(NodeId node, const Rating& rating);
@@ -203,7 +233,8 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   std::vector<Node> nodes_;
   std::vector<Head> heads_;
   std::vector<Past> pasts_;  // by head; orphans leave theirs unused
-  std::vector<std::array<IndexValue, GapCorrection::kEnd>> own_index_;
+  std::vector<OwnTable> own_tables_;
+  std::vector<std::uint32_t> free_own_tables_;
   std::vector<HeadId> free_heads_;
   std::vector<ThreadId> forgotten_threads_;
   // Live trees: heads that neither run nor wait and whose last page is not resident (or that hang nowhere), in the order in
@@ -213,8 +244,10 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   std::uint32_t next_serial_ = 0;
   std::vector<HeadId> head_of_thread_;
   std::vector<HeadId> head_of_call_;  // for calls whose end is still to come
-  std::vector<NodeId> known_;         // nodes that some thread has come onto, those of the sample of `base`
+  std::vector<Known> known_;
   std::vector<NodeId> touched_;
+  IndexValue level_ = 0;           // key of the last victim
+  NodeId next_of_branch_ = kNone;  // its parent
   std::vector<KeyEntry> keys_;
   std::vector<TimerEntry> timers_;
 };

@@ -70,13 +70,6 @@ const BucketGrid& multiple_grid() { return kMultipleGrid; }
 
 std::uint32_t multiple_bucket_of(double multiple) { return place_of(kMultipleGrid, multiple).bucket; }
 
-IndexValue to_index_value(double events_per_second) {
-  constexpr double kScale = static_cast<double>(IndexValue{1} << kIndexBits);
-  const double scaled = events_per_second * kScale;
-  constexpr double kMost = static_cast<double>(kCertain >> 8);
-  return scaled >= kMost ? kCertain >> 8 : static_cast<IndexValue>(scaled);
-}
-
 void HazardTable::index_of(const double* survival, const double* left, double* index) {
   // Upper hull of the points (-L, 1 - S), from the last to the first: its slope at a point is the index.
   std::uint32_t hull[kBuckets + 1];
@@ -185,6 +178,7 @@ HazardTree::HazardTree(const Options& options) : options_(options) {
   classes_.emplace_back();
   tables_.emplace_back();
   indices_.emplace_back();
+  derived_.push_back(rebuilds_);
   tables_[kRoot].hazard.fill(options_.prior);
   tables_[kRoot].derive(*options_.grid);
   fill_index(kRoot);
@@ -201,8 +195,10 @@ HazardTree::ClassId HazardTree::child(ClassId parent, std::uint32_t label) {
   made.label = label;
   classes_.push_back(made);
   (last == kNone ? classes_[parent].first_child : classes_[last].next_sibling) = id;
-  tables_.push_back(tables_[parent]);
+  const HazardTable as_parent = table(parent);
+  tables_.push_back(as_parent);
   indices_.push_back(indices_[parent]);
+  derived_.push_back(rebuilds_);
   return id;
 }
 
@@ -229,25 +225,29 @@ void HazardTree::rebuild() {
       parent_last[k] += last[k];
     }
   }
-  const double unit = static_cast<double>(options_.unit);
-  for (ClassId id = 0; id < size(); ++id) {
-    const ClassId parent = classes_[id].parent;
-    const double weight = (parent == kNone ? options_.root_weight : options_.prior_weight) * unit;
-    HazardTable& table = tables_[id];
-    std::uint64_t at_risk = 0;
-    for (std::uint32_t k = kBuckets; k-- > 0;) {
-      at_risk += summed_last_[id][k];
-      const double prior = parent == kNone ? options_.prior : tables_[parent].hazard[k];
-      const double events = static_cast<double>(summed_events_[id][k]);
-      const double hazard = (events + weight * prior) / (static_cast<double>(at_risk) + weight);
-      table.hazard[k] = std::min(kHazardMost, hazard);
-    }
-    table.derive(*options_.grid);
-    fill_index(id);
-  }
+  ++rebuilds_;
 }
 
-void HazardTree::fill_index(ClassId id) {
+void HazardTree::derive(ClassId id) const {
+  const ClassId parent = classes_[id].parent;
+  const HazardTable* above = parent == kNone ? nullptr : &table(parent);
+  const double weight =
+      (parent == kNone ? options_.root_weight : options_.prior_weight) * static_cast<double>(options_.unit);
+  HazardTable& derived = tables_[id];
+  std::uint64_t at_risk = 0;
+  for (std::uint32_t k = kBuckets; k-- > 0;) {
+    at_risk += summed_last_[id][k];
+    const double prior = above == nullptr ? options_.prior : above->hazard[k];
+    const double events = static_cast<double>(summed_events_[id][k]);
+    const double hazard = (events + weight * prior) / (static_cast<double>(at_risk) + weight);
+    derived.hazard[k] = std::min(kHazardMost, hazard);
+  }
+  derived.derive(*options_.grid);
+  fill_index(id);
+  derived_[id] = rebuilds_;
+}
+
+void HazardTree::fill_index(ClassId id) const {
   for (std::uint32_t k = 0; k < kBuckets; ++k) indices_[id][k] = to_index_value(tables_[id].index[k]);
 }
 
@@ -266,6 +266,7 @@ void HazardTree::merge(const HazardTree& other) {
 
 bool HazardTree::verify() const {
   if (tables_.size() != classes_.size() || indices_.size() != classes_.size()) return false;
+  if (derived_.size() != classes_.size()) return false;
   std::uint32_t listed = 1;
   for (ClassId id = 0; id < size(); ++id) {
     if ((classes_[id].parent == kNone) != (id == kRoot) || (id != kRoot && classes_[id].parent >= id)) return false;
@@ -273,7 +274,7 @@ bool HazardTree::verify() const {
       if (one >= size() || classes_[one].parent != id || ++listed > size()) return false;
       if (classes_[one].next_sibling != kNone && classes_[one].next_sibling <= one) return false;
     }
-    const HazardTable& table = tables_[id];
+    const HazardTable& table = this->table(id);
     for (std::uint32_t k = 0; k < kBuckets; ++k) {
       if (!(table.hazard[k] >= 0 && table.hazard[k] <= kHazardMost)) return false;
       if (!(table.survival[k + 1] <= table.survival[k]) || !(table.left[k + 1] <= table.left[k])) return false;
