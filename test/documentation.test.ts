@@ -134,6 +134,7 @@ describe('the examples of docs/scheduling.md', () => {
       ],
       ['1 placed, 1 in the queue', 'SAGA_ERR_HELD', 'placed after 8 seconds'],
       ['0 2 agents'],
+      ['0 placed; decide again at 419432', 'pull 2000 blocks from 1 to 0', 'to worker 0 at 300000'],
       [
         '506 blocks of call 0 for 300 seconds',
         'true true false',

@@ -69,7 +69,8 @@ export interface SchedulerOptions {
   maxReceipts?: number;
   /**
    * Parts that are switched off, to see what each is worth, or because the workers cannot do it. Without `eviction` the workers
-   * evict by an order of their own, and leases keep what will be used soon. Default: none.
+   * evict by an order of their own, and leases keep what will be used soon. For workers that cannot copy blocks:
+   * `['stealing', 'prefetch']`. Default: none.
    */
   without?: readonly SchedulerPart[];
   /** Seconds after which a copy without an outcome counts as expired, a whole number from 1 to 86,400. Default 60. */

@@ -5,7 +5,10 @@ import { notTold } from './told.js';
 import { reasons, type PlacementReason, type Tier } from './vocabulary.js';
 import type { Worker } from './worker.js';
 
-/** What was known when a call was placed. Counts are blocks. */
+/**
+ * What was known when a call was granted its worker: when it was placed or, where it was held until its blocks were copied there, before.
+ * Counts are blocks.
+ */
 export interface Receipt {
   /** Where the call goes. */
   readonly worker: Worker;

@@ -5,7 +5,7 @@
 const assert = require('node:assert/strict');
 
 module.exports = async function use(saga, simulation, graph) {
-  const scheduler = new saga.Scheduler({ maxBlocks: 1024, clock: () => 0 });
+  const scheduler = new saga.Scheduler({ policy: 'affinity', maxBlocks: 1024, clock: () => 0 });
   scheduler.addWorker({ blocks: 1024 });
   const holder = scheduler.addWorker({ blocks: 1024 });
   const prompt = Array.from({ length: 100 }, (_, i) => i);
@@ -13,11 +13,11 @@ module.exports = async function use(saga, simulation, graph) {
   const call = scheduler.openWorkflow({ tenant: 'smoke' }).submit(prompt);
   scheduler.decide();
   assert.equal(call.receipt.worker, holder);
-  assert.equal(call.receipt.reason, 'holder');
+  assert.equal(call.receipt.reason, 'longest-match');
   assert.equal(call.receipt.matchedBlocks.gpu, 6);
   assert.throws(() => scheduler.addWorker({ blocks: 0 }), saga.SagaArgumentError);
   const { worker, reason } = scheduler.openWorkflow().submit(prompt).place();
-  assert.deepEqual([worker, reason], [holder, 'holder']);
+  assert.deepEqual([worker, reason], [holder, 'longest-match']);
   scheduler.close();
 
   const workload = simulation.generateAgentSessions({ sessions: 4 }).arrange();
