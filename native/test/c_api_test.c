@@ -1,4 +1,5 @@
 /* The C interface from C99, as an inference server would use it: every function, its refusals, and literal results. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -699,6 +700,270 @@ static void test_determinism(void) {
   saga_engine_destroy(engines[1]);
 }
 
+/* --------------------------------------------------------------------------------------------------------- the scheduler */
+
+static saga_engine_t* scheduling_engine(void) {
+  saga_engine_t* engine = NULL;
+  saga_engine_options_t options;
+  saga_engine_options_init(&options);
+  options.max_workers = 2;
+  options.max_workflows = 4;
+  options.max_calls = 4;
+  options.max_blocks = 1000;
+  options.max_open_blocks = 4096;
+  options.max_chain_blocks = 100;
+  options.placement = SAGA_PLACEMENT_SAGA;
+  options.max_tenants = 2;
+  options.max_graphs = 1;
+  options.journal_bytes = 1 << 16;
+  OK(saga_engine_create(&options, &engine));
+  return engine;
+}
+
+static void test_scheduler_events(void) {
+  static uint8_t journal[1 << 16];
+  saga_engine_t* engine = scheduling_engine();
+  saga_engine_t* again = NULL;
+  saga_replay_result_t replayed;
+  saga_agent_graph_t graph = {0, 1, 0, 1, 100, 5, 10};
+  saga_agent_step_t step = {SAGA_TOOL_WEB_API, 0, 100, 50, 1};
+  saga_agent_edge_t edge = {0, 0, 0.5};
+  saga_workflow_info_t workflow_info;
+  saga_call_info_t call_info;
+  saga_answer_info_t answer;
+  saga_worker_load_t load;
+  saga_decision_t decisions[8];
+  saga_receipt_t receipt;
+  saga_scheduler_stats_t stats;
+  saga_calibration_t calibration;
+  saga_tenant_state_t tenant;
+  saga_worker_forecast_t forecast;
+  uint64_t chain[4] = {11, 12, 13, 14};
+  uint64_t workflow = 0;
+  uint64_t call = 0;
+  uint64_t wake = 0;
+  uint64_t digests[2];
+  uint32_t worker = 0;
+  uint32_t id = 7;
+  size_t count = 0;
+  uint32_t intact = 0;
+
+  OK(saga_engine_next_wake(engine, &wake));
+  CHECK(wake == UINT64_MAX);
+  INVALID(saga_engine_next_wake(NULL, &wake));
+  INVALID(saga_engine_next_wake(engine, NULL));
+  OK(saga_engine_add_worker(engine, 0, 1000, &worker));
+
+  OK(saga_engine_declare_graph(engine, 0, &graph, &step, &edge, &id));
+  CHECK(id == 0);
+  OK(saga_engine_declare_graph(engine, 0, &graph, &step, &edge, &id));
+  INVALID(saga_engine_declare_graph(NULL, 0, &graph, &step, &edge, &id));
+  INVALID(saga_engine_declare_graph(engine, 0, NULL, &step, &edge, &id));
+  INVALID(saga_engine_declare_graph(engine, 0, &graph, NULL, &edge, &id));
+  INVALID(saga_engine_declare_graph(engine, 0, &graph, &step, NULL, &id));
+  INVALID(saga_engine_declare_graph(engine, 0, &graph, &step, &edge, NULL));
+  edge.to = 1; /* no such step */
+  INVALID(saga_engine_declare_graph(engine, 0, &graph, &step, &edge, &id));
+  edge.to = 0;
+  edge.probability = 1.5;
+  INVALID(saga_engine_declare_graph(engine, 0, &graph, &step, &edge, &id));
+  edge.probability = 0.5;
+  step.tool_class = 5;
+  INVALID(saga_engine_declare_graph(engine, 0, &graph, &step, &edge, &id));
+  step.tool_class = 0;
+  step.output_tokens = -1;
+  INVALID(saga_engine_declare_graph(engine, 0, &graph, &step, &edge, &id));
+  step.output_tokens = 90;
+  CHECK(saga_engine_declare_graph(engine, 0, &graph, &step, &edge, &id) == SAGA_ERR_FULL);
+  graph.first_step = 1;
+  INVALID(saga_engine_declare_graph(engine, 0, &graph, &step, &edge, &id));
+  graph.first_step = 0;
+  graph.step_count = 0;
+  INVALID(saga_engine_declare_graph(engine, 0, &graph, &step, &edge, &id));
+  graph.step_count = 4097;
+  CHECK(saga_engine_declare_graph(engine, 0, &graph, &step, &edge, &id) == SAGA_ERR_FULL);
+
+  OK(saga_engine_set_tenant(engine, 0, 1, 4));
+  INVALID(saga_engine_set_tenant(NULL, 0, 1, 4));
+  INVALID(saga_engine_set_tenant(engine, 0, 2, 4));
+  INVALID(saga_engine_set_tenant(engine, 0, 1, 0));
+  INVALID(saga_engine_set_tenant(engine, 0, 1, 1025));
+  INVALID(saga_engine_set_tenant(engine, 0, 1, (double)NAN));
+
+  saga_workflow_info_init(&workflow_info);
+  CHECK(workflow_info.graph == SAGA_NONE && workflow_info.tenant == 0 && workflow_info.agent_kind == 0);
+  workflow_info.tenant = 1;
+  workflow_info.graph = 0;
+  workflow_info.agent_kind = 63;
+  OK(saga_engine_open_workflow_with(engine, 1, &workflow_info, &workflow));
+  INVALID(saga_engine_open_workflow_with(NULL, 1, &workflow_info, &workflow));
+  INVALID(saga_engine_open_workflow_with(engine, 1, NULL, &workflow));
+  INVALID(saga_engine_open_workflow_with(engine, 1, &workflow_info, NULL));
+  workflow_info.agent_kind = 64;
+  INVALID(saga_engine_open_workflow_with(engine, 1, &workflow_info, &workflow));
+  workflow_info.agent_kind = 0;
+  workflow_info.graph = 1;
+  INVALID(saga_engine_open_workflow_with(engine, 1, &workflow_info, &workflow));
+  workflow_info.graph = SAGA_NONE;
+  workflow_info.tenant = 2;
+  INVALID(saga_engine_open_workflow_with(engine, 1, &workflow_info, &workflow));
+  workflow_info.struct_size = 3;
+  INVALID(saga_engine_open_workflow_with(engine, 1, &workflow_info, &workflow));
+
+  saga_call_info_init(&call_info);
+  CHECK(call_info.prompt_kind == SAGA_PROMPT_NOT_TOLD && call_info.hints.gap == UINT64_MAX);
+  INVALID(saga_engine_submit_call_with(engine, 2, workflow, &call_info, chain, 4, &call)); /* no tokens */
+  call_info.prompt_tokens = 70;
+  call_info.agent = 3;
+  call_info.hints.output_tokens = 50;
+  INVALID(saga_engine_submit_call_with(NULL, 2, workflow, &call_info, chain, 4, &call));
+  INVALID(saga_engine_submit_call_with(engine, 2, workflow, NULL, chain, 4, &call));
+  INVALID(saga_engine_submit_call_with(engine, 2, workflow, &call_info, NULL, 4, &call));
+  INVALID(saga_engine_submit_call_with(engine, 2, workflow, &call_info, chain, 4, NULL));
+  call_info.prompt_kind = 3;
+  INVALID(saga_engine_submit_call_with(engine, 2, workflow, &call_info, chain, 4, &call));
+  call_info.prompt_kind = SAGA_PROMPT_USER;
+  call_info.hints.next_tool = 5;
+  INVALID(saga_engine_submit_call_with(engine, 2, workflow, &call_info, chain, 4, &call));
+  call_info.hints.next_tool = 0;
+  call_info.hints.final_step = 3;
+  INVALID(saga_engine_submit_call_with(engine, 2, workflow, &call_info, chain, 4, &call));
+  call_info.hints.final_step = 1;
+  CHECK(saga_engine_submit_call_with(engine, 2, workflow + 1, &call_info, chain, 4, &call) == SAGA_ERR_NOT_FOUND);
+  OK(saga_engine_submit_call_with(engine, 2, workflow, &call_info, chain, 4, &call));
+
+  OK(saga_engine_decide(engine, 2, decisions, 8, &count));
+  CHECK(count == 1 && decisions[0].type == SAGA_DECISION_PLACE && decisions[0].call == call);
+  CHECK(decisions[0].worker == worker && decisions[0].reason == SAGA_REASON_NEW && decisions[0].placement == 0);
+  CHECK(decisions[0].prompt_blocks == 4 && decisions[0].active_workers == 1 && decisions[0].priority == 0);
+  CHECK(saga_decision_to_directive(&decisions[0]).decided_at == 2);
+
+  saga_worker_load_init(&load);
+  CHECK(load.waiting_calls == SAGA_NONE && load.free_blocks == SAGA_NONE);
+  load.running_blocks = 5;
+  load.waiting_calls = 1;
+  OK(saga_engine_worker_load_with(engine, 3, worker, &load));
+  INVALID(saga_engine_worker_load_with(NULL, 3, worker, &load));
+  INVALID(saga_engine_worker_load_with(engine, 3, worker, NULL));
+  CHECK(saga_engine_worker_load_with(engine, 3, 1, &load) == SAGA_ERR_NOT_FOUND);
+
+  INVALID(saga_engine_first_token_with(NULL, 3, call, 0));
+  INVALID(saga_engine_first_token_with(engine, 3, call, 65536));
+  CHECK(saga_engine_first_token_with(engine, 3, call, 1) == SAGA_ERR_WRONG_STATE);
+  OK(saga_engine_first_token_with(engine, 3, call, 0));
+
+  saga_answer_info_init(&answer);
+  CHECK(answer.placement == SAGA_NONE && answer.hints.step == SAGA_NONE);
+  answer.output_tokens = 40;
+  answer.stop = SAGA_STOP_TOOL_USE;
+  INVALID(saga_engine_finish_call_with(NULL, 4, call, &answer, NULL, 0));
+  INVALID(saga_engine_finish_call_with(engine, 4, call, NULL, NULL, 0));
+  INVALID(saga_engine_finish_call_with(engine, 4, call, &answer, NULL, 1));
+  INVALID(saga_engine_finish_call_with(engine, 4, call, &answer, chain, 3)); /* 110 tokens have two blocks more */
+  answer.tool = 5;
+  INVALID(saga_engine_finish_call_with(engine, 4, call, &answer, chain, 2));
+  answer.tool = SAGA_TOOL_WEB_API;
+  answer.stop = 3;
+  INVALID(saga_engine_finish_call_with(engine, 4, call, &answer, chain, 2));
+  answer.stop = SAGA_STOP_TOOL_USE;
+  answer.reserved = 1;
+  INVALID(saga_engine_finish_call_with(engine, 4, call, &answer, chain, 2));
+  answer.reserved = 0;
+  answer.placement = 65536;
+  INVALID(saga_engine_finish_call_with(engine, 4, call, &answer, chain, 2));
+  answer.placement = 9;
+  CHECK(saga_engine_finish_call_with(engine, 4, call, &answer, chain, 2) == SAGA_ERR_WRONG_STATE);
+  answer.placement = 0;
+  OK(saga_engine_finish_call_with(engine, 4, call, &answer, chain, 2));
+  CHECK(saga_engine_finish_call_with(engine, 4, call, &answer, chain, 2) == SAGA_ERR_NOT_FOUND);
+  OK(saga_engine_next_wake(engine, &wake));
+  CHECK(wake > 4 && wake <= 1000004);
+
+  CHECK(saga_engine_directive_done(engine, 5, 12345, SAGA_OUTCOME_APPLIED) == SAGA_ERR_NOT_FOUND);
+  INVALID(saga_engine_directive_done(NULL, 5, 1, SAGA_OUTCOME_APPLIED));
+  INVALID(saga_engine_directive_done(engine, 5, 1, (saga_outcome_t)4));
+
+  receipt.struct_size = sizeof receipt;
+  OK(saga_engine_receipt(engine, call, &receipt));
+  CHECK(receipt.struct_size == sizeof receipt && receipt.call == call && receipt.reason == SAGA_REASON_NEW);
+  CHECK(receipt.worker == worker && receipt.source == SAGA_NONE && receipt.holder == SAGA_NONE);
+  CHECK(receipt.prompt_blocks == 4 && receipt.submitted_at == 2 && receipt.granted_at == 2 && receipt.queued == 0);
+  CHECK(receipt.price.decode > 0 && receipt.price.wait == 0);
+  CHECK(saga_engine_receipt(engine, call + 1, &receipt) == SAGA_ERR_NOT_FOUND);
+  INVALID(saga_engine_receipt(NULL, call, &receipt));
+  INVALID(saga_engine_receipt(engine, call, NULL));
+  receipt.struct_size = 8; /* of an older header: not a byte behind it */
+  receipt.call = 77;
+  OK(saga_engine_receipt(engine, call, &receipt));
+  CHECK(receipt.call == 77);
+  receipt.struct_size = 3;
+  INVALID(saga_engine_receipt(engine, call, &receipt));
+
+  stats.struct_size = sizeof stats;
+  OK(saga_engine_scheduler_stats(engine, &stats));
+  CHECK(stats.grants == 1 && stats.queued_calls == 0 && stats.threads == 1 && stats.graphs == 1 && stats.stale == 2);
+  INVALID(saga_engine_scheduler_stats(NULL, &stats));
+  INVALID(saga_engine_scheduler_stats(engine, NULL));
+  calibration.struct_size = sizeof calibration;
+  OK(saga_engine_calibration(engine, &calibration));
+  CHECK(calibration.gaps == 0 && calibration.next_call_brier == 0);
+  INVALID(saga_engine_calibration(NULL, &calibration));
+  INVALID(saga_engine_calibration(engine, NULL));
+  tenant.struct_size = sizeof tenant;
+  OK(saga_engine_tenant_state(engine, 1, &tenant));
+  CHECK(tenant.weight == 4 && tenant.waiting == 0 && tenant.served > 0);
+  INVALID(saga_engine_tenant_state(NULL, 1, &tenant));
+  INVALID(saga_engine_tenant_state(engine, 2, &tenant));
+  INVALID(saga_engine_tenant_state(engine, 1, NULL));
+  forecast.struct_size = sizeof forecast;
+  OK(saga_engine_worker_forecast(engine, worker, &forecast));
+  CHECK(forecast.open_calls == 0 && forecast.cost_factor > 0.2 && forecast.resident_tokens > 0);
+  INVALID(saga_engine_worker_forecast(NULL, worker, &forecast));
+  INVALID(saga_engine_worker_forecast(engine, worker, NULL));
+  CHECK(saga_engine_worker_forecast(engine, 1, &forecast) == SAGA_ERR_NOT_FOUND);
+
+  OK(saga_engine_close_workflow(engine, 5, workflow));
+  OK(saga_engine_tick(engine, 2000000));
+  OK(saga_engine_verify(engine, &intact));
+  CHECK(intact == 1);
+  OK(saga_engine_digest(engine, &digests[0]));
+  OK(saga_engine_journal_read(engine, journal, sizeof journal, &count));
+  OK(saga_engine_replay(journal, count, &again, &replayed));
+  OK(saga_engine_digest(again, &digests[1]));
+  CHECK(digests[0] == digests[1] && replayed.decisions == 1);
+  saga_engine_destroy(again);
+  saga_engine_destroy(engine);
+}
+
+static void test_other_placements_have_no_scheduler(void) {
+  saga_engine_t* engine = NULL;
+  saga_engine_options_t options;
+  saga_agent_graph_t graph = {0, 1, 0, 0, 0, 0, 0};
+  saga_agent_step_t step = {0, 0, 0, 0, 0};
+  saga_receipt_t receipt;
+  saga_scheduler_stats_t stats;
+  saga_calibration_t calibration;
+  saga_tenant_state_t tenant;
+  saga_worker_forecast_t forecast;
+  uint32_t id = 0;
+  saga_engine_options_init(&options);
+  OK(saga_engine_create(&options, &engine));
+  receipt.struct_size = sizeof receipt;
+  stats.struct_size = sizeof stats;
+  calibration.struct_size = sizeof calibration;
+  tenant.struct_size = sizeof tenant;
+  forecast.struct_size = sizeof forecast;
+  CHECK(saga_engine_declare_graph(engine, 0, &graph, &step, NULL, &id) == SAGA_ERR_WRONG_STATE);
+  CHECK(saga_engine_set_tenant(engine, 0, 0, 1) == SAGA_ERR_WRONG_STATE);
+  CHECK(saga_engine_directive_done(engine, 0, 1, SAGA_OUTCOME_APPLIED) == SAGA_ERR_WRONG_STATE);
+  CHECK(saga_engine_receipt(engine, 0, &receipt) == SAGA_ERR_WRONG_STATE);
+  CHECK(saga_engine_scheduler_stats(engine, &stats) == SAGA_ERR_WRONG_STATE);
+  CHECK(saga_engine_calibration(engine, &calibration) == SAGA_ERR_WRONG_STATE);
+  CHECK(saga_engine_tenant_state(engine, 0, &tenant) == SAGA_ERR_WRONG_STATE);
+  CHECK(saga_engine_worker_forecast(engine, 0, &forecast) == SAGA_ERR_WRONG_STATE);
+  saga_engine_destroy(engine);
+}
+
 int main(void) {
   test_version_and_status();
   test_hasher_literals();
@@ -710,6 +975,8 @@ int main(void) {
   test_engine_refusals();
   test_journal_full();
   test_determinism();
+  test_scheduler_events();
+  test_other_placements_have_no_scheduler();
   printf("%d passed, %d failed\n", passed, failed);
   return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
