@@ -1,6 +1,6 @@
 /** The policy saga through the API: explanations, held calls, directives and their outcomes, tenants, what is told, figures. */
 import { describe, expect, it } from 'vitest';
-import { AgentGraph } from '../src/graph/index.js';
+import { AgentGraph, type CallHints } from '../src/graph/index.js';
 import {
   SagaArgumentError,
   SagaCapacityError,
@@ -442,15 +442,81 @@ describe('what is told', () => {
     // The same state whether or not the answer repeats it; another one where the answer says otherwise.
     expect(digestOf(gap, {})).toBe(digestOf(gap, gap));
     expect(digestOf(gap, {})).not.toBe(digestOf(gap, { ...gap, expectedSeconds: 4 }));
+    // Behind the last answer nothing comes: neither a tool nor a gap.
+    const final = { finalStep: true, expectedSeconds: 0 };
+    expect(digestOf(gap, { finalStep: true })).not.toBe(digestOf(gap, final));
+  });
+
+  it('of the length of an answer, by hint or by step, is in the price of its decoding', () => {
+    const steps = AgentGraph.define({
+      start: 'short',
+      steps: { short: { outputTokens: 10, next: 'long' }, long: { outputTokens: 4000 } },
+    });
+    const decodeOf = (hints: CallHints, declared?: AgentGraph): number => {
+      const { scheduler } = new Bench(1, 10_000);
+      const call = scheduler.openWorkflow(declared && { graph: declared }).submit(tokens(640), { hints });
+      call.place();
+      return scheduler.explain(call)?.saga?.price.decode ?? NaN;
+    };
+    const untold = decodeOf({});
+    expect(decodeOf({ expectedOutputTokens: 4000 })).toBeGreaterThan(1.5 * untold);
+    expect(decodeOf({ expectedOutputTokens: 0 })).toBeLessThan(untold / 1.5);
+    expect(decodeOf({ stepKind: 'long' }, steps)).toBeGreaterThan(1.5 * decodeOf({ stepKind: 'short' }, steps));
+  });
+
+  it('of the time until the next call, or that there is none, is in what a worker is reckoned to hold', () => {
+    const residentAfter = (hints: CallHints): number => {
+      const bench = new Bench(1, 10_000);
+      const { scheduler } = bench;
+      const call = scheduler.openWorkflow().submit(tokens(16_000));
+      call.place();
+      bench.now = 2_000_000;
+      call.finish({ stop: 'tool-use', outputTokens: 100, hints });
+      scheduler.decide();
+      return scheduler.worker(0)?.forecast().residentTokens ?? NaN;
+    };
+    const soon = residentAfter({ expectedSeconds: 1, nextTool: 'web-api' });
+    expect(soon).toBeGreaterThan(10_000);
+    expect(residentAfter({ expectedSeconds: 36_000 })).toBeLessThan(soon / 2);
+    expect(residentAfter({ finalStep: true })).toBeLessThan(residentAfter({ finalStep: false }));
+  });
+
+  it('of the chain of an answer counts when it comes to what a worker holds', () => {
+    const bench = new Bench(2, 10_000);
+    const { scheduler } = bench;
+    const workflow = scheduler.openWorkflow();
+    const whole = scheduler.hash(tokens(1920));
+    const call = workflow.submit(tokens(1600));
+    const { worker } = call.place();
+    worker.stored(whole);
+    bench.now = 2_000_000;
+    call.finish({ stop: 'tool-use', outputTokens: 320, chain: whole.subarray(100) });
+    const next = workflow.submit(tokens(2000));
+    next.place();
+    expect(scheduler.explain(next)).toMatchObject({ matchedBlocks: 120, promptBlocks: 125, reason: 'holder' });
+  });
+
+  it('of a load counts, also what a worker says of its queue', () => {
+    const digests = [{}, { waitingCalls: 3 }, { waitingCalls: 3, freeBlocks: 9 }].map((told) => {
+      const { scheduler, workers } = new Bench(1, 100);
+      workers[0]?.load({ blocksInUse: 40, ...told });
+      expect(workers[0]?.state().blocksInUse).toBe(40);
+      return scheduler.digest();
+    });
+    expect(new Set(digests).size).toBe(3);
   });
 
   it('of kinds of agents is told apart for the first 63 names', () => {
-    const { scheduler } = new Bench(1, 100);
-    const journal = new Scheduler({ policy: 'saga', journalBytes: 2 ** 16, clock: () => 0 });
-    for (let i = 0; i < 70; ++i) journal.openWorkflow({ agentKind: `kind ${i}` });
-    expect(journal.stats().workflows).toBe(70);
-    expect(journal.verify()).toBe(true);
-    scheduler.close();
+    const digestOf = (last: string | undefined): bigint => {
+      const { scheduler } = new Bench(1, 100);
+      for (let i = 1; i < 63; ++i) scheduler.openWorkflow({ agentKind: `kind ${i}` });
+      scheduler.openWorkflow({ agentKind: 'kind 63' });
+      scheduler.openWorkflow(last === undefined ? {} : { agentKind: last });
+      expect(scheduler.verify()).toBe(true);
+      return scheduler.digest();
+    };
+    expect(digestOf('kind 64')).toBe(digestOf(undefined));
+    expect(digestOf('kind 63')).not.toBe(digestOf(undefined));
   });
 });
 
