@@ -154,6 +154,24 @@ describe('a call that is held', () => {
   });
 });
 
+describe('a call that has ended', () => {
+  it('keeps its receipt, also when its worker is lost, and can do nothing more', () => {
+    const { scheduler, workers } = new Bench(1, 1000);
+    const workflow = scheduler.openWorkflow();
+    const cancelled = workflow.submit(tokens(64));
+    cancelled.cancel();
+    const finished = workflow.submit(tokens(64));
+    const receipt = finished.place();
+    finished.finish();
+    workers[0]?.remove();
+    expect(finished.receipt).toBe(receipt);
+    for (const call of [cancelled, finished]) {
+      for (const action of [() => call.place(), () => call.firstToken(), () => call.finish(), () => call.cancel()])
+        expect(errorOf(action).code).toBe('SAGA_ERR_NOT_FOUND');
+    }
+  });
+});
+
 describe('the next wake', () => {
   it('is none where nothing happens, and a time not in the past while an agent is away', () => {
     const bench = new Bench(1, 10_000);
@@ -443,8 +461,9 @@ describe('what is told', () => {
     expect(digestOf(gap, {})).toBe(digestOf(gap, gap));
     expect(digestOf(gap, {})).not.toBe(digestOf(gap, { ...gap, expectedSeconds: 4 }));
     // Behind the last answer nothing comes: neither a tool nor a gap.
-    const final = { finalStep: true, expectedSeconds: 0 };
-    expect(digestOf(gap, { finalStep: true })).not.toBe(digestOf(gap, final));
+    const other = { expectedSeconds: 7, nextTool: 'run_tests' };
+    expect(digestOf(gap, {})).not.toBe(digestOf(other, {}));
+    expect(digestOf(gap, { finalStep: true })).toBe(digestOf(other, { finalStep: true }));
   });
 
   it('of the length of an answer, by hint or by step, is in the price of its decoding', () => {
@@ -477,7 +496,7 @@ describe('what is told', () => {
     };
     const soon = residentAfter({ expectedSeconds: 1, nextTool: 'web-api' });
     expect(soon).toBeGreaterThan(10_000);
-    expect(residentAfter({ expectedSeconds: 36_000 })).toBeLessThan(soon / 2);
+    expect(residentAfter({ expectedSeconds: 300 })).toBeLessThan(soon / 2);
     expect(residentAfter({ finalStep: true })).toBeLessThan(residentAfter({ finalStep: false }));
   });
 
