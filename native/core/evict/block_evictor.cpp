@@ -364,6 +364,14 @@ void BlockEvictor::store(bool has_parent, BlockHash parent_hash, std::span<const
   }
 }
 
+bool BlockEvictor::store_known(BlockHash hash, BlockId block) {
+  const NodeId node = tree_.find(hash);
+  if (node == kNone) return false;
+  const NodeId parent = tree_.node(node).parent;
+  store(parent != kNone, parent == kNone ? 0 : tree_.node(parent).key, {&hash, 1}, {&block, 1});
+  return true;
+}
+
 void BlockEvictor::drop(BlockId block) {
   Block& b = blocks_[block];
   if (b.node == kNone) return;

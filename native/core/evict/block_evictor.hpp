@@ -123,6 +123,8 @@ class BlockEvictor {
   // Consecutive pages, the first of them behind `parent` (has_parent) or at the beginning of a chain. A block that is stored
   // already is dropped first, unless it has the very hash.
   void store(bool has_parent, BlockHash parent, std::span<const BlockHash> hashes, std::span<const BlockId> blocks);
+  // A page that is known already, behind the page that it is known to follow. False if it is not known.
+  bool store_known(BlockHash hash, BlockId block);
   void drop(BlockId block);
   void pin(std::span<const BlockId> blocks);    // free ones
   void unpin(std::span<const BlockId> blocks);  // in use; the last of a sequence first
@@ -132,6 +134,10 @@ class BlockEvictor {
   // Takes up to blocks.size() free blocks and returns how many. `evicted`, if given, receives those that held a page that is gone
   // now, in order, with the probability of its reuse within `span`.
   std::uint32_t take(std::span<BlockId> blocks, Time now, std::vector<Evicted>* evicted = nullptr, Time span = 0);
+
+  // Time passes without an event; take() goes by it. Earlier than now() is now().
+  void advance(Time now) { now_ = now > now_ ? now : now_; }
+  Time now() const { return now_; }
 
   // Everything is dropped; calls and what was learned stay.
   void clear();

@@ -5,11 +5,12 @@
 
 namespace saga {
 
-BlockPool::BlockPool(const BlockPoolOptions& options, BlockEventLog* events)
+BlockPool::BlockPool(const BlockPoolOptions& options, BlockEventLog* events, BlockEvictor* evictor)
     : block_count_(options.block_count),
       tier_(options.tier),
       uncached_first_(options.uncached_first),
       events_(events),
+      evictor_(evictor),
       blocks_(std::size_t{options.block_count} + 1),
       first_copy_(options.block_count),
       free_count_(options.block_count) {
@@ -48,8 +49,13 @@ void BlockPool::log(BlockEventKind kind, BlockHash hash, BlockId block) {
 
 bool BlockPool::allocate(std::span<BlockId> blocks) {
   if (blocks.size() > free_count_) return false;
+  if (evictor_ != nullptr) {
+    const std::uint32_t taken = evictor_->take(blocks, evictor_->now(), evicted_, span_);
+    SAGA_ASSERT(taken == blocks.size());
+    static_cast<void>(taken);
+  }
   for (BlockId& block : blocks) {
-    block = blocks_[block_count_].next_free;
+    if (evictor_ == nullptr) block = blocks_[block_count_].next_free;
     SAGA_ASSERT(block != block_count_);
     unlink_free(block);
     if (evict(block)) ++evicted_total_;
@@ -62,7 +68,10 @@ bool BlockPool::allocate(std::span<BlockId> blocks) {
 void BlockPool::touch(std::span<const BlockId> blocks) {
   for (const BlockId block : blocks) {
     Block& b = at(block);
-    if (b.ref_count == 0) unlink_free(block);
+    if (b.ref_count == 0) {
+      unlink_free(block);
+      if (evictor_ != nullptr) evictor_->pin({&block, 1});
+    }
     ++b.ref_count;
     SAGA_ASSERT(b.ref_count != 0);
   }
@@ -75,6 +84,7 @@ void BlockPool::free_blocks(std::span<const BlockId> ordered) {
     Block& b = at(block);
     SAGA_ASSERT(b.ref_count > 0);
     if (--b.ref_count > 0) continue;
+    if (evictor_ != nullptr) evictor_->unpin({&block, 1});
     if (uncached_first_ && !is_cached(block)) {
       link_free_after(block, last_at_head);
       last_at_head = block;
@@ -121,6 +131,7 @@ bool BlockPool::evict(BlockId block) {
   b.previous_copy = kNone;
   b.next_copy = kNone;
   --cached_count_;
+  if (evictor_ != nullptr) evictor_->drop(block);
   log(BlockEventKind::kRemoved, b.hash, block);
   return true;
 }
@@ -133,6 +144,8 @@ void BlockPool::evict_first(std::span<const BlockId> free_blocks_in_order) {
     link_free_after(block, previous);
     previous = block;
   }
+  if (evictor_ == nullptr) return;
+  for (std::size_t i = free_blocks_in_order.size(); i-- > 0;) evictor_->prefer(free_blocks_in_order[i]);
 }
 
 bool BlockPool::reset_prefix_cache() {
@@ -143,6 +156,7 @@ bool BlockPool::reset_prefix_cache() {
   }
   first_copy_.clear();
   cached_count_ = 0;
+  if (evictor_ != nullptr) evictor_->clear();
   log(BlockEventKind::kCleared, 0, kNone);
   return true;
 }
@@ -211,6 +225,13 @@ bool BlockPool::verify() const {
       if (++reached > cached) return false;
       copy = blocks_[copy].next_copy;
     } while (copy != block);
+  }
+  if (evictor_ != nullptr) {
+    if (evictor_->block_count() != block_count_ || !evictor_->verify()) return false;
+    for (BlockId block = 0; block < block_count_; ++block) {
+      if (evictor_->is_free(block) != (blocks_[block].ref_count == 0)) return false;
+      if (evictor_->is_stored(block) && !is_cached(block)) return false;
+    }
   }
   return reached == cached && first_copy_.verify();
 }

@@ -40,6 +40,10 @@
 // add one probe of the hash map. Memory: 32 bytes a block, and the map's 32 to 64. verify, digest and
 // reset_prefix_cache walk the pool.
 //
+// With a BlockEvictor (evict/block_evictor.hpp) it is the evictor that says which free blocks are taken; the free list is kept,
+// but its order means nothing. The pool tells it what becomes free, in use, or without a hash; which page a block holds, the
+// owner tells (it knows what comes before). evict_first and reset_prefix_cache hold for the evictor's order too.
+//
 // No block is reserved: a server that wants block 0 as padding allocates one block first and keeps it.
 //
 // Invariants (verify): the free list is a cycle through the sentinel that holds exactly the blocks with no
@@ -51,6 +55,7 @@
 #include <vector>
 
 #include "../base/types.hpp"
+#include "../evict/block_evictor.hpp"
 #include "block_events.hpp"
 #include "block_hash_map.hpp"
 
@@ -76,8 +81,14 @@ class BlockPool {
  public:
   static constexpr std::uint32_t kMaxBlockCount = (1u << 30) - 1;
 
-  // `events` may be null; otherwise it outlives the pool.
-  explicit BlockPool(const BlockPoolOptions& options, BlockEventLog* events = nullptr);
+  // `events` may be null; otherwise it outlives the pool. So may `evictor`, which has as many blocks.
+  explicit BlockPool(const BlockPoolOptions& options, BlockEventLog* events = nullptr, BlockEvictor* evictor = nullptr);
+
+  // From now on allocate() reports here what was evicted, with the probability that it is used again within `span`.
+  void report_evicted(std::vector<BlockEvictor::Evicted>* evicted, Time span) {
+    evicted_ = evicted;
+    span_ = span;
+  }
 
   // Takes blocks.size() blocks from the head of the free list, one reference each, and writes their ids.
   // False, with nothing changed, when fewer are free.
@@ -146,6 +157,9 @@ class BlockPool {
   Tier tier_;
   bool uncached_first_;
   BlockEventLog* events_;
+  BlockEvictor* evictor_;
+  std::vector<BlockEvictor::Evicted>* evicted_ = nullptr;
+  Time span_ = 0;
   // The blocks, and behind them the sentinel of the free list: its next is the head and its previous the
   // tail, so that no operation has an empty-list case.
   std::vector<Block> blocks_;

@@ -10,6 +10,7 @@ namespace saga {
 PageTable::PageTable(const PageTableOptions& options)
     : block_size_(options.block_size),
       max_blocks_(options.max_blocks_per_sequence),
+      demotion_(options.demotion),
       events_(options.event_capacity),
       sequences_(options.max_sequences),
       entries_(std::make_unique_for_overwrite<Entry[]>(std::size_t{options.max_sequences} * max_blocks_)),
@@ -18,12 +19,29 @@ PageTable::PageTable(const PageTableOptions& options)
       new_blocks_(std::size_t{max_blocks_} + 1) {
   SAGA_ASSERT(block_size_ > 0 && max_blocks_ > 0);
   SAGA_ASSERT(std::uint64_t{block_size_} * max_blocks_ < kNone);  // token counts fit
+  if (options.eviction == PolicyKind::kSaga) {
+    BlockEvictorOptions evictor;
+    evictor.block_count = options.block_count[0];
+    evictor.block_tokens = options.block_size;
+    evictor.max_calls = options.max_sequences * 2;
+    evictor.ghosts = options.ghosts;
+    evictor_ = std::make_unique<BlockEvictor>(evictor);
+    for (CallId call = evictor.max_calls; call > 0; --call) free_calls_.push_back(call - 1);
+    preempted_ = BlockHashMap(options.max_sequences);
+    thread_of_call_.assign(evictor.max_calls, BlockEvictor::kNoThread);
+  }
   pools_.reserve(kTierCount);
   for (std::uint32_t tier = 0; tier < kTierCount; ++tier) {
     pools_.emplace_back(BlockPoolOptions{.block_count = options.block_count[tier],
                                          .tier = static_cast<Tier>(tier),
                                          .uncached_first = options.uncached_first},
-                        options.event_capacity > 0 ? &events_ : nullptr);
+                        options.event_capacity > 0 ? &events_ : nullptr, tier == 0 ? evictor_.get() : nullptr);
+  }
+  demotion_.enabled = demotion_.enabled && evictor_ != nullptr && options.block_count[1] > 0;
+  if (demotion_.enabled) {
+    evicted_.reserve(std::size_t{max_blocks_} + 1);
+    demotions_.reserve(max_blocks_);
+    tier_pool(Tier::kGpu).report_evicted(&evicted_, demotion_.horizon);
   }
   for (SequenceId id = options.max_sequences; id > 0; --id) free_sequences_.push_back(id - 1);
   for (PlanId id = options.max_plans; id > 0; --id) free_plans_.push_back(id - 1);
@@ -70,12 +88,14 @@ PrefixHit PageTable::match(std::span<const BlockHash> hashes, std::uint32_t toke
   return hit;
 }
 
-OpenResult PageTable::open(std::span<const BlockHash> hashes, std::uint32_t token_count, Tier slowest) {
+OpenResult PageTable::open(std::span<const BlockHash> hashes, std::uint32_t token_count, Tier slowest,
+                           const CallHints& hints) {
   if (free_sequences_.empty()) return {.status = PageStatus::kOutOfSequences, .hit = {}};
   const SequenceId id = free_sequences_.back();
   free_sequences_.pop_back();
   Sequence& sequence = sequences_[id];
   sequence = {.open = true};
+  if (evictor_ != nullptr) start_call(id, hashes.first(cacheable_blocks(hashes.size(), token_count)), hints);
   OpenResult result = {.sequence = id, .hit = {}};
   for (const BlockHash hash : hashes.first(cacheable_blocks(hashes.size(), token_count))) {
     const BlockLocation found = find(hash, slowest);
@@ -83,6 +103,7 @@ OpenResult PageTable::open(std::span<const BlockHash> hashes, std::uint32_t toke
     tier_pool(found.tier).touch({&found.block, 1});
     row(id)[sequence.block_count++] = pack(found);
     if (found.tier != Tier::kGpu) ++sequence.blocks_below_gpu;
+    if (evictor_ != nullptr) tell_stored(id, sequence.block_count - 1);
     result.hit.tokens += block_size_;
     result.hit.tokens_in_tier[static_cast<std::size_t>(found.tier)] += block_size_;
   }
@@ -116,6 +137,7 @@ AllocateResult PageTable::allocate_slots(SequenceId id, std::uint32_t new_tokens
     return {.status = PageStatus::kOutOfBlocks};
   }
 
+  demote_evicted();
   AllocateResult result;
   const BlockId* next = new_blocks_.data();
   if (copies_last) {
@@ -146,6 +168,7 @@ PageStatus PageTable::cache_full_blocks(SequenceId id, std::span<const BlockHash
       SAGA_ASSERT(blocks.hash(location.block) == hash);
     } else {
       blocks.cache_full_blocks({&location.block, 1}, {&hash, 1});
+      if (evictor_ != nullptr) tell_stored(id, sequence.cached_blocks - 1);
     }
   }
   return PageStatus::kOk;
@@ -158,6 +181,7 @@ ForkResult PageTable::fork(SequenceId parent_id) {
   const SequenceId id = free_sequences_.back();
   free_sequences_.pop_back();
   sequences_[id] = parent;
+  sequences_[id].call = kNone;
   for (std::uint32_t i = 0; i < parent.block_count; ++i) {
     const Entry entry = row(parent_id)[i];
     row(id)[i] = entry;
@@ -189,13 +213,113 @@ PageStatus PageTable::truncate(SequenceId id, std::uint32_t token_count) {
   return PageStatus::kOk;
 }
 
-PageStatus PageTable::free(SequenceId id) {
+PageStatus PageTable::free(SequenceId id, const CallOutcome& outcome, bool preempted) {
   Sequence& sequence = at(id);
   if (sequence.plan != kNone) return PageStatus::kBusy;
+  if (sequence.call != kNone) end_call(id, outcome, preempted);
   release_from(id, 0);
   sequence = {};
   free_sequences_.push_back(id);
   return PageStatus::kOk;
+}
+
+// ---- Calls, for the eviction policy
+
+void PageTable::start_call(SequenceId id, std::span<const BlockHash> chain, const CallHints& hints) {
+  CallId call = hints.thread == BlockEvictor::kNoThread ? kNone : preempted_.find(hints.thread);
+  if (call != kNone) {
+    preempted_.erase(hints.thread);
+  } else {
+    call = free_calls_.back();
+    free_calls_.pop_back();
+  }
+  sequences_[id].call = call;
+  thread_of_call_[call] = hints.thread;
+  evictor_->start(call, hints.thread, chain, hints.prompt_kind, evictor_->now());
+}
+
+void PageTable::end_call(SequenceId id, const CallOutcome& outcome, bool preempted) {
+  const Sequence& sequence = at(id);
+  const CallId call = sequence.call;
+  const BlockEvictor::ThreadKey thread = thread_of_call_[call];
+  if (preempted && thread != BlockEvictor::kNoThread && preempted_.find(thread) == kNone &&
+      preempted_.size() < max_sequences()) {
+    evictor_->preempt(call, evictor_->now());
+    preempted_.insert(thread, call);
+    return;
+  }
+  BlockId last = kNone;
+  for (std::uint32_t i = sequence.cached_blocks; i > 0 && last == kNone; --i) {
+    const BlockLocation location = unpack(row(id)[i - 1]);
+    if (location.tier == Tier::kGpu && evictor_->is_stored(location.block)) last = location.block;
+  }
+  evictor_->end(call, outcome, last, evictor_->now());
+  free_calls_.push_back(call);
+}
+
+void PageTable::thread_left(BlockEvictor::ThreadKey thread) {
+  if (evictor_ == nullptr) return;
+  const CallId call = preempted_.find(thread);
+  if (call != kNone) {
+    preempted_.erase(thread);
+    evictor_->end(call, {}, kNone, evictor_->now());
+    free_calls_.push_back(call);
+  }
+  evictor_->thread_left(thread, evictor_->now());
+}
+
+// The evictor hears which page block `index` of the sequence holds, if it is cached in GPU memory and not known yet.
+void PageTable::tell_stored(SequenceId id, std::uint32_t index) {
+  const BlockLocation location = unpack(row(id)[index]);
+  const BlockPool& gpu = pool(Tier::kGpu);
+  if (location.tier != Tier::kGpu || !gpu.is_cached(location.block) || evictor_->is_stored(location.block)) return;
+  const BlockHash hash = gpu.hash(location.block);
+  if (index == 0) {
+    evictor_->store(false, 0, {&hash, 1}, {&location.block, 1});
+    return;
+  }
+  const BlockLocation before = unpack(row(id)[index - 1]);
+  if (pool(before.tier).is_cached(before.block)) {
+    evictor_->store(true, pool(before.tier).hash(before.block), {&hash, 1}, {&location.block, 1});
+  } else {
+    evictor_->store_known(hash, location.block);
+  }
+}
+
+void PageTable::demote_evicted() {
+  BlockPool& host = tier_pool(Tier::kHost);
+  for (const BlockEvictor::Evicted& gone : evicted_) {
+    const double position = static_cast<double>(gone.index) * block_size_;
+    const double again = demotion_.recompute_ns_per_token * (1 + position / demotion_.recompute_double_tokens);
+    if (!(gone.reuse_probability * again > demotion_.price * demotion_.transfer_ns_per_token)) {
+      ++totals_.demotion_dropped_total;
+      continue;
+    }
+    BlockId target = host.get_cached_block(gone.hash);
+    if (target != kNone) {  // most recently used from now on
+      host.touch({&target, 1});
+      host.free_blocks({&target, 1});
+      ++totals_.demoted_shared_total;
+      continue;
+    }
+    if (demotions_.size() == max_blocks_ || !host.allocate({&target, 1})) {
+      ++totals_.demotion_refused_total;
+      continue;
+    }
+    host.cache_full_blocks({&target, 1}, {&gone.hash, 1});
+    host.free_blocks({&target, 1});
+    demotions_.push_back(
+        {.source = {.tier = Tier::kGpu, .block = gone.block}, .target = {.tier = Tier::kHost, .block = target}});
+    ++totals_.demoted_total;
+  }
+  evicted_.clear();
+}
+
+std::uint32_t PageTable::drain_demotions(std::span<BlockCopy> copies) {
+  const std::size_t count = std::min(copies.size(), demotions_.size());
+  std::copy_n(demotions_.begin(), count, copies.begin());
+  demotions_.erase(demotions_.begin(), demotions_.begin() + static_cast<std::ptrdiff_t>(count));
+  return static_cast<std::uint32_t>(count);
 }
 
 // ---- Export
@@ -329,6 +453,9 @@ PlanResult PageTable::reserve(PlanId id, std::span<BlockCopy> copies) {
   const bool allocated = target.allocate(std::span(new_blocks_).first(copy_count));
   SAGA_ASSERT(allocated);
   static_cast<void>(allocated);
+  // Not worth a copy below: that could take the place of one of the plan's sources.
+  totals_.demotion_dropped_total += evicted_.size();
+  evicted_.clear();
   std::uint32_t next = 0;
   for (Move& move : planned) {
     if (!move.copied) continue;
@@ -348,6 +475,8 @@ void PageTable::commit(PlanId id) {
   const std::span<const Move> planned(moves(id), plan.move_count);
   BlockPool& target_pool = tier_pool(plan.target);
 
+  BlockHash before = 0;  // the page that the next one follows, as far as the evictor does not know better
+  bool follows = false;
   for (const Move& move : planned) {
     const BlockLocation source = unpack(move.source);
     const BlockPool& from = pool(source.tier);
@@ -357,6 +486,10 @@ void PageTable::commit(PlanId id) {
     const BlockHash hash = from.hash(source.block);
     const BlockId target = unpack(move.target).block;
     target_pool.cache_full_blocks({&target, 1}, {&hash, 1});
+    if (evictor_ == nullptr || plan.target != Tier::kGpu) continue;
+    if (!evictor_->store_known(hash, target) && follows) evictor_->store(true, before, {&hash, 1}, {&target, 1});
+    before = hash;
+    follows = true;
   }
 
   if (plan.sequence != kNone) {

@@ -36,6 +36,16 @@
 // in line to be evicted above (its copy below makes it the cheapest to lose) and still hits until then; what
 // moved up stays cached below, as most recently used.
 //
+// Eviction. By default the least recently used block of GPU memory goes first, as in vLLM. With PolicyKind::kSaga a BlockEvictor
+// decides (evict/block_evictor.hpp), and a sequence that is opened is a call to it: who tells the thread of a call when it opens
+// it, how it ended when it frees it, and the time, gets the most from it. Time does not run backwards; who never tells it has one
+// moment for all. A fork is no call. A sequence freed as preempted is expected back: the next call of its thread goes on.
+//
+// Demotion, with kSaga and a host tier. What allocate_slots evicts from the GPU is worth a copy in host memory where
+//   P(used again within `horizon`) x time to compute it again  >  price x time to bring it back from there.
+// It then takes the least recently used block there, answers to its hash from now on, and the copy is in drain_demotions(), to be
+// executed before all copies that are reported later. What was not drained in time is dropped, never waited for.
+//
 // When the server must copy. Copies (of copy-on-write and of plans) are executed in the order reported,
 // before the server writes into any block that was given out later. Then a source block may be freed and
 // given out again at once without harm. A plan may be committed as soon as that order is certain, e.g. when
@@ -82,6 +92,15 @@ enum class PageStatus : std::uint8_t {
   kOutOfPlans = 6,      // max_plans are pending
 };
 
+struct DemotionOptions {
+  bool enabled = false;
+  double recompute_ns_per_token = 0;        // of a token at the beginning of a prompt
+  double recompute_double_tokens = 60'000;  // a token at this position takes twice as long
+  double transfer_ns_per_token = 0;
+  double price = 1;
+  Time horizon = 600'000'000;
+};
+
 struct PageTableOptions {
   std::uint32_t block_size = 16;                           // tokens a block
   std::array<std::uint32_t, kTierCount> block_count = {};  // blocks of each tier; 0: the worker has no such tier
@@ -90,6 +109,15 @@ struct PageTableOptions {
   std::uint32_t max_plans = 8;                   // pending at the same time
   std::uint32_t event_capacity = 0;              // 0: no events are kept
   bool uncached_first = false;                   // see BlockPool
+  PolicyKind eviction = PolicyKind::kLru;        // of GPU memory; or kSaga
+  std::uint32_t ghosts = kNone;                  // see BlockEvictor
+  DemotionOptions demotion = {};
+};
+
+// What is known of the call that a sequence is for.
+struct CallHints {
+  BlockEvictor::ThreadKey thread = BlockEvictor::kNoThread;
+  PromptKind prompt_kind = PromptKind::kStart;
 };
 
 struct BlockLocation {
@@ -151,6 +179,10 @@ struct PageTableStats {
   std::uint64_t copies_on_write_total = 0;
   std::array<std::uint64_t, kTierCount> copied_into_tier_total = {};  // blocks, by committed plans
   std::uint64_t out_of_blocks_total = 0;                              // refusals
+  std::uint64_t demoted_total = 0;                                    // blocks: copied to host memory,
+  std::uint64_t demoted_shared_total = 0;                             // were there already,
+  std::uint64_t demotion_dropped_total = 0;                           // were not worth it,
+  std::uint64_t demotion_refused_total = 0;                           // or found no room, or no room to report
   std::uint64_t events_lost_total = 0;
   std::uint64_t memory_bytes = 0;
 };
@@ -171,7 +203,8 @@ class PageTable {
 
   // A new sequence that holds the matched prefix and has as many tokens. Takes no free block but those that
   // hit.
-  [[nodiscard]] OpenResult open(std::span<const BlockHash> hashes, std::uint32_t token_count, Tier slowest);
+  [[nodiscard]] OpenResult open(std::span<const BlockHash> hashes, std::uint32_t token_count, Tier slowest,
+                                const CallHints& hints = {});
 
   // Room for `new_tokens` more tokens behind the present ones.
   [[nodiscard]] AllocateResult allocate_slots(SequenceId sequence, std::uint32_t new_tokens);
@@ -186,7 +219,14 @@ class PageTable {
   // Keeps the first `token_count` tokens (at most as many as there are).
   PageStatus truncate(SequenceId sequence, std::uint32_t token_count);
 
-  PageStatus free(SequenceId sequence);
+  PageStatus free(SequenceId sequence, const CallOutcome& outcome = {}, bool preempted = false);
+
+  // For the eviction policy; nothing under lru. The thread will not call again.
+  void thread_left(BlockEvictor::ThreadKey thread);
+  void advance_time(Time now) {
+    if (evictor_ != nullptr) evictor_->advance(now);
+  }
+  Time now() const { return evictor_ != nullptr ? evictor_->now() : 0; }
 
   bool is_open(SequenceId sequence) const { return sequence < sequences_.size() && sequences_[sequence].open; }
   std::uint32_t token_count(SequenceId sequence) const { return at(sequence).token_count; }
@@ -220,6 +260,9 @@ class PageTable {
   void abort(PlanId plan);
   bool is_pending(PlanId plan) const { return plan < plans_.size() && plans_[plan].pending; }
 
+  // Copies to host memory that allocate_slots has decided on since, in order; at most max_blocks_per_sequence wait.
+  std::uint32_t drain_demotions(std::span<BlockCopy> copies);
+
   // ---- Cached blocks
 
   // Drops the hash from the block that a lookup in `tier` finds (one copy; call again for another). False if
@@ -243,6 +286,7 @@ class PageTable {
   std::uint32_t block_size() const { return block_size_; }
   std::uint32_t max_sequences() const { return static_cast<std::uint32_t>(sequences_.size()); }
   std::uint32_t max_blocks_per_sequence() const { return max_blocks_; }
+  const BlockEvictor* evictor() const { return evictor_.get(); }  // nullptr under lru
   PageTableStats stats() const;
   bool verify() const;
   std::uint64_t digest() const;
@@ -266,6 +310,7 @@ class PageTable {
     std::uint32_t cached_blocks = 0;     // leading blocks whose hash was given (a block may have lost it since)
     std::uint32_t blocks_below_gpu = 0;  // 0: resident
     PlanId plan = kNone;
+    CallId call = kNone;  // to the evictor
   };
 
   // One block of a plan. A target that is not copied is shared: the target tier had the hash.
@@ -302,11 +347,22 @@ class PageTable {
   PlanResult plan_sequence(SequenceId sequence, Tier target, bool down, std::span<BlockCopy> copies);
   PlanResult reserve(PlanId plan, std::span<BlockCopy> copies);
   void finish(PlanId plan);
+  void start_call(SequenceId sequence, std::span<const BlockHash> chain, const CallHints& hints);
+  void end_call(SequenceId sequence, const CallOutcome& outcome, bool preempted);
+  void tell_stored(SequenceId sequence, std::uint32_t index);
+  void demote_evicted();
 
   std::uint32_t block_size_;
   std::uint32_t max_blocks_;
+  DemotionOptions demotion_;
   BlockEventLog events_;
-  std::vector<BlockPool> pools_;  // by tier
+  std::unique_ptr<BlockEvictor> evictor_;
+  std::vector<CallId> free_calls_;  // of the evictor, a stack: two a sequence, for those preempted
+  BlockHashMap preempted_{0};       // thread -> call
+  std::vector<BlockEvictor::ThreadKey> thread_of_call_;
+  std::vector<BlockEvictor::Evicted> evicted_;
+  std::vector<BlockCopy> demotions_;  // that wait to be drained
+  std::vector<BlockPool> pools_;      // by tier
   std::vector<Sequence> sequences_;
   std::unique_ptr<Entry[]> entries_;        // max_blocks_ a sequence; behind block_count a row is not initialised
   std::vector<SequenceId> free_sequences_;  // a stack, as free_plans_
