@@ -142,7 +142,8 @@ double SagaScheduler::presence_of(std::uint32_t id, Time now) const {
 
 // ---------------------------------------------------------------------------------------------------------------- prices
 
-PriceTerms SagaScheduler::price(const Thread& thread, WorkerId id, double missing, double transfer) const {
+// What does not depend on how much of the prompt is there: prefill and transfer are 0, and prefill in the way of others missing.
+PriceTerms SagaScheduler::price_without_prompt(const Thread& thread, const Load& own, WorkerId id, double* busy) const {
   const Worker& worker = workers_[id];
   Load others = worker.load;
   double running = worker.running;
@@ -153,20 +154,15 @@ PriceTerms SagaScheduler::price(const Thread& thread, WorkerId id, double missin
     others.resident -= thread.load.resident;
     running -= thread.running;
   }
-  const Load own = load_of(thread, 1);
   Load together = others;
   together.step += own.step;
   together.prefill += own.prefill;
   const double before = step_time(others);
   const double after = step_time(together);
   PriceTerms terms;
-  missing = std::max(1.0, missing);
-  terms.prefill = costs_.prefill(id, missing, std::max(0.0, thread.context - missing));
-  terms.transfer = transfer;
   terms.decode = costs_.factor(id) * thread.output * after;
-  const double busy = std::max(0.0, others.busy);
-  terms.interference =
-      costs_.factor(id) * thread.output * (after - before) * busy / std::max(own.busy, 1e-3) + terms.prefill * busy;
+  *busy = std::max(0.0, others.busy);
+  terms.interference = costs_.factor(id) * thread.output * (after - before) * *busy / std::max(own.busy, 1e-3);
   const double over = others.resident + own.resident - worker.capacity * options_.room;
   if (over > 0) {
     terms.displacement = options_.displacement * std::min(over, own.resident) * options_.costs.per_prefill_token;
@@ -176,6 +172,22 @@ PriceTerms SagaScheduler::price(const Thread& thread, WorkerId id, double missin
     terms.wait = short_of / running * after * thread.output;
   }
   return terms;
+}
+
+PriceTerms SagaScheduler::with_prompt(PriceTerms terms, const Thread& thread, WorkerId id, double busy, double missing,
+                                      double transfer) const {
+  missing = std::max(1.0, missing);
+  terms.prefill = costs_.prefill(id, missing, std::max(0.0, thread.context - missing));
+  terms.transfer = transfer;
+  terms.interference += terms.prefill * busy;
+  return terms;
+}
+
+PriceTerms SagaScheduler::price(const Thread& thread, const Load& own, WorkerId id, double missing,
+                                double transfer) const {
+  double busy = 0;
+  const PriceTerms terms = price_without_prompt(thread, own, id, &busy);
+  return with_prompt(terms, thread, id, busy, missing, transfer);
 }
 
 bool SagaScheduler::has_room(const Thread& thread, double set, WorkerId id, bool holds) const {
@@ -204,8 +216,7 @@ bool SagaScheduler::fits(const Thread& thread, CallId call, Time now, ClusterCon
 }
 
 double SagaScheduler::transfer_time(std::uint32_t pages, WorkerId to, Time now, ClusterControl& cluster) const {
-  const Time free = workers_[to].link_free;
-  return seconds(cluster.copy_time(pages) + (free > now ? free - now : 0));
+  return seconds(cluster.copy_time(pages) + link_wait(to, now));
 }
 
 SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, Time now, ClusterControl& cluster) {
@@ -218,10 +229,13 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
     return options_.parts.affinity ? thread.context - matched_[w] * page_tokens_ : thread.context;
   };
   const double set = working_set(thread);
+  const Load own = load_of(thread, 1);
   Choice best, second;
   double best_price = 0, second_price = 0;
   bool second_drawn = false;
   Choice home;
+  std::uint32_t copied_pages = kNone;
+  Time copy_time = 0;
   for (int pass = 0; pass < 2 && best.worker == kNone;
        ++pass) {  // if nobody has room (a call that waited long): anyone
     for (WorkerId w = 0; w < options_.workers; ++w) {
@@ -236,10 +250,17 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
       choice.reason = holder != kNone && matched_[w] == matched_[holder] ? SagaReason::kHolder
                       : holder == kNone                                  ? SagaReason::kNew
                                                                          : SagaReason::kRecompute;
-      choice.terms = price(thread, w, missing(w), 0);
+      double busy = 0;
+      const PriceTerms terms = price_without_prompt(thread, own, w, &busy);
+      choice.terms = with_prompt(terms, thread, w, busy, missing(w), 0);
       if (options_.parts.affinity && options_.parts.stealing && holder != kNone && matched_[w] < matched_[holder]) {
-        const PriceTerms pulled =
-            price(thread, w, missing(holder), transfer_time(matched_[holder] - matched_[w], w, now, cluster));
+        const std::uint32_t pages = matched_[holder] - matched_[w];
+        if (pages != copied_pages) {  // the same for most workers
+          copied_pages = pages;
+          copy_time = cluster.copy_time(pages);
+        }
+        const double transfer = seconds(copy_time + link_wait(w, now));
+        const PriceTerms pulled = with_prompt(terms, thread, w, busy, missing(holder), transfer);
         if (pulled.total() < choice.terms.total()) {
           choice.terms = pulled;
           choice.source = holder;
@@ -630,7 +651,8 @@ void SagaScheduler::consider_steal(std::uint32_t id, Time now, ClusterControl& c
   if (!may_move(thread, now)) return;
   const WorkerId home = thread.worker;
   const double set = working_set(thread);
-  const double stay = price(thread, home, thread.growth, 0).total();
+  const Load own = load_of(thread, 1);
+  const double stay = price(thread, own, home, thread.growth, 0).total();
   WorkerId best = home;
   double best_price = stay;
   for (WorkerId w = 0; w < options_.workers; ++w) {
@@ -640,7 +662,7 @@ void SagaScheduler::consider_steal(std::uint32_t id, Time now, ClusterControl& c
         workers_[w].load.resident + thread.load.resident > workers_[home].load.resident) {
       continue;
     }
-    const double there = price(thread, w, thread.growth, 0).total();
+    const double there = price(thread, own, w, thread.growth, 0).total();
     if (there < best_price) {
       best = w;
       best_price = there;
@@ -673,7 +695,9 @@ void SagaScheduler::steal_for_idle(WorkerId thief, Time now, ClusterControl& clu
   }
   if (best == kNone) return;
   const Thread& thread = threads_[best];
-  const double gain = price(thread, victim, thread.growth, 0).total() - price(thread, thief, thread.growth, 0).total();
+  const Load own = load_of(thread, 1);
+  const double gain =
+      price(thread, own, victim, thread.growth, 0).total() - price(thread, own, thief, thread.growth, 0).total();
   if (gain > 0) move_paused(best, thief, gain, now, cluster);
 }
 

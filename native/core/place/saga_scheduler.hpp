@@ -249,7 +249,15 @@ class SagaScheduler final : public PlacementPolicy {
   void count(Thread& thread, double presence);  // on its worker, anew
   double step_time(const Load& load) const;
   double presence_of(std::uint32_t id, Time now) const;
-  PriceTerms price(const Thread& thread, WorkerId worker, double missing, double transfer) const;
+  // own: the thread's load_of(), all present.
+  PriceTerms price(const Thread& thread, const Load& own, WorkerId worker, double missing, double transfer) const;
+  PriceTerms price_without_prompt(const Thread& thread, const Load& own, WorkerId worker, double* busy) const;
+  PriceTerms with_prompt(PriceTerms terms, const Thread& thread, WorkerId worker, double busy, double missing,
+                         double transfer) const;
+  Time link_wait(WorkerId to, Time now) const {
+    const Time free = workers_[to].link_free;
+    return free > now ? free - now : 0;
+  }
   bool has_room(const Thread& thread, double set, WorkerId worker, bool holds) const;  // set: its working_set()
   bool fits(const Thread& thread, CallId call, Time now, ClusterControl& cluster);
   std::uint64_t service(const Thread& thread, double gpu_seconds) const;
