@@ -9,7 +9,8 @@
 // counts only while it is the better one by more than chance. Where calls have no history (chat) it never is.
 //
 // Cost: learning about 0.2 us, and 0.03 us a group that a gap has passed; predicting 0.5 us, and only where a decision asks for it:
-// shift() and least_part(), a tenth of that, bound what it would say. Memory: 25 KB, and 56 bytes a head. Arithmetic in float and double in a fixed order, without the C library but sqrt.
+// shift() and least_part(), a tenth of that, bound what it would say. Memory: 25 KB, and 56 bytes a head. Arithmetic in float and
+// double in a fixed order, without the C library but sqrt.
 #pragma once
 
 #include <array>

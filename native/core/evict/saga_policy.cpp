@@ -468,8 +468,8 @@ void SagaPolicy::node_emptied(NodeId node) {
   }
 }
 
-// The one head of a node moves up to where none hangs: mostly a branch that goes, node by node. It takes its rating along, if that is
-// the head's alone.
+// The one head of a node moves up to where none hangs: mostly a branch that goes, node by node. It takes its rating along, if
+// that is the head's alone.
 void SagaPolicy::inherit(NodeId node, NodeId parent) {
   Node& from = nodes_[node];
   Node& to = nodes_[parent];
@@ -573,8 +573,8 @@ void SagaPolicy::count_open_waits(Time now) {
 
 // ---- Values ---------------------------------------------------------------------------------------------------------------
 
-// A bound holds for the four buckets from `bucket` on, and for as many more as keep it above twice the key of the last victim:
-// it matters when it comes near that. `part`: of a bound alone.
+// A bound holds for the four buckets from `bucket` on, and for as many more as keep it above four times the key of the last
+// victim: it matters when it comes near that. `part`: of a bound alone.
 void SagaPolicy::add_value(Rating& rating, const IndexValue* index, std::uint32_t bucket, std::uint32_t end, Time since,
                            double part) const {
   IndexValue value = index[bucket];
@@ -691,7 +691,7 @@ void SagaPolicy::drop_own_table(Head& head) {
 }
 
 SagaPolicy::Rating SagaPolicy::rate(NodeId node, Time now, bool exact) {
-  Rating rating{0, 0, kNever, 2 * level_, exact};
+  Rating rating{0, 0, kNever, 4 * level_, exact};
   const Node& state = nodes_[node];
   for (HeadId id = state.first_head; id != kNoHead; id = heads_[id].next) add_head(rating, id, now);
   if (state.threads >= 2) {
