@@ -14,6 +14,7 @@ namespace {
 constexpr double kMicrosecond = 1e-6;
 constexpr Time kRefreshEvery = 1'000'000;
 constexpr double kDeadlineFactor = 1.5;   // SAGA paper, section 9: deadline = submission + 1.5 x expected completion
+constexpr Time kLongestIdle = 1'000'000;  // that a worker without calls keeps a call waiting
 constexpr double kCallsOfGain = 4;        // calls to come for which a move is credited
 constexpr std::int32_t kPreempting = -1;  // priorities at the workers: smaller first
 constexpr std::int32_t kYielding = 1;
@@ -111,7 +112,9 @@ SagaScheduler::Load SagaScheduler::load_of(const Thread& thread, double presence
 void SagaScheduler::count(Thread& thread, double presence) {
   if (thread.worker == kNone) return;
   Load& sum = workers_[thread.worker].load;
-  const Load load = load_of(thread, presence);
+  Load load = load_of(thread, presence);
+  // Nobody asks for more than there is, or a paused thread of a large context would keep all others out.
+  load.resident = std::min(load.resident, presence * workers_[thread.worker].capacity * options_.room);
   sum.busy += load.busy - thread.load.busy;
   sum.step += load.step - thread.load.step;
   sum.prefill += load.prefill - thread.load.prefill;
@@ -206,10 +209,13 @@ bool SagaScheduler::fits(const Thread& thread, CallId call, Time now, ClusterCon
   if (cluster.active_workers() == 0) return false;
   if (!options_.parts.admission) return true;
   const FairQueue& queue = thread.admitted ? queue_ : admissions_;
-  if (now - queue.waiting_since(thread.entry) > options_.longest_wait) return true;
+  const Time waited = now - queue.waiting_since(thread.entry);
+  if (waited > options_.longest_wait) return true;
   const double set = working_set(thread);
   for (WorkerId w = 0; w < options_.workers; ++w) {
     if (cluster.active(w) && has_room(thread, set, w, thread.admitted)) return true;
+    if (cluster.active(w) && workers_[w].calls == 0 && waited > kLongestIdle)
+      return true;  // no GPU idles for the absent
   }
   if (thread.admitted || thread.worker == kNone || !has_room(thread, set, thread.worker, true)) return false;
   return 2.0 * cluster.cached_pages(call, thread.worker) * page_tokens_ >= thread.context;
@@ -317,8 +323,18 @@ void SagaScheduler::task_finished(std::uint32_t task, Time now, ClusterControl& 
 }
 
 // The thread counts nowhere any more.
+// An admission was charged the work that was expected to come; what came instead is corrected when that is over.
+void SagaScheduler::settle_admission(Thread& thread, ClusterControl& cluster) {
+  if (thread.admission_charge == 0) return;
+  admissions_.correct(tenant_of(thread, cluster), static_cast<std::int64_t>(thread.admission_used) -
+                                                      static_cast<std::int64_t>(thread.admission_charge));
+  thread.admission_charge = 0;
+  thread.admission_used = 0;
+}
+
 void SagaScheduler::leave(std::uint32_t id, Time now, ClusterControl& cluster, bool ended) {
   Thread& thread = threads_[id];
+  settle_admission(thread, cluster);
   if (ended && thread.worker != kNone && thread.call != kNone) cluster.drop(thread.call, thread.worker);
   if (thread.lease != kNoLease) cluster.release(thread.lease);
   thread.lease = kNoLease;
@@ -490,7 +506,12 @@ void SagaScheduler::grant_waiting(Time now, ClusterControl& cluster, CallId want
   while ((queue_.size() > 0 && queue_.pop(now, fitting, &next)) ||
          (admissions_.size() > 0 && admissions_.pop(now, fitting, &next))) {
     Thread& thread = thread_of(next.call, cluster);
-    thread.charged = next.cost;
+    if (thread.admitted) {
+      thread.charged = next.cost;
+    } else {
+      settle_admission(thread, cluster);
+      thread.admission_charge = next.cost;
+    }
     const WorkerId worker = grant(next.call, now - thread.queued_at, now, cluster);
     if (worker == kNone) continue;
     if (next.call == wanted) {
@@ -525,12 +546,12 @@ WorkerId SagaScheduler::grant(CallId call, Time queued, Time now, ClusterControl
   thread.yields = false;
   thread.started_at = now;
   thread.predicted = choice.terms.prefill + choice.terms.decode;
+  thread.prefill_seconds = choice.terms.prefill;
   if (choice.worker != home) {
     if (home != kNone) {
       thread.state = State::kAbsent;
       count(thread, 0);
       thread.state = State::kRunning;
-      cluster.drop(call, home);
       ++(choice.source == kNone ? statistics_.recomputes : statistics_.pulls);
       note_move(thread, now);
     }
@@ -539,12 +560,14 @@ WorkerId SagaScheduler::grant(CallId call, Time queued, Time now, ClusterControl
   ++workers_[thread.worker].calls;
   if (choice.source != kNone) {
     copy_to(thread, call, choice.source, choice.worker, now, cluster);
+    if (home != kNone && home != choice.worker) cluster.drop(call, home);
     thread.state = State::kArriving;
     count(thread, 1);
     ++statistics_.held;
     set_timer(id, thread.ready_at, cluster);
     return kNone;
   }
+  if (home != kNone && home != choice.worker) cluster.drop(call, home);
   count(thread, 1);
   return thread.worker;
 }
@@ -569,9 +592,10 @@ void SagaScheduler::call_finished(CallId call, WorkerId worker, StopReason stop,
   --workers_[worker].calls;
   const std::uint32_t output = cluster.output_tokens(call);
   predictor_.call_ended(id, stop, tool, output, now, options_.parts.prediction ? cluster.hints(call) : nullptr);
-  const std::uint64_t actual = service(thread, output * options_.costs.base);
+  const std::uint64_t actual = service(thread, output * options_.costs.base + thread.prefill_seconds);
   queue_.correct(tenant_of(thread, cluster),
                  static_cast<std::int64_t>(actual) - static_cast<std::int64_t>(thread.charged));
+  thread.admission_used += actual;
   thread.charged = 0;
   if (thread.open_calls > 0) {
     if (thread.call == call) thread.call = thread.first_open;
@@ -682,7 +706,7 @@ void SagaScheduler::steal_for_idle(WorkerId thief, Time now, ClusterControl& clu
     sum += workers_[w].load.busy;
     if (workers_[w].load.busy > workers_[victim].load.busy) victim = w;
   }
-  if (workers_[victim].load.busy * cluster.active_workers() <= options_.steal_ratio * sum) return;
+  if (workers_[victim].load.busy * cluster.active_workers() < options_.steal_ratio * sum) return;
   std::uint32_t best = kNone;
   for (const std::uint32_t id : active_) {
     const Thread& thread = threads_[id];
@@ -937,8 +961,9 @@ void SagaScheduler::add_to(Digest& digest, Time now) const {
       add(value);
     }
     add_load(thread.load);
-    for (const std::uint64_t value : {thread.paused_at, thread.ready_at, thread.moved_at, thread.started_at,
-                                      thread.charged, thread.work, thread.queued_at, thread.lease}) {
+    for (const std::uint64_t value :
+         {thread.paused_at, thread.ready_at, thread.moved_at, thread.started_at, thread.charged,
+          thread.admission_charge, thread.admission_used, thread.work, thread.queued_at, thread.lease}) {
       digest.add(value);
     }
     if (thread.state == State::kQueued) digest.add(thread.entry);

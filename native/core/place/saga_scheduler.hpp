@@ -214,9 +214,12 @@ class SagaScheduler final : public PlacementPolicy {
     Time ready_at = 0;  // its pages are on the worker then
     Time moved_at = 0;
     Time started_at = 0;
-    double predicted = 0;  // seconds that the running call was expected to take
-    std::uint64_t charged = 0;
-    std::uint64_t work = 0;  // GPU-microseconds that its workflow is expected to need still
+    double predicted = 0;                // seconds that the running call was expected to take
+    std::uint64_t charged = 0;           // by queue_, for the running call
+    std::uint64_t admission_charge = 0;  // by admissions_, for all that was expected to come
+    std::uint64_t admission_used = 0;    // of it
+    double prefill_seconds = 0;          // of the running call, as predicted
+    std::uint64_t work = 0;              // GPU-microseconds that its workflow is expected to need still
     Time queued_at = 0;
     LeaseId lease = kNoLease;
     bool moved = false;
@@ -282,6 +285,7 @@ class SagaScheduler final : public PlacementPolicy {
   void set_timer(std::uint32_t subject, Time at, ClusterControl& cluster);
   void clear_timer(std::uint32_t subject);
   void start_refresh(Time now, ClusterControl& cluster);
+  void settle_admission(Thread& thread, ClusterControl& cluster);
   void leave(std::uint32_t id, Time now, ClusterControl& cluster, bool ended);
   void enqueue(std::uint32_t id, bool fresh, Time now, ClusterControl& cluster, bool* full);
   void uncharge(Thread& thread, ClusterControl& cluster);
