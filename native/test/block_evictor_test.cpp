@@ -426,6 +426,53 @@ TEST(BlockEvictor, TheThreadWhosePagesLeftFirstIsForgottenFirst) {
   EXPECT_TRUE(evictor.is_resident(400));
 }
 
+// ---- Live regret
+
+TEST(LiveRegret, AgreesWithTheMeterOnAFrozenTree) {
+  Random random(5);
+  for (int round = 0; round < 12; ++round) {
+    const Workload workload = random_workload(random, test::Shape{.calls = 120, .threads = 8});
+    const PageTree tree = PageTree::for_cache(workload, workload.block_tokens);
+    RegretMeter::Options options;
+    options.capacity_pages = 20 + static_cast<std::uint32_t>(random.below(60));
+    options.window = workload.calls();
+    options.warm_up = workload.calls() / 4;
+    options.every = 0;
+    RegretMeter meter(tree, options);
+    LiveRegret live(options.capacity_pages, workload.calls(), workload.calls(), 100'000);
+    LiveRegret small(options.capacity_pages, workload.calls(), 50, 300);
+    std::vector<CallId> running;
+    for (CallId call = 0; call < workload.calls(); ++call) {
+      while (!running.empty() && (running.size() > 5 || random.below(2) == 0)) {
+        const std::size_t which = random.below(running.size());
+        meter.call_ended(running[which]);
+        live.call_ended(running[which]);
+        small.call_ended(running[which]);
+        running.erase(running.begin() + static_cast<std::ptrdiff_t>(which));
+      }
+      std::vector<BlockHash> hashes;
+      for (const std::uint32_t page : test::path_page_numbers(tree, tree.prompt_leaf(call))) {
+        hashes.push_back(mix64(page));
+      }
+      const auto missed = static_cast<std::uint32_t>(random.below(hashes.size() + 1));
+      meter.call_started(call, missed);
+      live.call_started(call, hashes, missed);
+      small.call_started(call, hashes, missed);
+      running.push_back(call);
+      ASSERT_TRUE(live.verify());
+      ASSERT_TRUE(small.verify());
+      ASSERT_LE(small.calls(), 50u);
+    }
+    const RegretMeter::Reading expected = meter.measure();
+    const RegretMeter::Reading reading = live.measure();
+    EXPECT_EQ(reading.calls, expected.calls);
+    EXPECT_EQ(reading.missed_pages, expected.missed_pages);
+    EXPECT_EQ(reading.optimum_missed, expected.optimum_missed);
+    EXPECT_GT(reading.optimum_missed, 0u);
+    EXPECT_EQ(small.measure().calls, small.calls() - small.calls() / 4);
+  }
+}
+
 // ---- Random operations of an owner
 
 // Blocks and pages once more, as plainly as can be.

@@ -40,6 +40,10 @@ BlockEvictor::BlockEvictor(const BlockEvictorOptions& options)
   }
   for (BlockId block = 0; block < options.block_count; ++block) link(block, kUnhashed, false);
   free_count_ = options.block_count;
+  if (options.regret_calls > 0) {
+    regret_ = std::make_unique<LiveRegret>(options.block_count, options.max_calls, options.regret_calls,
+                                           std::size_t{options.block_count} * 16);
+  }
 }
 
 BlockEvictor::~BlockEvictor() = default;
@@ -144,6 +148,7 @@ std::uint32_t BlockEvictor::start(CallId id, ThreadKey thread, std::span<const B
   const std::uint32_t hits = find_leading(chain, true);
   totals_.requested_pages_total += chain.size();
   totals_.missed_pages_total += chain.size() - hits;
+  if (regret_ != nullptr) regret_->call_started(id, chain, static_cast<std::uint32_t>(chain.size()) - hits);
   if (saga_ == nullptr) return hits;
 
   while (!saga_->has_room(2, max_heads_) && saga_->forget_oldest(now)) ++totals_.forgotten_total;
@@ -172,6 +177,7 @@ void BlockEvictor::end(CallId id, const CallOutcome& outcome, BlockId last, Time
   Call& call = calls_[id];
   SAGA_ASSERT(call.open && now >= now_);
   now_ = now;
+  if (regret_ != nullptr) regret_->call_ended(id);
   if (saga_ != nullptr) {
     CallEnd info;
     info.call = id;
@@ -481,6 +487,7 @@ BlockEvictorStats BlockEvictor::stats() const {
                        std::uint64_t{tree_.size()} * (sizeof(Page) + sizeof(ResidentNode) + sizeof(NodeId)) +
                        tree_.memory_bytes() + thread_by_key_.memory_bytes() +
                        key_of_thread_.size() * (sizeof(ThreadKey) + sizeof(ThreadId)) + calls_.size() * sizeof(Call);
+  if (regret_ != nullptr) stats.memory_bytes += regret_->memory_bytes();
   if (saga_ != nullptr) stats.memory_bytes += saga_->memory_bytes();
   return stats;
 }
@@ -548,6 +555,7 @@ bool BlockEvictor::verify() const {
     if (thread_by_key_.find(key_of_thread_[thread]) != thread) return false;
   }
   if (threads + unused_threads_.size() != key_of_thread_.size() || thread_by_key_.size() != threads) return false;
+  if (regret_ != nullptr && !regret_->verify()) return false;
   return tree_.verify() && thread_by_key_.verify() && policy_->verify();
 }
 

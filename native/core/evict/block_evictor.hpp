@@ -45,6 +45,7 @@
 #include "../pages/block_events.hpp"
 #include "../pages/block_hash_map.hpp"
 #include "eviction_policy.hpp"
+#include "live_regret.hpp"
 #include "page_tree.hpp"
 
 namespace saga {
@@ -57,6 +58,8 @@ struct BlockEvictorOptions {
   std::uint32_t max_calls = 256;          // at one time, those preempted included; ids of calls are below this
   std::uint32_t ghosts = kNone;           // kNone: twice as many as blocks
   PolicyKind policy = PolicyKind::kSaga;  // or kLru
+  // Calls that regret() looks at, at most; their chains have at most sixteen hashes a block together. 0: none are kept.
+  std::uint32_t regret_calls = 0;
 };
 
 // What an owner knows of a call that ends; all of it may be unknown.
@@ -152,6 +155,11 @@ class BlockEvictor {
   const PageTree& tree() const { return tree_; }
   SagaPolicy* saga() { return saga_; }  // nullptr under lru
 
+  std::uint32_t max_calls() const { return static_cast<std::uint32_t>(calls_.size()); }
+
+  // Misses on the recent calls, and those of Belady's optimum (evict/live_regret.hpp).
+  RegretMeter::Reading regret() const { return regret_ == nullptr ? RegretMeter::Reading{} : regret_->measure(); }
+
   BlockEvictorStats stats() const;
   bool verify() const;
 
@@ -211,6 +219,7 @@ class BlockEvictor {
   BlockHashMap thread_by_key_;
   std::vector<ThreadKey> key_of_thread_;
   std::vector<ThreadId> unused_threads_;
+  std::unique_ptr<LiveRegret> regret_;
   std::uint32_t free_count_ = 0;
   Time now_ = 0;  // of the latest event
   BlockEvictorStats totals_;
