@@ -602,6 +602,8 @@ SAGA_API saga_status_t saga_engine_replay(const uint8_t* journal, size_t size, s
 
 /* Page tables of a worker whose KV blocks SAGA owns. */
 #include "pages.h"
+/* The eviction order alone, for servers that keep their own block numbers. */
+#include "evictor.h"
 /* Batches over such a page table. */
 #include "batch.h"
 /* Workloads, cache replay and cluster simulation. */
