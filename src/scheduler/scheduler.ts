@@ -93,8 +93,9 @@ function partBits(without: unknown): number {
  * Decides where the calls of agent workflows go, by what the workers hold and how loaded they are.
  *
  * It is told what happens (workers and their KV events, workflows and their calls), and answers with a {@link Call.receipt} for each
- * call. It moves nothing itself. All bounds are fixed at construction and memory is allocated then, some 20 MB with the
- * defaults. The garbage collector frees it some time after the last use; {@link close} does so at once.
+ * call. It moves nothing itself. All bounds are fixed at construction and memory is allocated then, some 35 MB with the
+ * defaults (20 MB without the policy `saga`). The garbage collector frees it some time after the last use; {@link close} does so
+ * at once.
  *
  * Every method throws `SagaArgumentError` for an argument outside its range, and `SagaStateError`: `SAGA_ERR_NOT_FOUND` for a
  * worker, workflow or call that has ended, `SAGA_ERR_TIME_REVERSED` for a `now` before an earlier event, `SAGA_ERR_CLOSED` after
