@@ -596,6 +596,7 @@ void SagaScheduler::call_finished(CallId call, WorkerId worker, StopReason stop,
   queue_.correct(tenant_of(thread, cluster),
                  static_cast<std::int64_t>(actual) - static_cast<std::int64_t>(thread.charged));
   thread.admission_used += actual;
+  thread.prefill_seconds = 0;  // of calls that overlap the first has it
   thread.charged = 0;
   if (thread.open_calls > 0) {
     if (thread.call == call) thread.call = thread.first_open;
