@@ -31,11 +31,16 @@ export {
   PageTable,
   type BlockEvents,
   type BlockPoolStats,
+  type DemotionOptions,
+  type EvictionStats,
   type OpenedSequence,
   type PageTableOptions,
   type PageTableStats,
   type Plan,
   type PrefixHit,
+  type Regret,
+  type SequenceCall,
+  type SequenceOutcome,
   type SequenceState,
 } from './page-table.js';
 export {

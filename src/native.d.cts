@@ -78,15 +78,39 @@ declare namespace native {
   interface PageTable {
     /** Tokens that hit; in `words`: in all, then by tier. */
     match(hashes: BigUint64Array, tokenCount: number, slowest: number): number;
-    /** The sequence; in `words` as of match. */
-    open(hashes: BigUint64Array, tokenCount: number, slowest: number): number;
+    /** The sequence; in `words` as of match. `thread` negative: not told. `now` in microseconds. */
+    open(
+      hashes: BigUint64Array,
+      tokenCount: number,
+      slowest: number,
+      thread: number,
+      promptKind: number,
+      now: number,
+    ): number;
     /** 1 if there is a copy to execute, which is in `words`. */
     allocateSlots(sequence: number, newTokens: number): number;
     cacheFullBlocks(sequence: number, hashes: BigUint64Array): number;
     /** The new sequence. */
     fork(parent: number): number;
     truncate(sequence: number, tokenCount: number): number;
-    free(sequence: number): number;
+    /** `declaredGap` in microseconds, negative: not told. */
+    free(
+      sequence: number,
+      stopReason: number,
+      toolClass: number,
+      sessionEnd: number,
+      outputTokens: number,
+      declaredGap: number,
+      preempted: number,
+      now: number,
+    ): number;
+    threadLeft(thread: number, now: number): number;
+    /** Number of copies. */
+    drainDemotions(copies: Uint32Array): number;
+    /** 18 values: those of `EvictionStats` (src/page-table.ts) in order. */
+    evictionStats(out: Float64Array): number;
+    /** 3 values: those of `Regret` in order. */
+    regret(out: Float64Array): number;
     /** In `words`: token count, block count, cached blocks, resident, busy. */
     sequenceState(sequence: number): number;
     exportBlockTables(sequences: Uint32Array, width: number, padding: number, blockTables: Int32Array): number;

@@ -9,8 +9,17 @@
 import native from './native.cjs';
 import { checkInteger, checkOneOf, describe } from './check.js';
 import { SagaArgumentError, SagaStateError, errorOfStatus } from './errors.js';
-import type { Tier } from './scheduler.js';
+import {
+  promptKinds,
+  stopReasons,
+  toolClasses,
+  type PromptKind,
+  type StopReason,
+  type Tier,
+  type ToolClass,
+} from './scheduler/vocabulary.js';
 
+const evictions = ['lru', 'saga'] as const;
 const tiers = ['gpu', 'host', 'disk'] as const satisfies readonly Tier[];
 
 /** All bounds are fixed at construction; memory is allocated then. */
@@ -35,6 +44,100 @@ export interface PageTableOptions {
   eventCapacity?: number;
   /** Whether a block that is freed without a hash is the next to be taken, rather than the last. Default `false`. */
   uncachedFirst?: boolean;
+  /**
+   * Which cached blocks of GPU memory are taken first. `lru` (default): least recently used first, as vLLM does. `saga`: those
+   * with the fewest expected hits for each second that they would be kept, by what the table has learned of how long threads
+   * are away; see {@link SequenceCall} and {@link SequenceOutcome} for what it learns from.
+   */
+  eviction?: 'lru' | 'saga';
+  /** With `saga`: pages remembered that are gone, so that their threads are known again. At most 2^27; default twice the blocks. */
+  ghosts?: number;
+  /** With `saga` and host memory: copy what is evicted where that pays. Default: it is dropped. */
+  demotion?: DemotionOptions;
+  /** With `saga`: the time in microseconds, never running backwards. Default: `performance.now()`. */
+  clock?: () => number;
+}
+
+/**
+ * A block that `allocateSlots` evicts is copied to host memory where the chance that it is used again within `horizonSeconds`,
+ * times the time to compute it again, exceeds `price` times the time to bring it back.
+ */
+export interface DemotionOptions {
+  /** Microseconds to compute a token at the beginning of a prompt. */
+  recomputeMicroseconds: number;
+  /** A token at this position takes twice as long, for attention grows. Default 60,000. */
+  recomputeDoubleTokens?: number;
+  /** Microseconds to bring a token back from host memory. */
+  transferMicroseconds: number;
+  /** Default 1. Above 1 where the link is busy. */
+  price?: number;
+  /** Default 600. */
+  horizonSeconds?: number;
+}
+
+/** What is known of the call that a sequence is opened for. */
+export interface SequenceCall {
+  /** The agent that calls; its calls follow each other. An integer from 0. Default: the table infers it from the prompt. */
+  thread?: number;
+  /** What the prompt brings. Default `start`. */
+  promptKind?: PromptKind;
+}
+
+/** How the call of a sequence ended; all of it may be unknown. */
+export interface SequenceOutcome {
+  stopReason?: StopReason;
+  /** The tool that the answer calls. */
+  tool?: ToolClass;
+  /** The client says that its thread will not call again. It is believed as far as it has been right. */
+  sessionEnd?: boolean;
+  /** The client says that its tool takes so many seconds. So is this. */
+  declaredGapSeconds?: number;
+  /** Of the answer. */
+  outputTokens?: number;
+  /** It was preempted: the next call of its thread is the same one, which goes on. */
+  preempted?: boolean;
+}
+
+/** Of the policy `saga`; all zero under `lru`. Totals since construction. */
+export interface EvictionStats {
+  freeBlocks: number;
+  /** In blocks, distinct. */
+  pages: number;
+  /** Pages without a block that stand in before others. */
+  hollow: number;
+  /** Pages that are remembered and gone. */
+  ghosts: number;
+  /** Threads and superseded prompts that are known. */
+  heads: number;
+  takenTotal: number;
+  takenWithoutHashTotal: number;
+  /** Blocks whose page another block held, too. */
+  takenCopiesTotal: number;
+  /** Pages that went by the policy. */
+  evictedTotal: number;
+  /** Of these, never used again since they were written. */
+  bypassedTotal: number;
+  /** Threads and superseded prompts forgotten for want of room. */
+  forgottenTotal: number;
+  /** Full blocks of prompts that could hit, and those that did not. */
+  requestedPagesTotal: number;
+  missedPagesTotal: number;
+  memoryBytes: number;
+  /** Blocks copied to host memory. */
+  demotedTotal: number;
+  /** Blocks that were there already. */
+  demotedSharedTotal: number;
+  /** Blocks that were not worth it. */
+  demotionDroppedTotal: number;
+  /** Blocks for which there was no room there, or no room to report. */
+  demotionRefusedTotal: number;
+}
+
+/** Misses on the recent calls, but for the first quarter of them, and those of Belady's optimum on the same calls. */
+export interface Regret {
+  calls: number;
+  missedPages: number;
+  optimumMissedPages: number;
 }
 
 /** Leading tokens of a prompt that need no computing, in whole blocks. */
@@ -127,6 +230,7 @@ export interface PageTableStats {
 
 const twoTo32 = 2 ** 32;
 const statCount = 35;
+const evictionStatCount = 18;
 const copyWords = 4;
 const rangeWords = 3;
 
@@ -170,6 +274,7 @@ export class PageTable {
   readonly #stats = new Float64Array(statCount);
   #copies = new Uint32Array(64 * copyWords);
   #events = newEvents(0);
+  readonly #clock: () => number;
   #closed = false;
 
   /** @throws SagaArgumentError for an option outside its range */
@@ -185,6 +290,11 @@ export class PageTable {
     const uncachedFirst = options.uncachedFirst ?? false;
     if (typeof uncachedFirst !== 'boolean')
       throw new SagaArgumentError(`uncachedFirst must be a boolean, got ${describe(uncachedFirst)}`);
+    const saga = checkOneOf('eviction', options.eviction ?? 'lru', evictions) === 1;
+    const ghosts = options.ghosts === undefined ? -1 : checkInteger('ghosts', options.ghosts, 0, 2 ** 27);
+    const started = performance.now();
+    this.#clock = saga ? (options.clock ?? (() => (performance.now() - started) * 1000)) : () => 0;
+    const { demotion } = options;
     const longest = this.maxBlocksPerSequence;
     checkInteger('maxBlocksPerSequence * maxSequences', longest * this.maxSequences, 1, 2 ** 30);
     checkInteger('maxBlocksPerSequence * maxPlans', longest * this.maxPlans, 1, 2 ** 26);
@@ -200,6 +310,14 @@ export class PageTable {
         this.maxPlans,
         this.eventCapacity,
         uncachedFirst ? 1 : 0,
+        saga ? 1 : 0,
+        ghosts,
+        demotion === undefined ? 0 : 1,
+        checkPositive('demotion.recomputeMicroseconds', demotion?.recomputeMicroseconds ?? 1) * 1000,
+        checkPositive('demotion.recomputeDoubleTokens', demotion?.recomputeDoubleTokens ?? 60_000),
+        checkPositive('demotion.transferMicroseconds', demotion?.transferMicroseconds ?? 1) * 1000,
+        checkPositive('demotion.price', demotion?.price ?? 1),
+        checkPositive('demotion.horizonSeconds', demotion?.horizonSeconds ?? 600) * 1e6,
       ),
       this.#words,
       this.#stats,
@@ -229,13 +347,16 @@ export class PageTable {
    * blocks but those that hit. With hits in slower tiers it is not resident: {@link planSwapIn} moves them, {@link truncate}
    * gives them up.
    *
+   * @param call with {@link PageTableOptions.eviction} `saga`: what the policy learns from
    * @throws SagaCapacityError `SAGA_ERR_FULL` when `maxSequences` are open
    */
-  open(hashes: BigUint64Array, promptTokens: number, slowest: Tier = 'gpu'): OpenedSequence {
+  open(hashes: BigUint64Array, promptTokens: number, slowest: Tier = 'gpu', call: SequenceCall = {}): OpenedSequence {
     this.#checkPrompt(hashes, promptTokens);
     const tier = checkOneOf('slowest', slowest, tiers);
+    const thread = call.thread === undefined ? -1 : checkThread(call.thread);
+    const kind = checkOneOf('promptKind', call.promptKind ?? 'start', promptKinds);
     const sequence = this.#answer(
-      this.#native.open(hashes, promptTokens, tier),
+      this.#native.open(hashes, promptTokens, tier, thread, kind, this.#clock()),
       () => `maxSequences (${this.maxSequences}) are open`,
     );
     return { sequence, ...this.#hit() };
@@ -309,11 +430,41 @@ export class PageTable {
   /**
    * Ends a sequence and gives its blocks back; cached ones can be hit until they are taken.
    *
+   * @param outcome with {@link PageTableOptions.eviction} `saga`: what the policy learns from
    * @throws SagaStateError `SAGA_ERR_BUSY`
    */
-  free(sequence: number): void {
+  free(sequence: number, outcome: SequenceOutcome = {}): void {
     this.#open();
-    this.#answer(this.#native.free(checkId('sequence', sequence)), () => `sequence ${sequence}`);
+    const gap = outcome.declaredGapSeconds;
+    const answer = this.#native.free(
+      checkId('sequence', sequence),
+      checkOneOf('stopReason', outcome.stopReason ?? 'unknown', stopReasons),
+      checkOneOf('tool', outcome.tool ?? 'none', toolClasses),
+      outcome.sessionEnd === true ? 1 : 0,
+      checkInteger('outputTokens', outcome.outputTokens ?? 0, 0, twoTo32 - 1),
+      gap === undefined ? -1 : checkPositive('declaredGapSeconds', gap, 0) * 1e6,
+      outcome.preempted === true ? 1 : 0,
+      this.#clock(),
+    );
+    this.#answer(answer, () => `sequence ${sequence}`);
+  }
+
+  /** With {@link PageTableOptions.eviction} `saga`: the thread will not call again. One that is not known is nothing. */
+  threadLeft(thread: number): void {
+    this.#open();
+    this.#answer(this.#native.threadLeft(checkThread(thread), this.#clock()), () => `thread ${thread}`);
+  }
+
+  /**
+   * The copies to host memory that {@link allocateSlots} has decided on since the last call (see {@link DemotionOptions}), four
+   * words each as in {@link Plan.copies}: to be executed, in this order, before all copies that are reported later and before
+   * anything is written into a block that was given out since. At most `maxBlocksPerSequence` wait; further ones are not made.
+   */
+  drainDemotions(): Uint32Array {
+    this.#open();
+    const room = this.#room(this.maxBlocksPerSequence);
+    const count = this.#answer(this.#native.drainDemotions(room), () => 'drainDemotions');
+    return room.slice(0, count * copyWords);
   }
 
   /** Size and state of a sequence. */
@@ -546,6 +697,47 @@ export class PageTable {
     };
   }
 
+  /** What became of evicted blocks under {@link PageTableOptions.eviction} `saga`. */
+  evictionStats(): EvictionStats {
+    this.#open();
+    const values = new Float64Array(evictionStatCount);
+    this.#answer(this.#native.evictionStats(values), () => 'evictionStats');
+    let next = 0;
+    const read = (): number => values[next++] as number;
+    return {
+      freeBlocks: read(),
+      pages: read(),
+      hollow: read(),
+      ghosts: read(),
+      heads: read(),
+      takenTotal: read(),
+      takenWithoutHashTotal: read(),
+      takenCopiesTotal: read(),
+      evictedTotal: read(),
+      bypassedTotal: read(),
+      forgottenTotal: read(),
+      requestedPagesTotal: read(),
+      missedPagesTotal: read(),
+      memoryBytes: read(),
+      demotedTotal: read(),
+      demotedSharedTotal: read(),
+      demotionDroppedTotal: read(),
+      demotionRefusedTotal: read(),
+    };
+  }
+
+  /**
+   * How far {@link PageTableOptions.eviction} `saga` is from the optimum on the calls of the recent window: it replays them, some
+   * 50 ns for each block of their prompts. For reports, not for every step.
+   */
+  regret(): Regret {
+    this.#open();
+    const values = new Float64Array(3);
+    this.#answer(this.#native.regret(values), () => 'regret');
+    const [calls = 0, missedPages = 0, optimumMissedPages = 0] = values;
+    return { calls, missedPages, optimumMissedPages };
+  }
+
   /** Recomputes every invariant of the state; `false` is a bug in SAGA. O(blocks + entries in use). */
   verify(): boolean {
     this.#open();
@@ -628,6 +820,19 @@ function newEvents(capacity: number): BlockEvents {
 
 function checkId(name: string, id: unknown): number {
   return checkInteger(name, id, 0, twoTo32 - 1);
+}
+
+function checkThread(thread: unknown): number {
+  return checkInteger('thread', thread, 0, Number.MAX_SAFE_INTEGER);
+}
+
+/** A finite number above `least`, or equal to it where that is given. */
+function checkPositive(name: string, value: unknown, least?: number): number {
+  if (typeof value === 'number' && Number.isFinite(value) && (least === undefined ? value > 0 : value >= least))
+    return value;
+  throw new SagaArgumentError(
+    `${name} must be a number ${least === undefined ? 'above 0' : `from ${least}`}, got ${describe(value)}`,
+  );
 }
 
 function checkHashes(hashes: unknown): void {

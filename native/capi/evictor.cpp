@@ -4,6 +4,7 @@
 
 #include "../core/evict/block_evictor.hpp"
 #include "check.hpp"
+#include "evictor_check.hpp"
 
 using namespace saga;
 using namespace saga::capi;
@@ -41,21 +42,6 @@ bool state_valid(saga_evictor_t* evictor, const uint32_t* blocks, size_t count, 
   }
   for (size_t i = 0; i < good; ++i) evictor->marked[blocks[i]] = false;
   return good == count;
-}
-
-bool outcome_valid(const saga_call_outcome_t& outcome) {
-  return outcome.stop_reason <= SAGA_STOP_END_TURN && outcome.tool_class <= SAGA_TOOL_DATABASE_QUERY &&
-         outcome.session_end <= 1;
-}
-
-CallOutcome to_core(const saga_call_outcome_t& from) {
-  CallOutcome outcome;
-  outcome.stop_reason = static_cast<StopReason>(from.stop_reason);
-  outcome.tool_class = static_cast<ToolClass>(from.tool_class);
-  outcome.session_end = from.session_end != 0;
-  outcome.output_tokens = from.output_tokens;
-  outcome.declared_gap = from.declared_gap_us;
-  return outcome;
 }
 
 }  // namespace
@@ -198,22 +184,7 @@ saga_status_t saga_evictor_clear(saga_evictor_t* evictor) {
 
 saga_status_t saga_evictor_stats(const saga_evictor_t* evictor, saga_evictor_stats_t* stats) {
   if (evictor == nullptr || stats == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
-  const BlockEvictorStats known = evictor->evictor.stats();
-  *stats = {known.free_blocks,
-            known.pages,
-            known.hollow,
-            known.ghosts,
-            known.heads,
-            0,
-            known.taken_total,
-            known.taken_without_hash_total,
-            known.taken_copies_total,
-            known.evicted_total,
-            known.bypassed_total,
-            known.forgotten_total,
-            known.requested_pages_total,
-            known.missed_pages_total,
-            known.memory_bytes};
+  *stats = to_c(evictor->evictor.stats());
   return SAGA_OK;
 }
 

@@ -7,6 +7,7 @@
 
 #include "../core/pages/page_table.hpp"
 #include "check.hpp"
+#include "evictor_check.hpp"
 #include "page_table_handle.hpp"
 
 using namespace saga;
@@ -28,6 +29,7 @@ constexpr std::uint32_t kMostBlocks = 1u << 26;  // of a tier
 constexpr std::uint32_t kMostSequences = 1u << 20;
 constexpr std::uint32_t kMostBlocksPerSequence = 1u << 20;
 constexpr std::uint32_t kMostPlans = 1u << 16;
+constexpr std::uint32_t kMostGhosts = 1u << 27;
 constexpr std::uint32_t kMostEvents = 1u << 26;
 constexpr std::uint64_t kMostTableEntries = std::uint64_t{1} << 30;
 constexpr std::uint64_t kMostPlanEntries = std::uint64_t{1} << 26;
@@ -76,6 +78,11 @@ saga_page_table_options_t default_options() {
   options.max_plans = defaults.max_plans;
   options.event_capacity = defaults.event_capacity;
   options.uncached_first = defaults.uncached_first ? 1 : 0;
+  options.eviction = SAGA_EVICTOR_LRU;
+  options.ghosts = SAGA_NONE;
+  options.recompute_double_tokens = defaults.demotion.recompute_double_tokens;
+  options.demotion_price = defaults.demotion.price;
+  options.demotion_horizon_us = defaults.demotion.horizon;
   return options;
 }
 
@@ -86,8 +93,12 @@ bool options_valid(const saga_page_table_options_t& options) {
                      [](std::uint32_t count) { return count <= kMostBlocks; }) &&
          in_range(options.max_sequences, 1, kMostSequences) && in_range(longest, 1, kMostBlocksPerSequence) &&
          in_range(options.max_plans, 1, kMostPlans) && options.event_capacity <= kMostEvents &&
-         options.uncached_first <= 1 && longest * options.max_sequences <= kMostTableEntries &&
-         longest * options.max_plans <= kMostPlanEntries && longest * options.block_tokens < kNone;
+         options.uncached_first <= 1 && options.eviction <= SAGA_EVICTOR_SAGA &&
+         (options.ghosts <= kMostGhosts || options.ghosts == SAGA_NONE) && options.demotion <= 1 &&
+         options.reserved == 0 && options.recompute_ns_per_token >= 0 && options.recompute_double_tokens > 0 &&
+         options.transfer_ns_per_token >= 0 && options.demotion_price >= 0 &&
+         longest * options.max_sequences <= kMostTableEntries && longest * options.max_plans <= kMostPlanEntries &&
+         longest * options.block_tokens < kNone;
 }
 
 // Hashes of a prompt: not more than it has full blocks.
@@ -152,6 +163,14 @@ saga_status_t saga_page_table_create(const saga_page_table_options_t* options, s
   made.max_plans = given.max_plans;
   made.event_capacity = given.event_capacity;
   made.uncached_first = given.uncached_first != 0;
+  made.eviction = given.eviction == SAGA_EVICTOR_SAGA ? PolicyKind::kSaga : PolicyKind::kLru;
+  made.ghosts = given.ghosts;
+  made.demotion.enabled = given.demotion != 0;
+  made.demotion.recompute_ns_per_token = given.recompute_ns_per_token;
+  made.demotion.recompute_double_tokens = given.recompute_double_tokens;
+  made.demotion.transfer_ns_per_token = given.transfer_ns_per_token;
+  made.demotion.price = given.demotion_price;
+  made.demotion.horizon = given.demotion_horizon_us;
   return guarded([&] {
     auto* created = new (std::nothrow) saga_page_table_t(made);
     if (created == nullptr) return SAGA_ERR_OUT_OF_MEMORY;
@@ -171,11 +190,22 @@ saga_status_t saga_page_table_match(const saga_page_table_t* table, const uint64
 
 saga_status_t saga_page_table_open(saga_page_table_t* table, const uint64_t* hashes, size_t count, uint32_t token_count,
                                    saga_tier_t slowest, uint32_t* sequence, saga_prefix_hit_t* hit) {
+  return saga_page_table_open_call(table, hashes, count, token_count, slowest, SAGA_NO_THREAD, SAGA_PROMPT_START, 0,
+                                   sequence, hit);
+}
+
+saga_status_t saga_page_table_open_call(saga_page_table_t* table, const uint64_t* hashes, size_t count,
+                                        uint32_t token_count, saga_tier_t slowest, uint64_t thread,
+                                        saga_prompt_kind_t kind, uint64_t now, uint32_t* sequence,
+                                        saga_prefix_hit_t* hit) {
+  if (static_cast<std::uint32_t>(kind) > SAGA_PROMPT_USER) return SAGA_ERR_INVALID_ARGUMENT;
   if (sequence == nullptr || hit == nullptr || !prompt_valid(table, hashes, count, token_count, slowest)) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
   if (table->attached) return SAGA_ERR_WRONG_STATE;
-  const OpenResult opened = table->table.open(to_span(hashes, count), token_count, static_cast<Tier>(slowest));
+  table->table.advance_time(now);
+  const OpenResult opened = table->table.open(to_span(hashes, count), token_count, static_cast<Tier>(slowest),
+                                              {thread, static_cast<PromptKind>(kind)});
   if (opened.status != PageStatus::kOk) return to_c(opened.status);
   *sequence = opened.sequence;
   to_c(opened.hit, hit);
@@ -230,6 +260,56 @@ saga_status_t saga_page_table_free(saga_page_table_t* table, uint32_t sequence) 
   if (table->attached) return SAGA_ERR_WRONG_STATE;
   if (!table->table.is_open(sequence)) return SAGA_ERR_NOT_FOUND;
   return to_c(table->table.free(sequence));
+}
+
+saga_status_t saga_page_table_free_call(saga_page_table_t* table, uint32_t sequence, const saga_call_outcome_t* outcome,
+                                        uint32_t preempted, uint64_t now) {
+  if (table == nullptr || outcome == nullptr || !outcome_valid(*outcome) || preempted > 1) {
+    return SAGA_ERR_INVALID_ARGUMENT;
+  }
+  if (table->attached) return SAGA_ERR_WRONG_STATE;
+  if (!table->table.is_open(sequence)) return SAGA_ERR_NOT_FOUND;
+  table->table.advance_time(now);
+  return to_c(table->table.free(sequence, to_core(*outcome), preempted != 0));
+}
+
+saga_status_t saga_page_table_thread_left(saga_page_table_t* table, uint64_t thread, uint64_t now) {
+  if (table == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
+  table->table.advance_time(now);
+  table->table.thread_left(thread);
+  return SAGA_OK;
+}
+
+saga_status_t saga_page_table_drain_demotions(saga_page_table_t* table, saga_block_copy_t* copies, size_t capacity,
+                                              size_t* count) {
+  if (table == nullptr || count == nullptr || !is_array(copies, capacity)) return SAGA_ERR_INVALID_ARGUMENT;
+  const std::size_t room = std::min(capacity, table->copies.size());
+  const std::uint32_t drained = table->table.drain_demotions(std::span(table->copies).first(room));
+  for (std::uint32_t i = 0; i < drained; ++i) copies[i] = to_c(table->copies[i]);
+  *count = drained;
+  return SAGA_OK;
+}
+
+saga_status_t saga_page_table_eviction_stats(const saga_page_table_t* table, saga_page_table_eviction_stats_t* stats) {
+  if (table == nullptr || stats == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
+  *stats = {};
+  if (table->table.evictor() != nullptr) stats->evictor = to_c(table->table.evictor()->stats());
+  const PageTableStats known = table->table.stats();
+  stats->demoted_total = known.demoted_total;
+  stats->demoted_shared_total = known.demoted_shared_total;
+  stats->demotion_dropped_total = known.demotion_dropped_total;
+  stats->demotion_refused_total = known.demotion_refused_total;
+  return SAGA_OK;
+}
+
+saga_status_t saga_page_table_regret(const saga_page_table_t* table, saga_regret_t* regret) {
+  if (table == nullptr || regret == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
+  return guarded([&] {
+    RegretMeter::Reading reading;
+    if (table->table.evictor() != nullptr) reading = table->table.evictor()->regret();
+    *regret = {reading.calls, reading.missed_pages, reading.optimum_missed};
+    return SAGA_OK;
+  });
 }
 
 saga_status_t saga_page_table_sequence_state(const saga_page_table_t* table, uint32_t sequence,

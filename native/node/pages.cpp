@@ -45,13 +45,20 @@ Napi::Value match(const Napi::CallbackInfo& info) {
   return answer(info, status, hit.tokens);
 }
 
-// open(hashes, tokenCount, slowest) -> sequence
+// A time or a number of a thread; negative: not told.
+std::uint64_t told(const Napi::CallbackInfo& info, std::size_t i) {
+  const double value = number(info, i);
+  return value < 0 ? UINT64_MAX : static_cast<std::uint64_t>(value);
+}
+
+// open(hashes, tokenCount, slowest, thread, kind, now) -> sequence. thread negative: not told
 Napi::Value open(const Napi::CallbackInfo& info) {
   const auto hashes = elements<std::uint64_t>(info.Env(), info[0]);
   saga_prefix_hit_t hit{};
   std::uint32_t sequence = 0;
   const saga_status_t status =
-      saga_page_table_open(table_of(info), hashes.data, hashes.count, u32(info, 1), tier(info, 2), &sequence, &hit);
+      saga_page_table_open_call(table_of(info), hashes.data, hashes.count, u32(info, 1), tier(info, 2), told(info, 3),
+                                static_cast<saga_prompt_kind_t>(u32(info, 4)), told(info, 5), &sequence, &hit);
   if (status == SAGA_OK) write_hit(hit, words_of(info));
   return answer(info, status, sequence);
 }
@@ -81,8 +88,65 @@ Napi::Value truncate(const Napi::CallbackInfo& info) {
   return answer(info, saga_page_table_truncate(table_of(info), u32(info, 0), u32(info, 1)));
 }
 
+// free(sequence, stopReason, toolClass, sessionEnd, outputTokens, declaredGap, preempted, now). declaredGap negative: not told
 Napi::Value free(const Napi::CallbackInfo& info) {
-  return answer(info, saga_page_table_free(table_of(info), u32(info, 0)));
+  const saga_call_outcome_t outcome = {u32(info, 1), u32(info, 2), u32(info, 3), u32(info, 4), told(info, 5)};
+  return answer(info, saga_page_table_free_call(table_of(info), u32(info, 0), &outcome, u32(info, 6), told(info, 7)));
+}
+
+// threadLeft(thread, now)
+Napi::Value thread_left(const Napi::CallbackInfo& info) {
+  return answer(info, saga_page_table_thread_left(table_of(info), told(info, 0), told(info, 1)));
+}
+
+// drainDemotions(copies: Uint32Array) -> copies written
+Napi::Value drain_demotions(const Napi::CallbackInfo& info) {
+  const auto copies = elements<std::uint32_t>(info.Env(), info[0]);
+  std::size_t count = 0;
+  const saga_status_t status = saga_page_table_drain_demotions(
+      table_of(info), reinterpret_cast<saga_block_copy_t*>(copies.data), copies.count / kCopyWords, &count);
+  return answer(info, status, static_cast<std::uint32_t>(count));
+}
+
+// evictionStats(out: Float64Array of 18): saga_evictor_stats_t without its reserved field, then what became of demotions
+Napi::Value eviction_stats(const Napi::CallbackInfo& info) {
+  const auto out = elements<double>(info.Env(), info[0]);
+  saga_page_table_eviction_stats_t stats{};
+  const saga_status_t status = saga_page_table_eviction_stats(table_of(info), &stats);
+  const saga_evictor_stats_t& evictor = stats.evictor;
+  const double values[] = {static_cast<double>(evictor.free_blocks),
+                           static_cast<double>(evictor.pages),
+                           static_cast<double>(evictor.hollow),
+                           static_cast<double>(evictor.ghosts),
+                           static_cast<double>(evictor.heads),
+                           static_cast<double>(evictor.taken_total),
+                           static_cast<double>(evictor.taken_without_hash_total),
+                           static_cast<double>(evictor.taken_copies_total),
+                           static_cast<double>(evictor.evicted_total),
+                           static_cast<double>(evictor.bypassed_total),
+                           static_cast<double>(evictor.forgotten_total),
+                           static_cast<double>(evictor.requested_pages_total),
+                           static_cast<double>(evictor.missed_pages_total),
+                           static_cast<double>(evictor.memory_bytes),
+                           static_cast<double>(stats.demoted_total),
+                           static_cast<double>(stats.demoted_shared_total),
+                           static_cast<double>(stats.demotion_dropped_total),
+                           static_cast<double>(stats.demotion_refused_total)};
+  if (out.count != std::size(values)) return failure(info, SAGA_ERR_INVALID_ARGUMENT);
+  std::copy(std::begin(values), std::end(values), out.data);
+  return answer(info, status);
+}
+
+// regret(out: Float64Array of 3): calls, missed pages, those of the optimum
+Napi::Value regret(const Napi::CallbackInfo& info) {
+  const auto out = elements<double>(info.Env(), info[0]);
+  if (out.count != 3) return failure(info, SAGA_ERR_INVALID_ARGUMENT);
+  saga_regret_t reading{};
+  const saga_status_t status = saga_page_table_regret(table_of(info), &reading);
+  out.data[0] = static_cast<double>(reading.calls);
+  out.data[1] = static_cast<double>(reading.missed_pages);
+  out.data[2] = static_cast<double>(reading.optimum_missed_pages);
+  return answer(info, status);
 }
 
 Napi::Value sequence_state(const Napi::CallbackInfo& info) {
@@ -282,13 +346,13 @@ Napi::Value destroy(const Napi::CallbackInfo& info) {
   return result(info, 0);
 }
 
-// createPageTable(options: Float64Array of 9, words, stats)
+// createPageTable(options: Float64Array of 17, words, stats)
 Napi::Value create(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const auto values = elements<double>(env, info[0]);
   const auto words = elements<std::uint32_t>(env, info[1]);
   const auto stats_array = elements<double>(env, info[2]);
-  if (values.count != 9 || words.count != kWords || stats_array.count != kStats) {
+  if (values.count != 17 || words.count != kWords || stats_array.count != kStats) {
     return failure(info, SAGA_ERR_INVALID_ARGUMENT);
   }
   const auto value = [&](std::size_t i) { return static_cast<std::uint32_t>(values.data[i]); };
@@ -301,6 +365,14 @@ Napi::Value create(const Napi::CallbackInfo& info) {
   options.max_plans = value(6);
   options.event_capacity = value(7);
   options.uncached_first = value(8);
+  options.eviction = value(9);
+  options.ghosts = values.data[10] < 0 ? SAGA_NONE : value(10);
+  options.demotion = value(11);
+  options.recompute_ns_per_token = values.data[12];
+  options.recompute_double_tokens = values.data[13];
+  options.transfer_ns_per_token = values.data[14];
+  options.demotion_price = values.data[15];
+  options.demotion_horizon_us = static_cast<std::uint64_t>(values.data[16]);
   saga_page_table_t* handle = nullptr;
   const saga_status_t status = saga_page_table_create(&options, &handle);
   if (status != SAGA_OK) return failure(info, status);
@@ -326,6 +398,10 @@ Napi::Value create(const Napi::CallbackInfo& info) {
   bound->bind<fork>(env, methods, "fork");
   bound->bind<truncate>(env, methods, "truncate");
   bound->bind<free>(env, methods, "free");
+  bound->bind<thread_left>(env, methods, "threadLeft");
+  bound->bind<drain_demotions>(env, methods, "drainDemotions");
+  bound->bind<eviction_stats>(env, methods, "evictionStats");
+  bound->bind<regret>(env, methods, "regret");
   bound->bind<sequence_state>(env, methods, "sequenceState");
   bound->bind<export_block_tables>(env, methods, "exportBlockTables");
   bound->bind<export_slot_mapping>(env, methods, "exportSlotMapping");

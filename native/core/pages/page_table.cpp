@@ -25,6 +25,7 @@ PageTable::PageTable(const PageTableOptions& options)
     evictor.block_tokens = options.block_size;
     evictor.max_calls = options.max_sequences * 2;
     evictor.ghosts = options.ghosts;
+    evictor.regret_calls = 4096;
     evictor_ = std::make_unique<BlockEvictor>(evictor);
     for (CallId call = evictor.max_calls; call > 0; --call) free_calls_.push_back(call - 1);
     preempted_ = BlockHashMap(options.max_sequences);
@@ -555,6 +556,7 @@ PageTableStats PageTable::stats() const {
   stats.memory_bytes = sequences_.size() * (sizeof(Sequence) + sizeof(SequenceId) + max_blocks_ * sizeof(Entry)) +
                        plans_.size() * (sizeof(Plan) + sizeof(PlanId) + max_blocks_ * sizeof(Move)) +
                        new_blocks_.size() * sizeof(BlockId) + events_.capacity() * sizeof(BlockEvent);
+  if (evictor_ != nullptr) stats.memory_bytes += evictor_->stats().memory_bytes;
   for (std::uint32_t tier = 0; tier < kTierCount; ++tier) {
     stats.tiers[tier] = pools_[tier].stats();
     stats.memory_bytes += stats.tiers[tier].memory_bytes;

@@ -15,6 +15,7 @@
 #ifndef SAGA_PAGES_H
 #define SAGA_PAGES_H
 
+#include "evictor.h"
 #include "saga.h"
 
 #ifdef __cplusplus
@@ -34,6 +35,17 @@ typedef struct saga_page_table_options_t {
   uint32_t max_plans;      /* pending at one time, 1 to 2^16, default 8 */
   uint32_t event_capacity; /* events kept until they are drained, at most 2^26; 0 (default): none */
   uint32_t uncached_first; /* 1: a block freed without a hash is the next to be taken. 0 (default): the last */
+  uint32_t eviction;       /* saga_evictor_policy_t of GPU memory, default SAGA_EVICTOR_LRU */
+  uint32_t ghosts; /* with SAGA_EVICTOR_SAGA: pages remembered that are gone; default SAGA_NONE: twice the blocks */
+  /* 1: with SAGA_EVICTOR_SAGA, what allocate_slots evicts is copied to host memory where P(used again within the horizon) times the
+   * time to compute it again exceeds `demotion_price` times the time to bring it back. 0 (default): it is dropped. */
+  uint32_t demotion;
+  uint32_t reserved;              /* 0 */
+  double recompute_ns_per_token;  /* of a token at the beginning of a prompt */
+  double recompute_double_tokens; /* a token at this position takes twice as long, default 60,000; above 0 */
+  double transfer_ns_per_token;
+  double demotion_price;        /* default 1 */
+  uint64_t demotion_horizon_us; /* default 600,000,000 */
 } saga_page_table_options_t;
 
 /* Leading tokens of a prompt that need no computing, in whole blocks: in all, and by the tier that their block lies in. */
@@ -105,6 +117,15 @@ typedef struct saga_page_table_stats_t {
   uint64_t memory_bytes;                            /* of the whole table */
 } saga_page_table_stats_t;
 
+/* With SAGA_EVICTOR_SAGA; zero without. */
+typedef struct saga_page_table_eviction_stats_t {
+  saga_evictor_stats_t evictor;
+  uint64_t demoted_total;          /* blocks: copied to host memory, */
+  uint64_t demoted_shared_total;   /* were there already, */
+  uint64_t demotion_dropped_total; /* were not worth it, */
+  uint64_t demotion_refused_total; /* or found no room there, or no room to report */
+} saga_page_table_eviction_stats_t;
+
 /* Writes the defaults into a struct of `struct_size` bytes and never a byte behind it. */
 SAGA_API void saga_page_table_options_init_sized(saga_page_table_options_t* options, uint32_t struct_size);
 /* The same with the size that the program was compiled with, which a newer library cannot know. */
@@ -145,6 +166,28 @@ SAGA_API saga_status_t saga_page_table_truncate(saga_page_table_t* table, uint32
 SAGA_API saga_status_t saga_page_table_free(saga_page_table_t* table, uint32_t sequence);
 SAGA_API saga_status_t saga_page_table_sequence_state(const saga_page_table_t* table, uint32_t sequence,
                                                       saga_sequence_state_t* state);
+
+/* ---- Calls, from which the policy of SAGA_EVICTOR_SAGA learns; under SAGA_EVICTOR_LRU the same as without. `now` in microseconds;
+ * it never runs backwards: what is earlier counts as the present. */
+
+/* saga_page_table_open for a call of `thread` (SAGA_NO_THREAD: not told). */
+SAGA_API saga_status_t saga_page_table_open_call(saga_page_table_t* table, const uint64_t* hashes, size_t count,
+                                                 uint32_t token_count, saga_tier_t slowest, uint64_t thread,
+                                                 saga_prompt_kind_t kind, uint64_t now, uint32_t* sequence,
+                                                 saga_prefix_hit_t* hit);
+/* saga_page_table_free of a call that ended so; `preempted` is 1 if it will go on: the next call of its thread is it. */
+SAGA_API saga_status_t saga_page_table_free_call(saga_page_table_t* table, uint32_t sequence,
+                                                 const saga_call_outcome_t* outcome, uint32_t preempted, uint64_t now);
+/* The thread will not call again. */
+SAGA_API saga_status_t saga_page_table_thread_left(saga_page_table_t* table, uint64_t thread, uint64_t now);
+/* Copies to host memory that allocate_slots has decided on since, in order: to be executed before all copies that are reported
+ * later. At most max_blocks_per_sequence wait; others are dropped. */
+SAGA_API saga_status_t saga_page_table_drain_demotions(saga_page_table_t* table, saga_block_copy_t* copies,
+                                                       size_t capacity, size_t* count);
+SAGA_API saga_status_t saga_page_table_eviction_stats(const saga_page_table_t* table,
+                                                      saga_page_table_eviction_stats_t* stats);
+/* As saga_evictor_regret. */
+SAGA_API saga_status_t saga_page_table_regret(const saga_page_table_t* table, saga_regret_t* regret);
 
 /* ---- Export for one batch, in the layout of paged attention kernels. SAGA_ERR_NOT_RESIDENT. */
 
