@@ -619,10 +619,12 @@ saga_status_t saga_engine_tenant_state(const saga_engine_t* engine, uint32_t ten
   saga_tenant_state_t written{};
   written.waiting = queue.waiting(tenant) + admissions.waiting(tenant);
   written.weight = host->weight(tenant);
-  written.served = queue.served(tenant) + admissions.served(tenant);
-  written.lag = queue.lag(tenant) + admissions.lag(tenant);
-  written.credit = queue.credit(tenant) + admissions.credit(tenant);
-  written.share = queue.waiting(tenant) > 0 ? queue.share(tenant) : admissions.share(tenant);
+  // Calls and admissions have accounts of their own; what holds a tenant up is the one where it waits.
+  const FairQueue& account = admissions.waiting(tenant) > 0 ? admissions : queue;
+  written.served = queue.served(tenant);
+  written.lag = account.lag(tenant);
+  written.credit = account.credit(tenant);
+  written.share = account.share(tenant);
   write_result(written, state);
   return SAGA_OK;
 }

@@ -473,7 +473,7 @@ void SagaScheduler::enqueue(std::uint32_t id, bool fresh, Time now, ClusterContr
   waiting.tenant = tenant_of(thread, cluster);
   waiting.kind = fresh && arrived_[task] == now ? FairClass::kAdmission : FairClass::kRunning;
   waiting.call = thread.call;
-  const double own = thread.output * options_.costs.base + costs_.prefill(0, thread.growth, thread.context);
+  const double own = call_seconds(thread);
   double work = own;
   if (options_.parts.fairness) {
     const Forecast forecast = predictor_.forecast(id, now);
@@ -488,6 +488,11 @@ void SagaScheduler::enqueue(std::uint32_t id, bool fresh, Time now, ClusterContr
   FairQueue& queue = thread.admitted ? queue_ : admissions_;
   *full = queue.push(waiting, now, &thread.entry) != Status::kOk;
   if (*full) ++statistics_.refused;
+}
+
+// What the running or next call is expected to take.
+double SagaScheduler::call_seconds(const Thread& thread) const {
+  return thread.output * options_.costs.base + costs_.prefill(0, thread.growth, thread.context);
 }
 
 // GPU time and KV room for that time, as one number.
@@ -511,6 +516,8 @@ void SagaScheduler::grant_waiting(Time now, ClusterControl& cluster, CallId want
     } else {
       settle_admission(thread, cluster);
       thread.admission_charge = next.cost;
+      thread.charged = service(thread, call_seconds(thread));
+      queue_.correct(tenant_of(thread, cluster), static_cast<std::int64_t>(thread.charged));
     }
     const WorkerId worker = grant(next.call, now - thread.queued_at, now, cluster);
     if (worker == kNone) continue;

@@ -285,6 +285,7 @@ class SagaScheduler final : public PlacementPolicy {
   void set_timer(std::uint32_t subject, Time at, ClusterControl& cluster);
   void clear_timer(std::uint32_t subject);
   void start_refresh(Time now, ClusterControl& cluster);
+  double call_seconds(const Thread& thread) const;
   void settle_admission(Thread& thread, ClusterControl& cluster);
   void leave(std::uint32_t id, Time now, ClusterControl& cluster, bool ended);
   void enqueue(std::uint32_t id, bool fresh, Time now, ClusterControl& cluster, bool* full);

@@ -418,10 +418,10 @@ typedef struct saga_calibration_t {
 
 typedef struct saga_tenant_state_t {
   uint32_t struct_size;
-  uint32_t waiting; /* calls in the fair queue */
+  uint32_t waiting; /* calls in the fair queues: of admitted workflows, and for admission */
   double weight;
-  int64_t served;  /* GPU-microseconds, KV memory counted in */
-  int64_t lag;     /* behind its fair share; negative: ahead */
+  int64_t served;  /* of calls, GPU-microseconds, KV memory counted in */
+  int64_t lag;     /* behind its fair share, of admissions where it waits for one, else of calls; negative: ahead */
   uint64_t credit; /* still to be used up before it is charged again */
   double share;    /* of the urgency of all that waits */
 } saga_tenant_state_t;
