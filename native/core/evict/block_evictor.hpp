@@ -6,34 +6,35 @@
 //   store                              a block is full and answers to a chain hash from now on
 //   drop                               it no longer does
 //   unpin, pin                         the block became free (its last reference went), or is used again
-//   take                               so many free blocks are needed: these; they are in use from now on, without a hash
+//   take                               so many free blocks are needed: these; they are in use without a hash then
 //
 // States of a block
 //   in use             nobody takes it. At first all blocks are free and have no hash
-//   free, without hash taken first, those that have been free for longest before the others. prefer() puts a block before them
+//   free, without hash taken first, those free for longest before the others; prefer() puts a block before them
 //   free, a copy       another block that stays holds the same page: taken next, oldest first
-//   free, keeper       the one free copy of a page that stays: taken as the policy says. Where the policy has no candidate, because
-//                      pages behind all of them are in use (by calls that never stored what lies between), the one that has
-//                      been free for longest is taken
+//   free, keeper       the one free copy of a page that stays: taken as the policy says. Where the policy has no
+//                      candidate, because pages behind all of them are in use (by calls that never stored what lies
+//                      between), the one that has been free for longest is taken
 //
-// Pages. Every stored page is a node of the tree. A page is resident as long as a block holds it, and pinned while one of them
-// is in use. Policies want what is resident to be closed under prefixes, and taking by policy keeps it so. Where the
-// owner breaks it (drop() of a page in the middle, a store behind a page that is not here) a **hollow** page stands in:
-// resident and pinned, without a block, until a block comes or nothing resident hangs behind it.
-//   Pages that are not resident are **ghosts**: the policy needs them to know a thread again, and to learn what comes back. When
-// there is no room for another page, those go that no thread has on its path, and then the thread (or superseded prompt) whose last
-// page left the cache first is forgotten. A chain for which there is no room even so is known by its beginning only, and a page
-// for which there is none is not known: its block counts as one without a hash.
+// Pages. Every stored page is a node of the tree. A page is resident as long as a block holds it, and pinned while one
+// of them is in use. Policies want what is resident to be closed under prefixes, and taking by policy keeps it so.
+// Where the owner breaks it (drop() of a page in the middle, a store behind a page that is not here) a **hollow** page
+// stands in: resident and pinned, without a block, until a block comes or nothing resident hangs behind it.
+//   Pages that are not resident are **ghosts**: the policy needs them to know a thread again, and to learn what comes
+// back. When there is no room for another page, those go that no thread has on its path, and then the thread (or
+// superseded prompt) whose last page left the cache first is forgotten. A chain for which there is no room even so is
+// known by its beginning only, and a page for which there is none is not known: its block counts as one without a hash.
 //
-// Against a replay of the same calls on a frozen tree whose nodes are single pages (sim/cache_replay.hpp, pinned) decisions are the
-// same, as long as no ghost has to be forgotten and but for ties of equal pages, which go by node number.
+// Against a replay of the same calls on a frozen tree whose nodes are single pages (sim/cache_replay.hpp, pinned)
+// decisions are the same, as long as no ghost has to be forgotten and but for ties of equal pages, which go by node
+// number.
 //
 // Policies: saga, and lru as a measure. Without calls saga knows nobody and takes deepest pages first.
 //
-// Cost: start O(log pages of the chain + pages of it that are new), end O(pages that it wrote), the others O(1) a block and one
-// hash probe where a hash is given; take also O(log candidates) a block. Nothing allocates but what saga learns (tables of a
-// class at first use; a table for a head with history). Memory: about 80 bytes a block, 200 a page (blocks + ghosts).
-// Deterministic: no clock, times are arguments and must not run backwards.
+// Cost: start O(log pages of the chain + pages of it that are new), end O(pages that it wrote), the others O(1) a block
+// and one hash probe where a hash is given; take also O(log candidates) a block. Nothing allocates but what saga learns
+// (tables of a class at first use; a table for a head with history). Memory: about 40 bytes a block, 240 a page (blocks
+// and ghosts), 128 a block more where regret is measured. Deterministic: no clock, times are arguments and must not run backwards.
 #pragma once
 
 #include <cstdint>
@@ -108,11 +109,12 @@ class BlockEvictor {
 
   // ---- Calls. Ids are chosen by the owner.
 
-  // A call with the chain of the full blocks of its prompt; before its blocks are pinned. Returns the leading pages of the
-  // chain that are resident. The id must be free, or that of a call of the same thread that was preempted: it goes on then.
+  // A call with the chain of the full blocks of its prompt; before its blocks are pinned. Returns the leading pages of
+  // the chain that are resident. The id must be free, or that of a call of the same thread that was preempted: it goes
+  // on then.
   std::uint32_t start(CallId call, ThreadKey thread, std::span<const BlockHash> chain, PromptKind kind, Time now);
-  // Before its blocks are unpinned. `last`: a stored block, the deepest that the call has got to; kNone: none of them is
-  // stored, or it is not told.
+  // Before its blocks are unpinned. `last`: a stored block, the deepest that the call has got to; kNone: none of them
+  // is stored, or it is not told.
   void end(CallId call, const CallOutcome& outcome, BlockId last, Time now);
   // It will go on: start() with the same id.
   void preempt(CallId call, Time now);
@@ -123,8 +125,8 @@ class BlockEvictor {
 
   // ---- Blocks
 
-  // Consecutive pages, the first of them behind `parent` (has_parent) or at the beginning of a chain. A block that is stored
-  // already is dropped first, unless it has the very hash.
+  // Consecutive pages, the first of them behind `parent` (has_parent) or at the beginning of a chain. A block that is
+  // stored already is dropped first, unless it has the very hash.
   void store(bool has_parent, BlockHash parent, std::span<const BlockHash> hashes, std::span<const BlockId> blocks);
   // A page that is known already, behind the page that it is known to follow. False if it is not known.
   bool store_known(BlockHash hash, BlockId block);
@@ -134,8 +136,8 @@ class BlockEvictor {
   // A free block is dropped and becomes the next to be taken.
   void prefer(BlockId block);
 
-  // Takes up to blocks.size() free blocks and returns how many. `evicted`, if given, receives those that held a page that is gone
-  // now, in order, with the probability of its reuse within `span`.
+  // Takes up to blocks.size() free blocks and returns how many. `evicted`, if given, receives those that held a page
+  // that is gone now, in order, with the probability of its reuse within `span`.
   std::uint32_t take(std::span<BlockId> blocks, Time now, std::vector<Evicted>* evicted = nullptr, Time span = 0);
 
   // Time passes without an event; take() goes by it. Earlier than now() is now().

@@ -1,12 +1,13 @@
-// LiveRegret: how far a live cache is from Belady's optimum on the calls that it has just seen. What RegretMeter is to calls of a
-// workload (evict/regret.hpp), for calls that are known by their chains of hashes only.
+// LiveRegret: how far a live cache is from Belady's optimum on the calls that it has just seen. What RegretMeter is to
+// calls of a workload (evict/regret.hpp), for calls that are known by their chains of hashes only.
 //
-// It keeps the chains of the last calls, at most `max_calls` of them and at most `max_hashes` hashes together, with what each
-// missed; measure() makes a workload of them and lets RegretMeter replay it at the cache's size. The first quarter of the calls
-// warms the optimum up. The optimum has the room of the whole cache for prompts; the cache itself also holds answers and
-// unfinished blocks, so the regret is, if anything, overstated.
+// It keeps the chains of the last calls, at most `max_calls` of them and at most `max_hashes` hashes together, with
+// what each missed; measure() makes a workload of them and lets RegretMeter replay it at the cache's size. The first
+// quarter of the calls warms the optimum up. The optimum has the room of the whole cache for prompts; the cache itself
+// also holds answers and unfinished blocks, so the regret is, if anything, overstated.
 //
-// Cost: a call copies its chain, measure() about 50 ns a hash. Memory: 8 bytes a hash and 40 a call, allocated at construction.
+// Cost: a call copies its chain, measure() about 50 ns a hash. Memory: 8 bytes a hash and 40 a call, allocated at
+// construction.
 #pragma once
 
 #include <cstdint>

@@ -36,15 +36,17 @@
 // in line to be evicted above (its copy below makes it the cheapest to lose) and still hits until then; what
 // moved up stays cached below, as most recently used.
 //
-// Eviction. By default the least recently used block of GPU memory goes first, as in vLLM. With PolicyKind::kSaga a BlockEvictor
-// decides (evict/block_evictor.hpp), and a sequence that is opened is a call to it: who tells the thread of a call when it opens
-// it, how it ended when it frees it, and the time, gets the most from it. Time does not run backwards; who never tells it has one
-// moment for all. A fork is no call. A sequence freed as preempted is expected back: the next call of its thread goes on.
+// Eviction. By default the least recently used block of GPU memory goes first, as in vLLM. With PolicyKind::kSaga a
+// BlockEvictor decides (evict/block_evictor.hpp), and a sequence that is opened is a call to it: who tells the thread
+// of a call when it opens it, how it ended when it frees it, and the time, gets the most from it. Time does not run
+// backwards; who never tells it has one moment for all. A fork is no call. A sequence freed as preempted is expected
+// back: the next call of its thread goes on.
 //
 // Demotion, with kSaga and a host tier. What allocate_slots evicts from the GPU is worth a copy in host memory where
 //   P(used again within `horizon`) x time to compute it again  >  price x time to bring it back from there.
-// It then takes the least recently used block there, answers to its hash from now on, and the copy is in drain_demotions(), to be
-// executed before all copies that are reported later. What was not drained in time is dropped, never waited for.
+// It then takes the least recently used block there, answers to its hash from now on, and the copy is in
+// drain_demotions(), to be executed before all copies that are reported later. What was not drained in time is dropped,
+// never waited for.
 //
 // When the server must copy. Copies (of copy-on-write and of plans) are executed in the order reported,
 // before the server writes into any block that was given out later. Then a source block may be freed and
