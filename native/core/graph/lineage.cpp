@@ -183,6 +183,7 @@ std::uint32_t Lineage::add_workflow(std::uint64_t id, std::uint32_t blocks) {
   workflows_[w] = Workflow{};
   workflows_[w].id = id;
   workflows_[w].root_blocks = blocks;
+  ++live_workflows_;
   if (id != kNoId) insert_id(id, w);
   return w;
 }
@@ -262,6 +263,7 @@ void Lineage::forget_head(std::uint32_t h) {
   prune(tail);
   unlink(h);
   const std::uint32_t generation = head.generation + 1;
+  running_ -= head.running;
   head = Head{};
   head.generation = generation;
   head.newer = free_head_;
@@ -271,6 +273,7 @@ void Lineage::forget_head(std::uint32_t h) {
   if (--workflow.heads > 0) return;
   if (workflow.id != kNoId) erase_id(workflow.id);
   workflow = Workflow{};
+  --live_workflows_;
   workflow.newest = free_workflow_;
   free_workflow_ = w;
   forgotten_.push_back(w);
@@ -339,6 +342,7 @@ void Lineage::take_over(std::uint32_t node, std::uint32_t from, std::uint32_t to
 // -------------------------------------------------------------------------------------------------------------------
 
 LineageMatch Lineage::call_started(const BlockHash* chain, std::uint32_t blocks, std::uint64_t id) {
+  SAGA_ASSERT(running_ + 2 <= options_.max_heads);
   forgotten_.clear();
   LineageMatch match;
   const std::uint32_t known = known_depth(chain, blocks);
@@ -416,6 +420,7 @@ LineageMatch Lineage::call_started(const BlockHash* chain, std::uint32_t blocks,
     link_newest(head);
   }
   ++heads_[head].running;
+  ++running_;
 
   // Making room may have cut the known prefix.
   const std::uint32_t still_known = known_depth(chain, known);
@@ -445,6 +450,7 @@ LineageMatch Lineage::call_started(const BlockHash* chain, std::uint32_t blocks,
 void Lineage::call_ended(std::uint32_t head) {
   SAGA_ASSERT(head < heads_.size() && heads_[head].running > 0);
   --heads_[head].running;
+  --running_;
   unlink(head);
   link_newest(head);
 }
@@ -453,6 +459,18 @@ void Lineage::workflow_closed(std::uint32_t workflow) {
   SAGA_ASSERT(is_open(workflow));
   for (std::uint32_t left = workflows_[workflow].heads; left > 0; --left) forget_head(workflows_[workflow].newest);
   forgotten_.clear();
+}
+
+bool Lineage::is_busy(std::uint32_t workflow) const {
+  std::uint32_t h = workflows_[workflow].newest;
+  while (h != kNone && heads_[h].running == 0) h = heads_[h].next;
+  return h != kNone;
+}
+
+std::uint64_t Lineage::memory_bytes() const {
+  return sizeof(*this) + nodes_.capacity() * sizeof(Node) + heads_.capacity() * sizeof(Head) +
+         workflows_.capacity() * sizeof(Workflow) +
+         (slots_.capacity() + id_slots_.capacity() + forgotten_.capacity()) * sizeof(std::uint32_t);
 }
 
 bool Lineage::verify() const {
@@ -485,18 +503,23 @@ bool Lineage::verify() const {
   if (live != live_nodes_ || used(slots_) != live) return false;
 
   std::uint32_t heads = 0;
+  std::uint32_t running = 0;
   std::uint32_t before = kNone;
   for (std::uint32_t h = oldest_; h != kNone; h = heads_[h].newer) {
     if (heads_[h].older != before || heads_[h].workflow == kNone || ++heads > live_heads_) return false;
     if (heads_[h].tail != kNone && nodes_[heads_[h].tail].depth > heads_[h].length) return false;
+    if (heads_[h].running > 1) return false;
+    running += heads_[h].running;
     before = h;
   }
-  if (newest_ != before || heads != live_heads_) return false;
+  if (newest_ != before || heads != live_heads_ || running != running_) return false;
   std::uint32_t listed = 0;
+  std::uint32_t open = 0;
   std::uint32_t with_id = 0;
   for (std::uint32_t w = 0; w < workflows_.size(); ++w) {
     const Workflow& workflow = workflows_[w];
     if (workflow.heads == 0) continue;
+    ++open;
     std::uint32_t own = 0;
     before = kNone;
     for (std::uint32_t h = workflow.newest; h != kNone; h = heads_[h].next) {
@@ -510,7 +533,7 @@ bool Lineage::verify() const {
       if (find_workflow(workflow.id) != w) return false;
     }
   }
-  return listed == live_heads_ && used(id_slots_) == with_id;
+  return listed == live_heads_ && open == live_workflows_ && used(id_slots_) == with_id;
 }
 
 }  // namespace saga

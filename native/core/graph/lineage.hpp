@@ -72,8 +72,9 @@ class Lineage {
 
   explicit Lineage(const LineageOptions& options);
 
-  // At least one of max_heads must be free of running calls. A prompt of `blocks` chain hashes is sent, by the workflow
-  // `id` if the client names it. Its head runs until call_ended.
+  // At most max_heads - 2 heads may run when it is called: one is there to be forgotten beside the one that is left. A
+  // prompt of `blocks` chain hashes is sent, by the workflow `id` if the client names it. Its head runs until
+  // call_ended.
   LineageMatch call_started(const BlockHash* chain, std::uint32_t blocks, std::uint64_t id = kNoId);
   void call_ended(std::uint32_t head);
   void workflow_closed(std::uint32_t workflow);  // forgets it; its blocks stay only where others use them
@@ -82,10 +83,15 @@ class Lineage {
   const std::vector<std::uint32_t>& forgotten() const { return forgotten_; }
 
   bool is_open(std::uint32_t workflow) const { return workflows_[workflow].heads != 0; }
+  bool is_busy(std::uint32_t workflow) const;  // whether one of its heads runs; O(its heads)
+  bool is_running(std::uint32_t head) const { return heads_[head].running != 0; }
   bool is_superseded(std::uint32_t head) const { return heads_[head].superseded; }
   std::uint32_t workflow_of(std::uint32_t head) const { return heads_[head].workflow; }
+  std::uint32_t workflows() const { return live_workflows_; }
   std::uint32_t heads() const { return live_heads_; }
+  std::uint32_t running() const { return running_; }  // calls; a head has one at most
   std::uint32_t blocks() const { return live_nodes_; }
+  std::uint64_t memory_bytes() const;
   bool verify() const;
 
  private:
@@ -154,7 +160,7 @@ class Lineage {
   std::vector<std::uint32_t> id_slots_;  // explicit id -> workflow, the same
   std::vector<std::uint32_t> forgotten_;
   std::uint32_t free_node_ = kNone, free_head_ = kNone, free_workflow_ = kNone;
-  std::uint32_t live_nodes_ = 0, live_heads_ = 0;
+  std::uint32_t live_nodes_ = 0, live_heads_ = 0, live_workflows_ = 0, running_ = 0;
   std::uint32_t oldest_ = kNone, newest_ = kNone;
 };
 

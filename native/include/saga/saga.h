@@ -606,6 +606,8 @@ SAGA_API saga_status_t saga_engine_replay(const uint8_t* journal, size_t size, s
 #include "evictor.h"
 /* Batches over such a page table. */
 #include "batch.h"
+/* Whose call a prompt is. */
+#include "lineage.h"
 /* Workloads, cache replay and cluster simulation. */
 #include "simulate.h"
 
