@@ -699,8 +699,8 @@ TEST(SagaScheduler, RoomGoesToTheTenantThatHasHadLess) {
       stage.finish(thread);
       stage.end_task(thread);
     }
-    // Two run at once. Of those who waited the first goes to either tenant; then it is the other's turn.
-    EXPECT_EQ(stage.cluster.sent, fairness ? (Places{{0, 0}, {1, 0}, {2, 0}, {4, 0}, {3, 0}})
+    // Two run at once, and both were of the first tenant: the other is next.
+    EXPECT_EQ(stage.cluster.sent, fairness ? (Places{{0, 0}, {1, 0}, {4, 0}, {2, 0}, {3, 0}})
                                            : (Places{{0, 0}, {1, 0}, {2, 0}, {3, 0}, {4, 0}}));
   }
 }
@@ -791,7 +791,8 @@ TEST(SagaScheduler, TheTickGoesOnWhenAnEventComesLate) {
 }
 
 // What is charged in advance is corrected to what calls took: 10 ms a token of the answer and 1 ms a token of the prompt that
-// has to be computed here. An admission is charged what is expected of the whole task, and settled when that is over.
+// has to be computed here. Both accounts, of calls and of
+// admissions, count the same service.
 TEST(SagaScheduler, TenantsAreChargedWhatTheirCallsTook) {
   SagaSchedulerOptions options = simple(2);
   options.kv_bytes_per_token = 0;
@@ -801,8 +802,8 @@ TEST(SagaScheduler, TenantsAreChargedWhatTheirCallsTook) {
   const auto admitted = [&](std::uint32_t tenant) { return stage.scheduler.admissions().served(tenant); };
   const CallId first = stage.call(0), beside = stage.call(0), other = stage.call(1);
   for (const CallId call : {first, beside, other}) stage.place(call);
-  EXPECT_GT(admitted(0), 10'000'000);
-  EXPECT_GT(admitted(1), 10'000'000);
+  EXPECT_GT(admitted(0), 0);
+  EXPECT_GT(admitted(1), 0);
   stage.finish(beside, 50);
   stage.finish(first, 200);
   EXPECT_EQ(served(0), 2'500'000 + 1'000'000);
@@ -811,7 +812,6 @@ TEST(SagaScheduler, TenantsAreChargedWhatTheirCallsTook) {
   EXPECT_GT(served(0), 3'500'000);
   stage.finish(next, 1);
   EXPECT_EQ(served(0), 3'510'000 + 360'000);  // 65 of its pages are there
-  stage.end_task(0);
   EXPECT_EQ(admitted(0), served(0));
   stage.cluster.at.erase(other);
   stage.scheduler.call_cancelled(other, stage.now, stage.cluster);

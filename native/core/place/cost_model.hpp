@@ -39,9 +39,12 @@ class CostModel {
   double step(WorkerId worker, double calls, double context_tokens) const {
     return factor_[worker] * (costs_.base + costs_.per_call * calls + costs_.per_context_token * context_tokens);
   }
+  // By a worker of factor 1.
+  double prefill(double tokens, double cached) const {
+    return costs_.per_prefill_token * tokens + costs_.per_prefill_pair * tokens * (cached + tokens * 0.5);
+  }
   double prefill(WorkerId worker, double tokens, double cached) const {
-    return factor_[worker] *
-           (costs_.per_prefill_token * tokens + costs_.per_prefill_pair * tokens * (cached + tokens * 0.5));
+    return factor_[worker] * prefill(tokens, cached);
   }
   // A call took `seconds` where `predicted` had been expected.
   void observe(WorkerId worker, double predicted, double seconds) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 
 #include "../base/assert.hpp"
 #include "../base/real.hpp"
@@ -21,7 +22,9 @@ constexpr std::int32_t kYielding = 1;
 constexpr double kFullEnough = 0.7;       // share of a worker's room from which on pages may have gone to host memory
 constexpr double kAbsentPresence = 0.01;  // below it a paused thread is not counted
 constexpr double kLongestPrefill = 0.9;   // share of a worker's time: a step time stays finite
+constexpr double kRounding = 1e-8;        // more than rounding can move a price, in shares of it
 
+constexpr double kInfinite = std::numeric_limits<double>::infinity();
 constexpr std::uint64_t kLargestGrant = std::uint64_t{1} << 32;  // over an hour of a worker
 
 double seconds(Time time) { return static_cast<double>(time) * kMicrosecond; }
@@ -61,6 +64,7 @@ SagaScheduler::SagaScheduler(const SagaSchedulerOptions& options)
       random_(mix64(options.seed ^ 0x73616761ull)),
       threads_(options.threads),
       workers_(options.workers),
+      floors_(options.workers),
       arrived_(options.tasks, 0),
       first_thread_(options.tasks, kNone),
       deadline_(options.tasks, kNotDeclared),
@@ -68,6 +72,7 @@ SagaScheduler::SagaScheduler(const SagaSchedulerOptions& options)
       next_open_(options.calls, kNone),
       timers_(options.threads + options.workers),
       active_slot_(options.threads, kNone) {
+  for (WorkerId w = 0; w < options.workers; ++w) set_floor(w);
   active_.reserve(options.threads);
 }
 
@@ -128,6 +133,17 @@ void SagaScheduler::count(Thread& thread, double presence) {
   const double queued = thread.state == State::kQueued ? load_of(thread, 1).resident : 0;
   workers_[thread.worker].queued += queued - thread.queued;
   thread.queued = queued;
+  set_floor(thread.worker);
+}
+
+SagaScheduler::Floor SagaScheduler::floor_of(WorkerId id) const {
+  const Load& load = workers_[id].load;
+  Floor floor;
+  floor.busy = costs_.factor(id) * std::max(0.0, load.busy);
+  const double step = step_time(load);
+  floor.step = costs_.factor(id) * step;
+  floor.longer = load.prefill <= kLongestPrefill / 2 ? floor.busy * step : 0;
+  return floor;
 }
 
 double SagaScheduler::step_time(const Load& load) const {
@@ -225,65 +241,105 @@ double SagaScheduler::transfer_time(std::uint32_t pages, WorkerId to, Time now, 
   return seconds(cluster.copy_time(pages) + link_wait(to, now));
 }
 
+// The alternatives are the workers; the price of most is not worked out, as a bound from below says enough: best and
+// second are the two cheapest (ties: by id), and who is dearer than where the thread is can be neither of any use.
 SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, Time now, ClusterControl& cluster) {
   cluster.match(call, matched_.data());
   WorkerId holder = kNone;
+  std::uint32_t longest = 0;
   for (WorkerId w = 0; w < options_.workers; ++w) {
-    if (cluster.active(w) && matched_[w] > 0 && (holder == kNone || matched_[w] > matched_[holder])) holder = w;
+    if (matched_[w] > longest && cluster.active(w)) {
+      holder = w;
+      longest = matched_[w];
+    }
   }
-  const auto missing = [&](WorkerId w) {
-    return options_.parts.affinity ? thread.context - matched_[w] * page_tokens_ : thread.context;
+  const auto missing_with = [&](std::uint32_t matched) {
+    return options_.parts.affinity ? thread.context - matched * page_tokens_ : thread.context;
   };
   const double set = working_set(thread);
   const Load own = load_of(thread, 1);
-  Choice best, second;
-  double best_price = 0, second_price = 0;
-  bool second_drawn = false;
-  Choice home;
+  const bool pulls = options_.parts.affinity && options_.parts.stealing && holder != kNone;
   std::uint32_t copied_pages = kNone;
   Time copy_time = 0;
+  const auto time_to_copy = [&](std::uint32_t pages) {
+    if (pages != copied_pages) {  // the same for most workers
+      copied_pages = pages;
+      copy_time = cluster.copy_time(pages);
+    }
+    return copy_time;
+  };
+  const auto prefill_seconds = [&](double missing) {  // by a worker of factor 1
+    missing = std::max(1.0, missing);
+    return costs_.prefill(missing, std::max(0.0, thread.context - missing));
+  };
+
+  Choice best, second, home;
+  double best_price = 0, second_price = 0;
+  double enough = kInfinite;  // a price above this changes nothing
+  const auto consider = [&](WorkerId w, bool anyone) {
+    if (!cluster.active(w)) return;
+    const bool holds = 2.0 * matched_[w] * page_tokens_ >= thread.context;
+    const bool stays = w == thread.worker && thread.admitted;
+    if (!anyone && options_.parts.admission && !stays && !has_room(thread, set, w, holds)) return;
+    Choice choice;
+    choice.worker = w;
+    choice.reason = holder == kNone          ? SagaReason::kNew
+                    : matched_[w] == longest ? SagaReason::kHolder
+                                             : SagaReason::kRecompute;
+    double busy = 0;
+    const PriceTerms terms = price_without_prompt(thread, own, w, &busy);
+    choice.terms = with_prompt(terms, thread, w, busy, missing_with(matched_[w]), 0);
+    double total = choice.terms.total();
+    if (pulls && matched_[w] < longest) {
+      const double transfer = seconds(time_to_copy(longest - matched_[w]) + link_wait(w, now));
+      const PriceTerms pulled = with_prompt(terms, thread, w, busy, missing_with(longest), transfer);
+      const double pulled_total = pulled.total();
+      if (pulled_total < total) {
+        choice.terms = pulled;
+        choice.source = holder;
+        choice.reason = SagaReason::kPull;
+        total = pulled_total;
+      }
+    }
+    if (w == thread.worker) {
+      home = choice;
+      enough = std::min(enough, total * (1 + kRounding));
+    }
+    if (best.worker == kNone || total < best_price || (total == best_price && w < best.worker)) {
+      second = best;
+      second_price = best_price;
+      best = choice;
+      best_price = total;
+    } else if (second.worker == kNone || total < second_price || (total == second_price && w < second.worker)) {
+      second = choice;
+      second_price = total;
+    }
+    if (second.worker != kNone) enough = std::min(enough, second_price * (1 + kRounding));
+  };
+
+  // What the call asks of every worker alike, for the bounds.
+  const double share = thread.output / std::max(own.busy, 1e-3);
+  const double own_prefill = std::min(own.prefill, kLongestPrefill / 2);
+  const double by_step = share * own.step;
+  const double by_prefill = own.prefill <= kLongestPrefill / 2 ? share * own_prefill / (1 - own_prefill) : 0;
+  const double rest_of_holder = pulls ? prefill_seconds(missing_with(longest)) : 0;
   for (int pass = 0; pass < 2 && best.worker == kNone;
        ++pass) {  // if nobody has room (a call that waited long): anyone
+    const bool anyone = pass > 0;
+    if (thread.worker != kNone) consider(thread.worker, anyone);
+    std::uint32_t priced_match = kNone;
+    double compute = 0, copy = 0;
     for (WorkerId w = 0; w < options_.workers; ++w) {
-      const bool holds = 2.0 * matched_[w] * page_tokens_ >= thread.context;
-      if (!cluster.active(w)) continue;
-      if (pass == 0 && options_.parts.admission && w != thread.worker && !has_room(thread, set, w, holds)) continue;
-      if (pass == 0 && options_.parts.admission && w == thread.worker && !thread.admitted &&
-          !has_room(thread, set, w, holds))
-        continue;
-      Choice choice;
-      choice.worker = w;
-      choice.reason = holder != kNone && matched_[w] == matched_[holder] ? SagaReason::kHolder
-                      : holder == kNone                                  ? SagaReason::kNew
-                                                                         : SagaReason::kRecompute;
-      double busy = 0;
-      const PriceTerms terms = price_without_prompt(thread, own, w, &busy);
-      choice.terms = with_prompt(terms, thread, w, busy, missing(w), 0);
-      if (options_.parts.affinity && options_.parts.stealing && holder != kNone && matched_[w] < matched_[holder]) {
-        const std::uint32_t pages = matched_[holder] - matched_[w];
-        if (pages != copied_pages) {  // the same for most workers
-          copied_pages = pages;
-          copy_time = cluster.copy_time(pages);
-        }
-        const double transfer = seconds(copy_time + link_wait(w, now));
-        const PriceTerms pulled = with_prompt(terms, thread, w, busy, missing(holder), transfer);
-        if (pulled.total() < choice.terms.total()) {
-          choice.terms = pulled;
-          choice.source = holder;
-          choice.reason = SagaReason::kPull;
-        }
+      const Floor& floor = floors_[w];
+      double bound = thread.output * floor.step + by_step * floor.busy + by_prefill * floor.longer;
+      if (bound > enough || w == thread.worker) continue;
+      if (matched_[w] != priced_match) {
+        priced_match = matched_[w];
+        compute = prefill_seconds(missing_with(priced_match));
+        copy = pulls && priced_match < longest ? seconds(time_to_copy(longest - priced_match)) : kInfinite;
       }
-      const double total = choice.terms.total();
-      if (w == thread.worker) home = choice;
-      if (best.worker == kNone || total < best_price) {
-        second = best;
-        second_price = best_price;
-        best = choice;
-        best_price = total;
-      } else if (second.worker == kNone || total < second_price) {
-        second = choice;
-        second_price = total;
-      }
+      bound += std::min(costs_.factor(w) * compute, costs_.factor(w) * rest_of_holder + copy);
+      if (bound <= enough) consider(w, anyone);
     }
   }
   // Where it is, unless elsewhere is better by a margin.
@@ -292,7 +348,7 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
     best = home;
   } else if (second.worker != kNone && best.worker != thread.worker &&
              second_price <= best_price * (1 + options_.tie)) {
-    second_drawn = (random_.next() & 1) != 0;
+    const bool second_drawn = (random_.next() & 1) != 0;
     const std::uint32_t open = cluster.open_calls(best.worker);
     const std::uint32_t other = cluster.open_calls(second.worker);
     if (other < open || (other == open && second_drawn)) best = second;
@@ -323,18 +379,8 @@ void SagaScheduler::task_finished(std::uint32_t task, Time now, ClusterControl& 
 }
 
 // The thread counts nowhere any more.
-// An admission was charged the work that was expected to come; what came instead is corrected when that is over.
-void SagaScheduler::settle_admission(Thread& thread, ClusterControl& cluster) {
-  if (thread.admission_charge == 0) return;
-  admissions_.correct(tenant_of(thread, cluster), static_cast<std::int64_t>(thread.admission_used) -
-                                                      static_cast<std::int64_t>(thread.admission_charge));
-  thread.admission_charge = 0;
-  thread.admission_used = 0;
-}
-
 void SagaScheduler::leave(std::uint32_t id, Time now, ClusterControl& cluster, bool ended) {
   Thread& thread = threads_[id];
-  settle_admission(thread, cluster);
   if (ended && thread.worker != kNone && thread.call != kNone) cluster.drop(thread.call, thread.worker);
   if (thread.lease != kNoLease) cluster.release(thread.lease);
   thread.lease = kNoLease;
@@ -482,7 +528,7 @@ void SagaScheduler::enqueue(std::uint32_t id, bool fresh, Time now, ClusterContr
     waiting.work = thread.work = microseconds(work);
     waiting.deadline = deadline_[task];
   }
-  waiting.cost = service(thread, thread.admitted ? own : work);
+  waiting.cost = service(thread, own);
   thread.queued_at = now;
   thread.preempts = false;
   FairQueue& queue = thread.admitted ? queue_ : admissions_;
@@ -511,14 +557,10 @@ void SagaScheduler::grant_waiting(Time now, ClusterControl& cluster, CallId want
   while ((queue_.size() > 0 && queue_.pop(now, fitting, &next)) ||
          (admissions_.size() > 0 && admissions_.pop(now, fitting, &next))) {
     Thread& thread = thread_of(next.call, cluster);
-    if (thread.admitted) {
-      thread.charged = next.cost;
-    } else {
-      settle_admission(thread, cluster);
-      thread.admission_charge = next.cost;
-      thread.charged = service(thread, call_seconds(thread));
-      queue_.correct(tenant_of(thread, cluster), static_cast<std::int64_t>(thread.charged));
-    }
+    // Both accounts count what calls take: one is charged by the grant, the other follows.
+    thread.charged = next.cost;
+    FairQueue& other = thread.admitted ? admissions_ : queue_;
+    other.correct(tenant_of(thread, cluster), static_cast<std::int64_t>(next.cost));
     const WorkerId worker = grant(next.call, now - thread.queued_at, now, cluster);
     if (worker == kNone) continue;
     if (next.call == wanted) {
@@ -600,9 +642,9 @@ void SagaScheduler::call_finished(CallId call, WorkerId worker, StopReason stop,
   const std::uint32_t output = cluster.output_tokens(call);
   predictor_.call_ended(id, stop, tool, output, now, options_.parts.prediction ? cluster.hints(call) : nullptr);
   const std::uint64_t actual = service(thread, output * options_.costs.base + thread.prefill_seconds);
-  queue_.correct(tenant_of(thread, cluster),
-                 static_cast<std::int64_t>(actual) - static_cast<std::int64_t>(thread.charged));
-  thread.admission_used += actual;
+  const std::int64_t beyond = static_cast<std::int64_t>(actual) - static_cast<std::int64_t>(thread.charged);
+  queue_.correct(tenant_of(thread, cluster), beyond);
+  admissions_.correct(tenant_of(thread, cluster), beyond);
   thread.prefill_seconds = 0;  // of calls that overlap the first has it
   thread.charged = 0;
   if (thread.open_calls > 0) {
@@ -610,6 +652,7 @@ void SagaScheduler::call_finished(CallId call, WorkerId worker, StopReason stop,
   } else {
     const double took = seconds(now - thread.started_at);
     costs_.observe(worker, thread.predicted * (thread.output > 0 ? output / thread.output : 1), took);
+    set_floor(worker);
     thread.call = call;
     thread.state = State::kPaused;
     thread.paused_at = now;
@@ -757,6 +800,7 @@ void SagaScheduler::preempt_for_waiting(Time now, ClusterControl& cluster) {
     waiting.charged = queue_.call(waiting.entry).cost;
     queue_.remove(waiting.entry);
     queue_.correct(tenant_of(waiting, cluster), static_cast<std::int64_t>(waiting.charged));
+    admissions_.correct(tenant_of(waiting, cluster), static_cast<std::int64_t>(waiting.charged));
     waiting.preempts = true;
     if (grant(waiting.call, now - waiting.queued_at, now, cluster) != kNone) send_open(active_[i], now, cluster);
     return;  // one at a time: the next is judged when this one runs
@@ -885,6 +929,7 @@ void SagaScheduler::worker_removed(WorkerId worker, Time now, ClusterControl& cl
   workers_[worker].load = {};
   workers_[worker].running = workers_[worker].queued = 0;
   workers_[worker].calls = 0;
+  set_floor(worker);
   clear_timer(options_.threads + worker);
   grant_waiting(now, cluster, kNone, nullptr);
 }
@@ -892,6 +937,7 @@ void SagaScheduler::worker_removed(WorkerId worker, Time now, ClusterControl& cl
 // What the call was charged in advance, it did not take.
 void SagaScheduler::uncharge(Thread& thread, ClusterControl& cluster) {
   queue_.correct(tenant_of(thread, cluster), -static_cast<std::int64_t>(thread.charged));
+  admissions_.correct(tenant_of(thread, cluster), -static_cast<std::int64_t>(thread.charged));
   thread.charged = 0;
 }
 
@@ -969,9 +1015,8 @@ void SagaScheduler::add_to(Digest& digest, Time now) const {
       add(value);
     }
     add_load(thread.load);
-    for (const std::uint64_t value :
-         {thread.paused_at, thread.ready_at, thread.moved_at, thread.started_at, thread.charged,
-          thread.admission_charge, thread.admission_used, thread.work, thread.queued_at, thread.lease}) {
+    for (const std::uint64_t value : {thread.paused_at, thread.ready_at, thread.moved_at, thread.started_at,
+                                      thread.charged, thread.work, thread.queued_at, thread.lease}) {
       digest.add(value);
     }
     if (thread.state == State::kQueued) digest.add(thread.entry);
@@ -1096,6 +1141,9 @@ bool SagaScheduler::verify() const {
   for (WorkerId w = 0; w < options_.workers; ++w) {
     const Worker& worker = workers_[w];
     const Worker& sum = sums[w];
+    const Floor floor = floor_of(w);
+    if (floor.step != floors_[w].step || floor.busy != floors_[w].busy || floor.longer != floors_[w].longer)
+      return false;
     if (worker.calls != sum.calls) return false;
     if (!same(worker.load.busy, sum.load.busy, 1e-6) || !same(worker.load.step, sum.load.step, 1e-6) ||
         !same(worker.load.prefill, sum.load.prefill, 1e-6) || !same(worker.load.resident, sum.load.resident, 1) ||

@@ -214,12 +214,10 @@ class SagaScheduler final : public PlacementPolicy {
     Time ready_at = 0;  // its pages are on the worker then
     Time moved_at = 0;
     Time started_at = 0;
-    double predicted = 0;                // seconds that the running call was expected to take
-    std::uint64_t charged = 0;           // by queue_, for the running call
-    std::uint64_t admission_charge = 0;  // by admissions_, for all that was expected to come
-    std::uint64_t admission_used = 0;    // of it
-    double prefill_seconds = 0;          // of the running call, as predicted
-    std::uint64_t work = 0;              // GPU-microseconds that its workflow is expected to need still
+    double predicted = 0;        // seconds that the running call was expected to take
+    std::uint64_t charged = 0;   // for the running call, in both accounts
+    double prefill_seconds = 0;  // of the running call, as predicted
+    std::uint64_t work = 0;      // GPU-microseconds that its workflow is expected to need still
     Time queued_at = 0;
     LeaseId lease = kNoLease;
     bool moved = false;
@@ -237,6 +235,14 @@ class SagaScheduler final : public PlacementPolicy {
     double capacity = 0;  // tokens
     Time link_free = 0;
   };
+  // Of a worker, kept with its load: what bounds the price of any call there from below (choose()), its cost factor
+  // included. With `output` tokens to decode and a load of its own, a call costs at least output * (step + own.step /
+  // own.busy * busy + own.prefill / (1 - own.prefill) / own.busy * longer), and its prompt.
+  struct Floor {
+    double step = 0;    // seconds of a step
+    double busy = 0;    // calls that run
+    double longer = 0;  // busy * step; 0: prefills take so much of its time that their share may not grow
+  };
   struct Choice {
     WorkerId worker = kNone;
     WorkerId source = kNone;
@@ -251,6 +257,8 @@ class SagaScheduler final : public PlacementPolicy {
   Load load_of(const Thread& thread, double presence) const;
   void count(Thread& thread, double presence);  // on its worker, anew
   double step_time(const Load& load) const;
+  Floor floor_of(WorkerId worker) const;
+  void set_floor(WorkerId worker) { floors_[worker] = floor_of(worker); }
   double presence_of(std::uint32_t id, Time now) const;
   // own: the thread's load_of(), all present.
   PriceTerms price(const Thread& thread, const Load& own, WorkerId worker, double missing, double transfer) const;
@@ -286,7 +294,6 @@ class SagaScheduler final : public PlacementPolicy {
   void clear_timer(std::uint32_t subject);
   void start_refresh(Time now, ClusterControl& cluster);
   double call_seconds(const Thread& thread) const;
-  void settle_admission(Thread& thread, ClusterControl& cluster);
   void leave(std::uint32_t id, Time now, ClusterControl& cluster, bool ended);
   void enqueue(std::uint32_t id, bool fresh, Time now, ClusterControl& cluster, bool* full);
   void uncharge(Thread& thread, ClusterControl& cluster);
@@ -301,6 +308,7 @@ class SagaScheduler final : public PlacementPolicy {
   Random random_;
   std::vector<Thread> threads_;
   std::vector<Worker> workers_;
+  std::vector<Floor> floors_;
   std::vector<Time> arrived_;  // per task
   std::vector<std::uint32_t> first_thread_;
   std::vector<Time> deadline_;  // per task; kNotDeclared: none
