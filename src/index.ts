@@ -2,7 +2,8 @@
  * SAGA: a workflow-atomic scheduler for LLM inference.
  *
  * `Scheduler` decides where the calls of agent workflows go, `BlockHasher` names the blocks of their prompts, `PageTable` keeps
- * the KV blocks of a worker, `BatchFormer` forms its batches. What reads traces and simulates caches and clusters is `saga-scheduler/simulate`.
+ * the KV blocks of a worker, `BatchFormer` forms its batches, `Lineage` tells which workflow a call belongs to. What reads traces
+ * and simulates caches and clusters is `saga-scheduler/simulate`.
  *
  * @packageDocumentation
  */
@@ -27,6 +28,16 @@ export {
   type PreemptionMode,
 } from './batch.js';
 export { BlockHasher, type BlockHasherOptions, type HashAlgorithm, type RequestKeys } from './hasher.js';
+export {
+  Lineage,
+  workflowIdOf,
+  type Identity,
+  type LineageKind,
+  type LineageOptions,
+  type LineageStats,
+  type RequestHeaders,
+  type WorkflowId,
+} from './lineage.js';
 export {
   PageTable,
   type BlockEvents,

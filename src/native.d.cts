@@ -177,6 +177,21 @@ declare namespace native {
 }
 
 declare namespace native {
+  /** `words`, `stats` and `forgotten` are the registered arrays. */
+  interface Lineage {
+    /** In `words`: kind, workflow, head, superseded (2^32 - 1: none), common and known blocks. An empty `id` is none. */
+    identify(hashes: BigUint64Array, id: string): number;
+    ended(head: number): number;
+    closed(workflow: number): number;
+    /** How many; they are in `forgotten`. */
+    forgotten(): number;
+    stats(): number;
+    verify(): number;
+    destroy(): number;
+  }
+}
+
+declare namespace native {
   /** Opaque; freed when collected. A wrong handle is refused, never used. */
   type Workload = object & { readonly workload: unique symbol };
   type CacheReplay = object & { readonly cacheReplay: unique symbol };
@@ -248,6 +263,16 @@ declare const native: {
    * uncachedFirst. `words` (8) and `stats` (35) are registered and written later.
    */
   createPageTable(options: Float64Array, words: Uint32Array, stats: Float64Array): native.PageTable | number;
+
+  /** `words` (6), `stats` (12) and `forgotten` (maxHeads) are registered and written later. */
+  createLineage(
+    maxHeads: number,
+    maxBlocks: number,
+    slackBlocks: number,
+    words: Uint32Array,
+    stats: Float64Array,
+    forgotten: Uint32Array,
+  ): native.Lineage | number;
 
   createWorkload(columns: native.Columns): native.Workload | number;
   /** `sessionEnd`: 1 for the last call of its thread. `declaredGap`: microseconds, NaN where nothing is declared. */

@@ -119,6 +119,7 @@ describe('the package', () => {
     expect(Object.keys(source).sort()).toEqual([
       'BatchFormer',
       'BlockHasher',
+      'Lineage',
       'PageTable',
       'SagaArgumentError',
       'SagaCapacityError',
@@ -129,6 +130,7 @@ describe('the package', () => {
       'Scheduler',
       'jainIndex',
       'version',
+      'workflowIdOf',
     ]);
     expect(source.version).toMatch(/^\d+\.\d+\.\d+$/);
   });
