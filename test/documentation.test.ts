@@ -148,6 +148,11 @@ describe('the examples of docs/scheduling.md', () => {
         'equality 0.98',
       ],
       ['true 1', 'SAGA_ERR_WRONG_STATE'],
+      [
+        'continued workflow 0 by 100 blocks',
+        'rolled-back workflow 0 in place of head 0',
+        'new workflow 1 of agent explore',
+      ],
     ]);
     // Whatever is printed stands in the text, word for word.
     const text = read('docs/scheduling.md');

@@ -193,6 +193,7 @@ void BatchFormer::release(CallId id) {
 BatchSummary BatchFormer::form(Time now, const BatchArrays& arrays) {
   SAGA_ASSERT(!in_flight_ && now >= now_ && arrays_fit(arrays));
   now_ = now;
+  pages_.advance_time(now);
   copy_count_ = 0;
   preempted_.clear();
   batch_.clear();
