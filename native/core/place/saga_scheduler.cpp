@@ -142,8 +142,19 @@ SagaScheduler::Floor SagaScheduler::floor_of(WorkerId id) const {
   floor.busy = costs_.factor(id) * std::max(0.0, load.busy);
   const double step = step_time(load);
   floor.step = costs_.factor(id) * step;
-  floor.longer = load.prefill <= kLongestPrefill / 2 ? floor.busy * step : 0;
+  if (load.prefill <= kLongestPrefill / 2) {
+    floor.growing = floor.step;
+    floor.longer = floor.busy * step;
+  }
   return floor;
+}
+
+// With s and p the step load and the prefill share of a worker, and s' and p' of the call: a step takes (base + s + s') /
+// (1 - p - p') with it and (base + s) / (1 - p) without, so it is longer by at least s' + step * p' / (1 - p').
+SagaScheduler::Weights SagaScheduler::weights_of(const Thread& thread, const Load& own) {
+  const double share = thread.output / std::max(own.busy, 1e-3);
+  const double growth = own.prefill <= kLongestPrefill / 2 ? own.prefill / (1 - own.prefill) : 0;
+  return {thread.output, share * own.step, thread.output * growth, share * growth};
 }
 
 double SagaScheduler::step_time(const Load& load) const {
@@ -317,11 +328,8 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
     if (second.worker != kNone) enough = std::min(enough, second_price * (1 + kRounding));
   };
 
-  // What the call asks of every worker alike, for the bounds.
-  const double share = thread.output / std::max(own.busy, 1e-3);
-  const double own_prefill = std::min(own.prefill, kLongestPrefill / 2);
-  const double by_step = share * own.step;
-  const double by_prefill = own.prefill <= kLongestPrefill / 2 ? share * own_prefill / (1 - own_prefill) : 0;
+  const Weights weights = weights_of(thread, own);
+  const double own_steps = thread.output * own.step;
   const double rest_of_holder = pulls ? prefill_seconds(missing_with(longest)) : 0;
   for (int pass = 0; pass < 2 && best.worker == kNone;
        ++pass) {  // if nobody has room (a call that waited long): anyone
@@ -330,16 +338,16 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
     std::uint32_t priced_match = kNone;
     double compute = 0, copy = 0;
     for (WorkerId w = 0; w < options_.workers; ++w) {
-      const Floor& floor = floors_[w];
-      double bound = thread.output * floor.step + by_step * floor.busy + by_prefill * floor.longer;
-      if (bound > enough || w == thread.worker) continue;
+      const double without_prompt = bound(weights, w);
+      if (without_prompt > enough || w == thread.worker) continue;
       if (matched_[w] != priced_match) {
         priced_match = matched_[w];
         compute = prefill_seconds(missing_with(priced_match));
         copy = pulls && priced_match < longest ? seconds(time_to_copy(longest - priced_match)) : kInfinite;
       }
-      bound += std::min(costs_.factor(w) * compute, costs_.factor(w) * rest_of_holder + copy);
-      if (bound <= enough) consider(w, anyone);
+      const double factor = costs_.factor(w);
+      const double prompt = std::min(factor * compute, factor * rest_of_holder + copy);
+      if (without_prompt + factor * own_steps + prompt <= enough) consider(w, anyone);
     }
   }
   // Where it is, unless elsewhere is better by a margin.
@@ -730,8 +738,12 @@ void SagaScheduler::consider_steal(std::uint32_t id, Time now, ClusterControl& c
   const double stay = price(thread, own, home, thread.growth, 0).total();
   WorkerId best = home;
   double best_price = stay;
+  double enough = stay * (1 + kRounding);
+  const Weights weights = weights_of(thread, own);
+  const double missing = std::max(1.0, thread.growth);
+  const double prompt = thread.output * own.step + costs_.prefill(missing, std::max(0.0, thread.context - missing));
   for (WorkerId w = 0; w < options_.workers; ++w) {
-    if (w == home || !cluster.active(w)) continue;
+    if (bound(weights, w) + costs_.factor(w) * prompt > enough || w == home || !cluster.active(w)) continue;
     // Where all are full, to one that stays less full than this one.
     if (!has_room(thread, set, w, false) &&
         workers_[w].load.resident + thread.load.resident > workers_[home].load.resident) {
@@ -741,6 +753,7 @@ void SagaScheduler::consider_steal(std::uint32_t id, Time now, ClusterControl& c
     if (there < best_price) {
       best = w;
       best_price = there;
+      enough = there * (1 + kRounding);
     }
   }
   if (best != home && stay > best_price * (1 + options_.hysteresis)) {
@@ -1142,8 +1155,11 @@ bool SagaScheduler::verify() const {
     const Worker& worker = workers_[w];
     const Worker& sum = sums[w];
     const Floor floor = floor_of(w);
-    if (floor.step != floors_[w].step || floor.busy != floors_[w].busy || floor.longer != floors_[w].longer)
+    const Floor& kept = floors_[w];
+    if (floor.step != kept.step || floor.busy != kept.busy || floor.growing != kept.growing ||
+        floor.longer != kept.longer) {
       return false;
+    }
     if (worker.calls != sum.calls) return false;
     if (!same(worker.load.busy, sum.load.busy, 1e-6) || !same(worker.load.step, sum.load.step, 1e-6) ||
         !same(worker.load.prefill, sum.load.prefill, 1e-6) || !same(worker.load.resident, sum.load.resident, 1) ||

@@ -235,13 +235,20 @@ class SagaScheduler final : public PlacementPolicy {
     double capacity = 0;  // tokens
     Time link_free = 0;
   };
-  // Of a worker, kept with its load: what bounds the price of any call there from below (choose()), its cost factor
-  // included. With `output` tokens to decode and a load of its own, a call costs at least output * (step + own.step /
-  // own.busy * busy + own.prefill / (1 - own.prefill) / own.busy * longer), and its prompt.
+  // What bounds the price of a call at a worker from below, so that most prices need not be worked out (bound()). Of the
+  // worker, kept with its load, its cost factor included:
   struct Floor {
-    double step = 0;    // seconds of a step
-    double busy = 0;    // calls that run
-    double longer = 0;  // busy * step; 0: prefills take so much of its time that their share may not grow
+    double step = 0;     // seconds of a step
+    double busy = 0;     // calls that run
+    double growing = 0;  // step; 0: prefills take so much of the worker's time that their share may not grow
+    double longer = 0;   // busy * growing
+  };
+  // Of the call:
+  struct Weights {
+    double step = 0;
+    double busy = 0;
+    double growing = 0;
+    double longer = 0;
   };
   struct Choice {
     WorkerId worker = kNone;
@@ -259,6 +266,13 @@ class SagaScheduler final : public PlacementPolicy {
   double step_time(const Load& load) const;
   Floor floor_of(WorkerId worker) const;
   void set_floor(WorkerId worker) { floors_[worker] = floor_of(worker); }
+  static Weights weights_of(const Thread& thread, const Load& own);
+  // Of decode and interference where the thread is not, not counting what its prompt costs.
+  double bound(const Weights& weights, WorkerId worker) const {
+    const Floor& floor = floors_[worker];
+    return weights.step * floor.step + weights.busy * floor.busy + weights.growing * floor.growing +
+           weights.longer * floor.longer;
+  }
   double presence_of(std::uint32_t id, Time now) const;
   // own: the thread's load_of(), all present.
   PriceTerms price(const Thread& thread, const Load& own, WorkerId worker, double missing, double transfer) const;
