@@ -221,6 +221,52 @@ TEST(Lineage, TheHeadUnusedForLongestIsForgotten) {
   EXPECT_EQ(calls.lineage.heads(), 3u);
 }
 
+// The worst case for the bound on heads that run: the line that is left must stay, so the other one that waits goes.
+TEST(Lineage, OneHeadIsLeftAndAnotherForgotten) {
+  for (const bool named : {false, true}) {
+    LineageOptions options = small();
+    options.max_heads = 3;
+    Calls calls(options);
+    const std::uint64_t id = named ? 7 : Lineage::kNoId;
+    const Content prompt = range(100, 10);
+    const LineageMatch stranger = calls.call(range(900, 5));
+    const LineageMatch parent = calls.call(prompt + range(200, 10), id);
+    calls.start(range(500, 5));
+    EXPECT_EQ(calls.lineage.running(), 1u);
+    const LineageMatch back = calls.start(prompt + range(200, 9) + range(300, 10), id);
+    EXPECT_EQ(back.kind, LineageKind::kContinued);  // all but the last block
+    calls.lineage.call_ended(back.head);
+    const LineageMatch left = calls.start(prompt + range(200, 9) + range(300, 5) + range(400, 5), id);
+    EXPECT_EQ(left.kind, LineageKind::kRolledBack);
+    EXPECT_EQ(left.workflow, parent.workflow);
+    EXPECT_EQ(left.superseded, parent.head);
+    EXPECT_EQ(left.head, stranger.head);
+    EXPECT_EQ(calls.lineage.forgotten(), std::vector<std::uint32_t>{stranger.workflow});
+    EXPECT_EQ(calls.lineage.running(), 2u);
+  }
+}
+
+TEST(Lineage, AWorkflowIsBusyWhileOneOfItsHeadsRuns) {
+  Calls calls;
+  const Content prompt = range(100, 10);
+  const LineageMatch first = calls.call(prompt + range(200, 5));
+  EXPECT_FALSE(calls.lineage.is_busy(first.workflow));
+  const LineageMatch parent = calls.start(prompt + range(200, 9));
+  const LineageMatch child = calls.start(prompt + range(200, 7) + range(300, 5));
+  EXPECT_EQ(child.kind, LineageKind::kForked);
+  EXPECT_EQ(calls.lineage.running(), 2u);
+  calls.lineage.call_ended(child.head);
+  EXPECT_TRUE(calls.lineage.is_running(parent.head));
+  EXPECT_FALSE(calls.lineage.is_running(child.head));
+  EXPECT_TRUE(calls.lineage.is_busy(first.workflow));
+  EXPECT_EQ(calls.lineage.workflows(), 1u);
+  // What is closed runs no more.
+  calls.lineage.workflow_closed(first.workflow);
+  EXPECT_TRUE(calls.lineage.verify());
+  EXPECT_EQ(calls.lineage.running(), 0u);
+  EXPECT_EQ(calls.lineage.workflows(), 0u);
+}
+
 TEST(Lineage, BlocksAreBounded) {
   LineageOptions options = small();
   options.max_blocks = 20;

@@ -72,9 +72,8 @@ class Lineage {
 
   explicit Lineage(const LineageOptions& options);
 
-  // At most max_heads - 2 heads may run when it is called: one is there to be forgotten beside the one that is left. A
-  // prompt of `blocks` chain hashes is sent, by the workflow `id` if the client names it. Its head runs until
-  // call_ended.
+  // A prompt of `blocks` chain hashes is sent, by the workflow `id` if the client names it. Its head runs until call_ended.
+  // At most max_heads - 2 heads run before: besides the head that is left one may have to be forgotten.
   LineageMatch call_started(const BlockHash* chain, std::uint32_t blocks, std::uint64_t id = kNoId);
   void call_ended(std::uint32_t head);
   void workflow_closed(std::uint32_t workflow);  // forgets it; its blocks stay only where others use them
