@@ -197,7 +197,8 @@ struct Search {
 std::vector<Prepared> prepare(const Search& search) {
   std::vector<Prepared> result;
   for (const Mix& mix : mixes()) {
-    if (("," + search.mix + ",").find("," + std::string(mix.name) + ",") == std::string::npos) continue;
+    const std::string wanted = std::string(",").append(search.mix).append(",");
+    if (wanted.find(std::string(",").append(mix.name).append(",")) == std::string::npos) continue;
     for (std::uint64_t seed = 1; seed <= search.seeds; ++seed) {
       saga::Workload workload = generate(mix, search.tasks, seed);
       saga::PageTree tree = saga::PageTree::for_cluster(workload, 16);
