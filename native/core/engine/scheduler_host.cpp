@@ -414,17 +414,11 @@ void SchedulerHost::granted(CallId call) {
   draft = Decision{};
   draft.type = static_cast<std::uint16_t>(DecisionType::kPlace);
   draft.reason = kFirstSagaReason + static_cast<std::uint32_t>(decided.reason);
-  draft.longest_match_worker = kNone;
+  draft.longest_match = scheduler_.longest_match();
+  draft.longest_match_worker = scheduler_.longest_match_worker();
   SAGA_ASSERT(matched_ == call);
   for (std::uint32_t tier = 0; tier < kTierCount; ++tier) {
     draft.matched_blocks[tier] = engine_.depth_[decided.worker * kTierCount + tier];
-  }
-  for (WorkerId worker = 0; worker < engine_.worker_count_; ++worker) {
-    const std::uint32_t depth = engine_.depth_[worker * kTierCount];
-    if (depth > draft.longest_match && engine_.worker_active(worker)) {
-      draft.longest_match = depth;
-      draft.longest_match_worker = worker;
-    }
   }
 }
 

@@ -903,7 +903,7 @@ std::uint32_t Predictor::likely_kind(std::uint32_t agent_class, std::uint32_t fr
   return best;
 }
 
-Forecast Predictor::forecast(std::uint32_t slot, Time now) const {
+Forecast Predictor::forecast(std::uint32_t slot, Time now, bool tails) const {
   SAGA_ASSERT(is_open(slot));
   const Workflow& workflow = workflows_[slot];
   const AgentClass& one = classes_[workflow.agent_class];
@@ -921,10 +921,12 @@ Forecast Predictor::forecast(std::uint32_t slot, Time now) const {
   const double first = with_length_hint(workflow, output.next);
   if (running) result.current_output_tokens = first;
   result.next_output_tokens = running ? output.average : first;
-  const TokenTable& lengths = one.any_output.samples >= kPseudoTokens ? one.any_output : classes_[kAll].any_output;
-  result.next_output_p95 =
-      std::max(result.next_output_tokens,
-               lengths.samples >= kPseudoTokens ? token_quantile(lengths, 0.95) * output.ratio : 4 * output.average);
+  if (tails) {
+    const TokenTable& lengths = one.any_output.samples >= kPseudoTokens ? one.any_output : classes_[kAll].any_output;
+    result.next_output_p95 =
+        std::max(result.next_output_tokens,
+                 lengths.samples >= kPseudoTokens ? token_quantile(lengths, 0.95) * output.ratio : 4 * output.average);
+  }
   const bool opened = workflow.state == State::kOpen;
   result.next_growth_tokens = opened ? 0 : growth.next;
   result.remaining_output_tokens =
@@ -940,7 +942,7 @@ Forecast Predictor::forecast(std::uint32_t slot, Time now) const {
   const GapPoint point = point_at(*gap.table, *gap.grid, age);
   if (point.returns > 0) {
     result.gap_p50 = to_time(gap_quantile(*gap.table, *gap.grid, age, 0.50) * gap.unit);
-    result.gap_p95 = to_time(gap_quantile(*gap.table, *gap.grid, age, 0.95) * gap.unit);
+    if (tails) result.gap_p95 = to_time(gap_quantile(*gap.table, *gap.grid, age, 0.95) * gap.unit);
     // Beyond the age where returns are cut off the mean says nothing.
     const double mean = (point.return_time / point.returns - age) * gap.unit;
     result.remaining_gap = mean > 0 ? to_time(mean) : result.gap_p50;

@@ -121,7 +121,8 @@ class Predictor {
   void workflow_forgotten(std::uint32_t workflow, Time now);
 
   bool is_open(std::uint32_t workflow) const;
-  Forecast forecast(std::uint32_t workflow, Time now) const;
+  // tails: with the quantiles at 0.95, else they are 0.
+  Forecast forecast(std::uint32_t workflow, Time now, bool tails = true) const;
   // P(the next call comes within `horizon` from now | idle so far). While a call runs: within `horizon` of its end.
   double reuse_within(std::uint32_t workflow, Time horizon, Time now) const;
 

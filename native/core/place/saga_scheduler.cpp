@@ -78,20 +78,22 @@ SagaScheduler::SagaScheduler(const SagaSchedulerOptions& options)
 
 // ---------------------------------------------------------------------------------------------------------------- loads
 
-void SagaScheduler::estimate(Thread& thread, std::uint32_t id, Time now) {
+Forecast SagaScheduler::estimate(Thread& thread, std::uint32_t id, Time now) {
+  Forecast forecast;
+  if (thread.opened) forecast = predictor_.forecast(id, now, options_.leases);
   if (!options_.parts.prediction || !thread.opened) {
     thread.output = 300;
     thread.growth = 300;
     thread.gap = 1;
     thread.calls = 10;
-    return;
+    return forecast;
   }
-  const Forecast forecast = predictor_.forecast(id, now);
   const bool running = thread.state == State::kRunning || thread.state == State::kQueued;
   thread.output = std::max(1.0, running ? forecast.current_output_tokens : forecast.next_output_tokens);
   thread.growth = std::max(1.0, forecast.next_growth_tokens);
   thread.calls = forecast.remaining_calls;
   thread.gap = std::min(seconds(forecast.gap_p50), 3600.0);
+  return forecast;
 }
 
 // Tokens that the thread may be expected to hold at most: the largest over k of P(at least k more calls) x context
@@ -362,6 +364,8 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
     if (other < open || (other == open && second_drawn)) best = second;
   }
   best.holder_terms = home.terms;
+  longest_ = longest;
+  longest_worker_ = holder;
   return best;
 }
 
@@ -446,7 +450,7 @@ WorkerId SagaScheduler::place(CallId call, Time now, ClusterControl& cluster) {
   thread.call = call;
   thread.state = State::kQueued;
   thread.preempts = thread.yields = false;
-  estimate(thread, id, now);
+  const Forecast forecast = estimate(thread, id, now);
   if (thread.ready_at > now) {  // moved in its gap, and back before its pages have arrived
     thread.state = State::kArriving;
     thread.started_at = now;
@@ -459,7 +463,7 @@ WorkerId SagaScheduler::place(CallId call, Time now, ClusterControl& cluster) {
   }
   thread.admitted = !fresh && thread.worker != kNone && presence_before >= options_.readmit;
   bool full = false;
-  enqueue(id, fresh, now, cluster, &full);
+  enqueue(id, fresh, forecast, now, cluster, &full);
   if (full) return grant(call, 0, now, cluster);
   WorkerId placed = kNone;
   grant_waiting(now, cluster, call, &placed);
@@ -518,7 +522,8 @@ void SagaScheduler::remove_open(Thread& thread, CallId call) {
 }
 
 // Into the fair queue. *full: it has no room.
-void SagaScheduler::enqueue(std::uint32_t id, bool fresh, Time now, ClusterControl& cluster, bool* full) {
+void SagaScheduler::enqueue(std::uint32_t id, bool fresh, const Forecast& forecast, Time now, ClusterControl& cluster,
+                            bool* full) {
   Thread& thread = threads_[id];
   const std::uint32_t task = thread.task;
   // While it waits it asks for no memory, or those who wait could block each other.
@@ -530,7 +535,6 @@ void SagaScheduler::enqueue(std::uint32_t id, bool fresh, Time now, ClusterContr
   const double own = call_seconds(thread);
   double work = own;
   if (options_.parts.fairness) {
-    const Forecast forecast = predictor_.forecast(id, now);
     work = std::max(own, forecast.remaining_output_tokens * options_.costs.base +
                              costs_.prefill(0, forecast.remaining_growth_tokens + thread.growth, thread.context));
     waiting.work = thread.work = microseconds(work);
@@ -666,11 +670,10 @@ void SagaScheduler::call_finished(CallId call, WorkerId worker, StopReason stop,
     thread.paused_at = now;
     thread.follows_tool = stop == StopReason::kToolUse;
     thread.context = cluster.prompt_tokens(call) + static_cast<double>(output);
-    estimate(thread, id, now);
+    const Forecast forecast = estimate(thread, id, now);
     count(thread, presence_of(id, now));
     if (options_.parts.stealing) consider_steal(id, now, cluster);
     if (options_.leases && options_.parts.retention && thread.ready_at <= now) {
-      const Forecast forecast = predictor_.forecast(id, now);
       if (forecast.end_probability < 0.5) {
         const Time until = now + std::min<Time>(forecast.gap_p95, 300'000'000) + 1;
         thread.lease = cluster.lease(call, thread.worker, static_cast<std::uint64_t>(thread.presence * 1e6), until);
@@ -934,9 +937,9 @@ void SagaScheduler::worker_removed(WorkerId worker, Time now, ClusterControl& cl
     thread.call = thread.first_open;
     thread.admitted = false;
     thread.yields = false;
-    estimate(thread, id, now);
+    const Forecast forecast = estimate(thread, id, now);
     bool full = false;
-    enqueue(id, false, now, cluster, &full);
+    enqueue(id, false, forecast, now, cluster, &full);
     SAGA_ASSERT(!full);  // there is an entry for each call
   }
   workers_[worker].load = {};
@@ -980,9 +983,9 @@ void SagaScheduler::call_cancelled(CallId call, Time now, ClusterControl& cluste
     thread.call = thread.first_open;
     if (thread.state == State::kQueued) {
       thread.context = cluster.prompt_tokens(thread.call);
-      estimate(thread, id, now);
+      const Forecast forecast = estimate(thread, id, now);
       bool full = false;
-      enqueue(id, false, now, cluster, &full);
+      enqueue(id, false, forecast, now, cluster, &full);
       SAGA_ASSERT(!full);  // its entry was removed just now
     }
   }

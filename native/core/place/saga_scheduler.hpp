@@ -172,6 +172,9 @@ class SagaScheduler final : public PlacementPolicy {
 
   const SagaStatistics& statistics() const { return statistics_; }
   const SagaReceipt& receipt() const { return receipt_; }  // of the last grant
+  // Of the prompt of the last grant: what the active workers held of it at most, and the first that did; kNone: none.
+  std::uint32_t longest_match() const { return longest_; }
+  WorkerId longest_match_worker() const { return longest_worker_; }
   const Predictor& predictor() const { return predictor_; }
   const FairQueue& queue() const { return queue_; }
   const FairQueue& admissions() const { return admissions_; }
@@ -259,7 +262,8 @@ class SagaScheduler final : public PlacementPolicy {
   };
 
   Thread& thread_of(CallId call, ClusterControl& cluster) { return threads_[cluster.thread(call)]; }
-  void estimate(Thread& thread, std::uint32_t id, Time now);
+  // Fills in what is expected of the thread. Returns the forecast that says so, without tails unless there are leases.
+  Forecast estimate(Thread& thread, std::uint32_t id, Time now);
   static double working_set(const Thread& thread);
   Load load_of(const Thread& thread, double presence) const;
   void count(Thread& thread, double presence);  // on its worker, anew
@@ -309,7 +313,7 @@ class SagaScheduler final : public PlacementPolicy {
   void start_refresh(Time now, ClusterControl& cluster);
   double call_seconds(const Thread& thread) const;
   void leave(std::uint32_t id, Time now, ClusterControl& cluster, bool ended);
-  void enqueue(std::uint32_t id, bool fresh, Time now, ClusterControl& cluster, bool* full);
+  void enqueue(std::uint32_t id, bool fresh, const Forecast& forecast, Time now, ClusterControl& cluster, bool* full);
   void uncharge(Thread& thread, ClusterControl& cluster);
   void learn_capacity(WorkerId worker, ClusterControl& cluster);
   void refresh(Time now, ClusterControl& cluster);
@@ -327,6 +331,8 @@ class SagaScheduler final : public PlacementPolicy {
   std::vector<std::uint32_t> first_thread_;
   std::vector<Time> deadline_;  // per task; kNotDeclared: none
   std::vector<std::uint32_t> matched_;
+  std::uint32_t longest_ = 0;
+  WorkerId longest_worker_ = kNone;
   std::vector<CallId> next_open_;  // per call: the next open one of its thread
   // By time. A thread: the arrival of its pages if it is arriving, its load from host memory if it is paused. threads +
   // a worker: it will have been idle for steal_idle.
