@@ -341,15 +341,16 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
     double compute = 0, copy = 0;
     for (WorkerId w = 0; w < options_.workers; ++w) {
       const double without_prompt = bound(weights, w);
-      if (without_prompt > enough || w == thread.worker) continue;
+      // Most hold the same: for these only the last comparison is made, which nearly always has the same outcome.
       if (matched_[w] != priced_match) {
+        if (without_prompt > enough) continue;
         priced_match = matched_[w];
         compute = prefill_seconds(missing_with(priced_match));
         copy = pulls && priced_match < longest ? seconds(time_to_copy(longest - priced_match)) : kInfinite;
       }
       const double factor = costs_.factor(w);
       const double prompt = std::min(factor * compute, factor * rest_of_holder + copy);
-      if (without_prompt + factor * own_steps + prompt <= enough) consider(w, anyone);
+      if (without_prompt + factor * own_steps + prompt <= enough && w != thread.worker) consider(w, anyone);
     }
   }
   // Where it is, unless elsewhere is better by a margin.
