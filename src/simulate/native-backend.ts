@@ -8,7 +8,7 @@ import type { WorkloadColumns } from '../workload/columns.js';
 import type { ClusterRunOptions, ClusterRunResult, Distribution, SimulationBackend } from './backend.js';
 import {
   clusterPolicies,
-  enginePolicies,
+  runsThroughEngine,
   partsOfPolicy,
   policyParameters,
   policyParts,
@@ -122,7 +122,7 @@ export const nativeBackend: SimulationBackend = {
           run.journal === undefined ? 'the cluster cannot run' : `the journal ${run.journal} cannot be written`,
         );
         return {
-          ...clusterResult(result, enginePolicies.includes(run.policy)),
+          ...clusterResult(result, runsThroughEngine(run.policy, hardware.hostTierTokens)),
           ...(taskSeconds === undefined ? {} : { taskSeconds }),
         };
       },

@@ -40,8 +40,16 @@ export const clusterPolicies = [
 /** One of {@link clusterPolicies}. */
 export type ClusterPolicy = (typeof clusterPolicies)[number];
 
-/** Policies that run through the scheduling engine, which has a state digest and can keep a journal. */
-export const enginePolicies: readonly ClusterPolicy[] = ['round-robin', 'affinity', 'wa-lru', 'ttl'];
+/**
+ * Policies that run through the scheduling engine, which has a state digest and can keep a journal. `saga` does not where workers
+ * have host memory: they tell no events of it.
+ */
+export const enginePolicies: readonly ClusterPolicy[] = ['round-robin', 'affinity', 'wa-lru', 'ttl', 'saga'];
+
+/** Whether runs of a policy go through the engine. */
+export function runsThroughEngine(policy: ClusterPolicy, hostTierTokens: number): boolean {
+  return enginePolicies.includes(policy) && (policy !== 'saga' || hostTierTokens === 0);
+}
 
 /** Parts of a scheduler that can be taken out, in the order of the C interface. */
 export const policyParts = [
@@ -339,10 +347,11 @@ function parseCluster(raw: RawOptions, input: InputOptions): ClusterOptions {
   if (journal !== undefined && policies.length * (arrivals.kind === 'load' ? arrivals.loads.length : 1) > 1) {
     throw optionError('expected one policy and one load with --journal FILE: it holds the events of one run');
   }
-  const withoutEngine = policies.find((policy) => !enginePolicies.includes(policy));
+  const hostTierTokens = integerOf(raw, 'hostTierTokens', 0, 2 ** 40) ?? 0;
+  const withoutEngine = policies.find((policy) => !runsThroughEngine(policy, hostTierTokens));
   if (journal !== undefined && withoutEngine !== undefined) {
     throw optionError(
-      `expected --policies ${alternatives(enginePolicies)} with --journal FILE, not ${withoutEngine}: it does not run through the engine`,
+      `expected --policies ${alternatives(enginePolicies)} with --journal FILE, not ${withoutEngine}${hostTierTokens > 0 && enginePolicies.includes(withoutEngine) ? ' with a host tier' : ''}: it does not run through the engine`,
     );
   }
   const hints = textOf(raw, 'hints');
@@ -367,7 +376,7 @@ function parseCluster(raw: RawOptions, input: InputOptions): ClusterOptions {
     kvTokens,
     maxSequences,
     stepTokens,
-    hostTierTokens: integerOf(raw, 'hostTierTokens', 0, 2 ** 40) ?? 0,
+    hostTierTokens,
     linkGigabytesPerSecond: numberOf(raw, 'linkGigabytes', 0.001, 10_000) ?? 25,
     hints: hints === undefined ? undefined : oneOf('hints', hints, clusterHints),
     without,

@@ -60,7 +60,7 @@ const refusals: [RawOptions, RegExp][] = [
   ],
   [
     { mode: 'cluster', trace: 'x', rate: '1', policies: 'kv-router', journal: 'j' },
-    /--policies round-robin, affinity, wa-lru or ttl with --journal FILE, not kv-router/,
+    /--policies round-robin, affinity, wa-lru, ttl or saga with --journal FILE, not kv-router/,
   ],
   [{ trace: 'x', cacheSize: '1' }, /a known option, not --cache-size/],
 ];
