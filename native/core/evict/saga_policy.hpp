@@ -51,7 +51,7 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
  public:
   // `shared` must outlive the policy; nullptr: it learns for itself alone.
   explicit SagaPolicy(const ResidentSet& residents, ReuseStatistics* shared = nullptr);
-  ~SagaPolicy();
+  ~SagaPolicy() override;
 
   void call_started(const CallStart& call, Time now) override;
   void call_ended(const CallEnd& call, Time now) override;
