@@ -642,8 +642,6 @@ void SagaScheduler::copy_to(Thread& thread, CallId call, WorkerId from, WorkerId
   thread.ready_at = worker.link_free + 1;
 }
 
-void SagaScheduler::first_token(CallId, WorkerId, Time, ClusterControl&) {}
-
 void SagaScheduler::call_finished(CallId call, WorkerId worker, StopReason stop, ToolClass tool, Time now,
                                   ClusterControl& cluster) {
   const std::uint32_t id = cluster.thread(call);

@@ -30,14 +30,16 @@
 //     running    all its open calls are at its worker: one that comes now overlaps them and goes there at once
 //     paused     in a gap; its pages stay (a lease may keep them), or are copied to a worker where it will run better
 //
-// **Admission.** All calls pass the fair queue (fair/fair_queue.hpp), which orders tenants by their shares and
-// workflows by urgency. A call is granted if some worker has room: for its context among the running ones, and, unless
-// its pages are there already, for its whole expected working set among those of all threads present. So a new workflow
-// waits rather than pushing out running ones. A call that has waited `longest_wait` is granted wherever it is cheapest:
-// memory never starves anybody.
+// **Admission.** A thread is admitted with its first call, and anew when it was away for long (presence below
+// `readmit`): some worker must have room for its whole expected working set among those of all threads present, or hold
+// its pages and have room for it among the running ones. So a new workflow waits rather than pushing out running ones.
+// Calls of admitted threads need room among the running ones only; held back they would lose their pages. Both kinds
+// wait in fair queues of their own (fair/fair_queue.hpp), which order tenants by their shares and workflows by urgency
+// and count the same service: what calls take. Memory starves nobody: a call that has waited a second may go to a
+// worker without calls, one that has waited `longest_wait` anywhere.
 //
 // **Stealing.** Decided when a thread pauses (its next call, priced on every worker against where it is) and when a
-// worker has been idle for `steal_idle` while another has more than `steal_ratio` times the mean load. Only paused
+// worker has been idle for `steal_idle` while another has at least `steal_ratio` times the mean load. Only paused
 // threads move. A copy that would keep the link busy for more than `longest_copy` is not made, and a thread stays
 // `settle` where it has come to.
 //
@@ -156,7 +158,6 @@ class SagaScheduler final : public PlacementPolicy {
   std::int32_t priority(CallId call, Time now, ClusterControl& cluster) override;
   void task_arrived(std::uint32_t task, Time now, ClusterControl& cluster) override;
   void task_finished(std::uint32_t task, Time now, ClusterControl& cluster) override;
-  void first_token(CallId call, WorkerId worker, Time now, ClusterControl& cluster) override;
   void call_finished(CallId call, WorkerId worker, StopReason stop, ToolClass tool, Time now,
                      ClusterControl& cluster) override;
   void timer(Time now, ClusterControl& cluster) override;
