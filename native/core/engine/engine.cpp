@@ -56,7 +56,6 @@ Engine::Engine(const EngineOptions& options)
       active_column_(options.max_workers),
       open_calls_column_(options.max_workers),
       blocks_in_use_column_(options.max_workers),
-      matched_column_(options.max_workers),
       depth_(std::size_t{options.max_workers} * kTierCount),
       workflows_(options.max_workflows),
       next_chunk_(static_cast<std::size_t>((options.max_open_blocks + kChunkBlocks - 1) / kChunkBlocks)),
@@ -212,7 +211,7 @@ bool Engine::store_chain(Call& call, std::span<const BlockHash> chain) {
     *link = chunk;
     link = &next_chunk_[chunk];
     const std::size_t count = std::min<std::size_t>(kChunkBlocks, chain.size() - at);
-    std::memcpy(&chunks_[std::size_t{chunk} * kChunkBlocks], chain.data() + at, count * sizeof(BlockHash));
+    std::copy_n(chain.data() + at, count, &chunks_[std::size_t{chunk} * kChunkBlocks]);
   }
   *link = kNone;
   return true;
@@ -543,6 +542,7 @@ Status Engine::submit_call(Time now, WorkflowHandle workflow, const CallInfo& in
     while (needed > free_chunks_) host_->release_kept_chain();
   }
   if (!store_chain(calls_[free_call_], chain)) return Status::kFull;
+  if (host_ != nullptr) mirror_.prefetch(chain);
   if (journal_.enabled()) {
     journal_.begin(told ? RecordType::kCallSubmittedTold : RecordType::kCallSubmitted, now);
     journal_.put(workflow);
@@ -787,20 +787,19 @@ Status Engine::decide(Time now, std::span<Decision> decisions, std::size_t* coun
   while (*count < most) {
     const std::uint32_t slot = waiting_first_;
     Call& call = calls_[slot];
-    mirror_.match(load_chain(call), depth_.data());
+    mirror_.match_columns(load_chain(call), depth_.data());
     Decision decision;
     decision.longest_match_worker = kNone;
     for (WorkerId worker = 0; worker < worker_count_; ++worker) {
-      const std::uint32_t matched = depth_[worker * kTierCount];
-      matched_column_[worker] = matched;
-      if (active[worker] != 0 && matched > decision.longest_match) {
-        decision.longest_match = matched;
+      const std::uint32_t pages = matched(worker, 0);
+      if (active[worker] != 0 && pages > decision.longest_match) {
+        decision.longest_match = pages;
         decision.longest_match_worker = worker;
       }
     }
     const std::uint32_t prompt_blocks = call.prompt_tokens / options_.block_tokens;
     const Placement placement =
-        place(options_.placement, {active, matched_column_, open_calls_column_, blocks_in_use_column_, prompt_blocks},
+        place(options_.placement, {active, depth_, open_calls_column_, blocks_in_use_column_, prompt_blocks},
               round_robin_next_, random_);
     SAGA_ASSERT(placement.worker < worker_count_);
     WorkerState& worker = workers_[placement.worker];
@@ -811,7 +810,7 @@ Status Engine::decide(Time now, std::span<Decision> decisions, std::size_t* coun
     decision.reason = static_cast<std::uint32_t>(placement.reason);
     decision.prompt_blocks = prompt_blocks;
     for (std::uint32_t tier = 0; tier < kTierCount; ++tier) {
-      decision.matched_blocks[tier] = depth_[placement.worker * kTierCount + tier];
+      decision.matched_blocks[tier] = matched(placement.worker, tier);
     }
     decision.open_calls = worker.open_calls;
     decision.blocks_in_use = blocks_in_use_column_[placement.worker];

@@ -288,6 +288,10 @@ class Engine {
       rest -= count;
     }
   }
+  // What the last match found.
+  std::uint32_t matched(WorkerId worker, std::uint32_t tier) const {
+    return depth_[std::size_t{tier} * options_.max_workers + worker];
+  }
   void write_options();
 
   EngineOptions options_;
@@ -300,11 +304,10 @@ class Engine {
   std::uint32_t active_workers_ = 0;
   std::uint32_t round_robin_next_ = 0;
   std::vector<WorkerState> workers_;
-  // Columns of `workers_` that a placement reads, and the depths of the last match.
+  // Columns of `workers_` that a placement reads, and the depths of the last match, a column a tier.
   std::vector<std::uint8_t> active_column_;
   std::vector<std::uint32_t> open_calls_column_;
   std::vector<std::uint32_t> blocks_in_use_column_;
-  std::vector<std::uint32_t> matched_column_;
   std::vector<std::uint32_t> depth_;
 
   std::vector<Workflow> workflows_;

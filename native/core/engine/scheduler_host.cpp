@@ -73,8 +73,7 @@ SchedulerHost::SchedulerHost(Engine& engine, const EngineOptions& options)
       first_thread_(options.max_workflows, kNone),
       calls_(std::size_t{options.max_calls} + options.scheduling.max_threads),
       weights_(options.scheduling.max_tenants, 1.0),
-      receipts_(options.scheduling.max_receipts),
-      depth_(std::size_t{options.max_workers} * kTierCount) {
+      receipts_(options.scheduling.max_receipts) {
   graphs_.reserve(max_graphs_);
   for (std::uint32_t thread = options.scheduling.max_threads; thread-- > 0; free_thread_ = thread) {
     threads_[thread].next = free_thread_;
@@ -146,6 +145,7 @@ void SchedulerHost::free_kept(CallId call) {
 // --------------------------------------------------------------------------------------------------------------- events
 
 void SchedulerHost::run_due(Time until, bool inclusive) {
+  matched_ = kNone;
   for (std::uint64_t id = outbox_.expired(until); id != 0; id = outbox_.expired(until)) {
     if (Outbox::is_lease(id)) {
       end_lease(id, LeaseOutcome::kExpired);
@@ -159,6 +159,7 @@ void SchedulerHost::run_due(Time until, bool inclusive) {
     if (next > engine_.now_) engine_.now_ = next;
     scheduler_.timer(engine_.now_, *this);
   }
+  matched_ = kNone;
 }
 
 std::uint32_t SchedulerHost::find_graph(const AgentGraph& graph) const {
@@ -230,7 +231,6 @@ void SchedulerHost::call_submitted(CallId call, std::uint32_t agent, std::uint32
   thread.called = true;
   submitting_ = call;
   submitting_chain_ = chain;
-  matched_ = kNone;
   const WorkerId worker = scheduler_.place(call, now(), *this);
   submitting_ = kNone;
   submitting_chain_ = {};
@@ -375,25 +375,29 @@ std::uint32_t SchedulerHost::leased_pages(WorkerId worker) const {
       std::min<std::uint64_t>(outbox_.leased_blocks(worker), engine_.workers_[worker].capacity_blocks));
 }
 
-// Leaves the depths in the engine's columns, where granted() finds them.
-void SchedulerHost::match(CallId call, std::uint32_t* pages) {
+// The depths of the call, in the engine's columns: what the workers hold does not change between what comes due before an
+// event and the event itself, nor in the course of either, so that a call is matched once (run_due()).
+void SchedulerHost::find_depths(CallId call) {
+  if (matched_ == call) return;
   const std::span<const BlockHash> chain =
       call == submitting_ ? submitting_chain_ : engine_.load_chain(engine_.calls_[call]);
-  engine_.mirror_.match(chain, engine_.depth_.data());
+  engine_.mirror_.match_columns(chain, engine_.depth_.data());
   matched_ = call;
-  for (WorkerId worker = 0; worker < engine_.options_.max_workers; ++worker) {
-    pages[worker] = engine_.depth_[worker * kTierCount];
-  }
+}
+
+void SchedulerHost::match(CallId call, std::uint32_t* pages) {
+  find_depths(call);
+  std::copy_n(engine_.depth_.data(), engine_.options_.max_workers, pages);  // of the GPU tier
 }
 
 std::uint32_t SchedulerHost::held(CallId call, WorkerId worker, Tier tier) {
   const Engine::Call& known = engine_.calls_[call];
-  const std::span<const BlockHash> chain = call == submitting_ ? submitting_chain_ : engine_.load_chain(known);
-  engine_.mirror_.match(chain, depth_.data());
-  const std::uint32_t depth = depth_[worker * kTierCount + static_cast<std::uint32_t>(tier)];
+  find_depths(call);
+  const std::uint32_t depth = engine_.matched(worker, static_cast<std::uint32_t>(tier));
   // Whose prompt is there to its end, also has the answer that it gave, if nothing is known of its blocks.
   const Call& mine = calls_[call];
-  const bool all_of_prompt = depth == known.prompt_tokens / engine_.options_.block_tokens && depth == chain.size();
+  const bool all_of_prompt =
+      depth == known.prompt_tokens / engine_.options_.block_tokens && depth == known.chain_blocks;
   if (depth > 0 && all_of_prompt && mine.ran_on == worker) return mine.final_blocks;
   return depth;
 }
@@ -418,7 +422,7 @@ void SchedulerHost::granted(CallId call) {
   draft.longest_match_worker = scheduler_.longest_match_worker();
   SAGA_ASSERT(matched_ == call);
   for (std::uint32_t tier = 0; tier < kTierCount; ++tier) {
-    draft.matched_blocks[tier] = engine_.depth_[decided.worker * kTierCount + tier];
+    draft.matched_blocks[tier] = engine_.matched(decided.worker, tier);
   }
 }
 

@@ -191,6 +191,7 @@ class SchedulerHost final : public ClusterControl {
   void keep_chain(CallId call);
   void forget_chain(CallId call);
   void free_kept(CallId call);
+  void find_depths(CallId call);
   std::uint32_t held(CallId call, WorkerId worker, Tier tier);
   void add_receipt(CallId call, const SagaReceipt& decided);
   void end_lease(std::uint64_t id, LeaseOutcome outcome);
@@ -214,10 +215,9 @@ class SchedulerHost final : public ClusterControl {
   std::vector<AgentGraph> graphs_;  // reserved: they do not move
   std::vector<Receipt> receipts_;   // ring
   std::uint64_t receipts_made_ = 0;
-  std::vector<std::uint32_t> depth_;  // scratch
-  CallId submitting_ = kNone;         // its chain lies with the caller
+  CallId submitting_ = kNone;  // its chain lies with the caller
   std::span<const BlockHash> submitting_chain_;
-  CallId matched_ = kNone;  // whose match lies in the engine's columns
+  CallId matched_ = kNone;  // whose match lies in the engine's columns; kNone: of nobody, or it may have changed since
   SchedulerStats stats_;
 };
 

@@ -46,7 +46,8 @@ class ClusterControl {
   virtual bool active(WorkerId) const { return true; }  // false: it is gone, nothing may go there
   virtual std::uint32_t active_workers() const { return workers(); }
   virtual bool has_host_tier() const { return false; }
-  virtual void match(CallId call, std::uint32_t* pages) = 0;       // leading cached pages of the prompt, per worker
+  // Leading cached pages of the prompt, per worker; 0 of those that are not active.
+  virtual void match(CallId call, std::uint32_t* pages) = 0;
   virtual std::uint32_t open_calls(WorkerId worker) const = 0;     // sent and not yet finished
   virtual std::uint32_t running_pages(WorkerId worker) = 0;        // pages in use by running calls
   virtual std::uint32_t waiting_calls(WorkerId worker) const = 0;  // in the engine's queue

@@ -45,6 +45,30 @@ FairOptions admission_options(const SagaSchedulerOptions& options) {
   return fair;
 }
 
+// Both go on in steps of several workers where these are of no interest.
+
+// Behind the workers from `w` on that hold the same.
+WorkerId end_of_run(const std::uint32_t* matched, WorkerId w, WorkerId workers) {
+  const std::uint32_t pages = matched[w];
+  for (; w + 8 <= workers; w += 8) {
+    std::uint32_t difference = 0;
+    for (std::uint32_t k = 0; k < 8; ++k) difference |= matched[w + k] ^ pages;
+    if (difference != 0) break;
+  }
+  while (w < workers && matched[w] == pages) ++w;
+  return w;
+}
+
+// From `w` on, the first worker whose bound is at most `limit`; `workers`: none.
+WorkerId first_within(const double* bounds, WorkerId w, WorkerId workers, double limit) {
+  for (; w + 4 <= workers; w += 4) {
+    const double* const four = bounds + w;
+    if (std::min(std::min(four[0], four[1]), std::min(four[2], four[3])) <= limit) break;
+  }
+  while (w < workers && bounds[w] > limit) ++w;
+  return w;
+}
+
 PredictorOptions predictor_options(const SagaSchedulerOptions& options) {
   PredictorOptions predictor;
   predictor.max_workflows = options.threads;
@@ -65,6 +89,7 @@ SagaScheduler::SagaScheduler(const SagaSchedulerOptions& options)
       threads_(options.threads),
       workers_(options.workers),
       floors_(options.workers),
+      bounds_(options.workers),
       arrived_(options.tasks, 0),
       first_thread_(options.tasks, kNone),
       deadline_(options.tasks, kNotDeclared),
@@ -141,6 +166,7 @@ void SagaScheduler::count(Thread& thread, double presence) {
 SagaScheduler::Floor SagaScheduler::floor_of(WorkerId id) const {
   const Load& load = workers_[id].load;
   Floor floor;
+  floor.factor = costs_.factor(id);
   floor.busy = costs_.factor(id) * std::max(0.0, load.busy);
   const double step = step_time(load);
   floor.step = costs_.factor(id) * step;
@@ -149,6 +175,36 @@ SagaScheduler::Floor SagaScheduler::floor_of(WorkerId id) const {
     floor.longer = floor.busy * step;
   }
   return floor;
+}
+
+void SagaScheduler::set_floor(WorkerId id) {
+  const Floor floor = floor_of(id);
+  floors_.step[id] = floor.step;
+  floors_.busy[id] = floor.busy;
+  floors_.growing[id] = floor.growing;
+  floors_.longer[id] = floor.longer;
+  floors_.factor[id] = floor.factor;
+}
+
+double SagaScheduler::bound(const Weights& weights, const PromptCost& prompt, WorkerId id) const {
+  return weights.step * floors_.step[id] + weights.busy * floors_.busy[id] + weights.growing * floors_.growing[id] +
+         weights.longer * floors_.longer[id] + prompt.at(floors_.factor[id]);
+}
+
+void SagaScheduler::bound_prices(const Weights& weights, const PromptCost& prompt) {
+  const Weights weight = weights;  // copies: the compiler cannot know that bounds_ does not overlap them
+  const PromptCost cost = prompt;
+  const double* const step = floors_.step.data();
+  const double* const busy = floors_.busy.data();
+  const double* const growing = floors_.growing.data();
+  const double* const longer = floors_.longer.data();
+  const double* const factor = floors_.factor.data();
+  double* const bounds = bounds_.data();
+  const std::size_t workers = bounds_.size();
+  for (std::size_t w = 0; w < workers; ++w) {
+    bounds[w] = weight.step * step[w] + weight.busy * busy[w] + weight.growing * growing[w] +
+                weight.longer * longer[w] + cost.at(factor[w]);
+  }
 }
 
 // With s and p the step load and the prefill share of a worker, and s' and p' of the call: a step takes (base + s + s') /
@@ -206,10 +262,14 @@ PriceTerms SagaScheduler::price_without_prompt(const Thread& thread, const Load&
   return terms;
 }
 
-PriceTerms SagaScheduler::with_prompt(PriceTerms terms, const Thread& thread, WorkerId id, double busy, double missing,
-                                      double transfer) const {
+double SagaScheduler::prefill_seconds(const Thread& thread, double missing) const {
   missing = std::max(1.0, missing);
-  terms.prefill = costs_.prefill(id, missing, std::max(0.0, thread.context - missing));
+  return costs_.prefill(missing, std::max(0.0, thread.context - missing));
+}
+
+PriceTerms SagaScheduler::with_prompt(PriceTerms terms, WorkerId id, double busy, double prefill,
+                                      double transfer) const {
+  terms.prefill = costs_.factor(id) * prefill;
   terms.transfer = transfer;
   terms.interference += terms.prefill * busy;
   return terms;
@@ -219,7 +279,7 @@ PriceTerms SagaScheduler::price(const Thread& thread, const Load& own, WorkerId 
                                 double transfer) const {
   double busy = 0;
   const PriceTerms terms = price_without_prompt(thread, own, id, &busy);
-  return with_prompt(terms, thread, id, busy, missing, transfer);
+  return with_prompt(terms, id, busy, prefill_seconds(thread, missing), transfer);
 }
 
 bool SagaScheduler::has_room(const Thread& thread, double set, WorkerId id, bool holds) const {
@@ -258,116 +318,142 @@ double SagaScheduler::transfer_time(std::uint32_t pages, WorkerId to, Time now, 
 // second are the two cheapest (ties: by id), and who is dearer than where the thread is can be neither of any use.
 SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, Time now, ClusterControl& cluster) {
   cluster.match(call, matched_.data());
+  const WorkerId workers = options_.workers;
+  const std::uint32_t* const matched = matched_.data();
+  std::uint32_t longest = 0, below = 0;  // the two greatest
   WorkerId holder = kNone;
-  std::uint32_t longest = 0;
-  for (WorkerId w = 0; w < options_.workers; ++w) {
-    if (matched_[w] > longest && cluster.active(w)) {
-      holder = w;
-      longest = matched_[w];
+  std::uint32_t holders = 0;
+  for (WorkerId w = 0; w < workers;) {  // run by run: most hold the same
+    const WorkerId first = w;
+    const std::uint32_t pages = matched[w];
+    w = end_of_run(matched, w, workers);
+    if (pages > longest) {
+      SAGA_ASSERT(cluster.active(first));
+      below = longest;
+      longest = pages;
+      holder = first;
+      holders = 0;
+    }
+    if (pages == longest) {
+      holders += w - first;
+    } else {
+      below = std::max(below, pages);
     }
   }
-  const auto missing_with = [&](std::uint32_t matched) {
-    return options_.parts.affinity ? thread.context - matched * page_tokens_ : thread.context;
+  const auto rest_with = [&](std::uint32_t pages) {
+    return prefill_seconds(thread, options_.parts.affinity ? thread.context - pages * page_tokens_ : thread.context);
   };
-  const double set = working_set(thread);
   const Load own = load_of(thread, 1);
+  const double set = own.resident;  // the working set
   const bool pulls = options_.parts.affinity && options_.parts.stealing && holder != kNone;
-  std::uint32_t copied_pages = kNone;
+  const double rest_of_holder = pulls ? rest_with(longest) : 0;
+  // The prompt on a worker that holds so many pages of it, which is the same for most; nothing added for a busy link.
+  std::uint32_t priced_pages = kNone;
   Time copy_time = 0;
-  const auto time_to_copy = [&](std::uint32_t pages) {
-    if (pages != copied_pages) {  // the same for most workers
-      copied_pages = pages;
-      copy_time = cluster.copy_time(pages);
-    }
-    return copy_time;
-  };
-  const auto prefill_seconds = [&](double missing) {  // by a worker of factor 1
-    missing = std::max(1.0, missing);
-    return costs_.prefill(missing, std::max(0.0, thread.context - missing));
+  PromptCost prompt;
+  const auto price_prompt = [&](std::uint32_t pages) {
+    if (pages == priced_pages) return;
+    priced_pages = pages;
+    prompt = {rest_with(pages), rest_of_holder, kInfinite};
+    if (!pulls || pages >= longest) return;
+    copy_time = cluster.copy_time(longest - pages);
+    prompt.transfer = seconds(copy_time);
   };
 
-  Choice best, second, home;
-  double best_price = 0, second_price = 0;
+  Alternative best, second, home;
   double enough = kInfinite;  // a price above this changes nothing
   const auto consider = [&](WorkerId w, bool anyone) {
     if (!cluster.active(w)) return;
-    const bool holds = 2.0 * matched_[w] * page_tokens_ >= thread.context;
+    const bool holds = 2.0 * matched[w] * page_tokens_ >= thread.context;
     const bool stays = w == thread.worker && thread.admitted;
     if (!anyone && options_.parts.admission && !stays && !has_room(thread, set, w, holds)) return;
-    Choice choice;
-    choice.worker = w;
-    choice.reason = holder == kNone          ? SagaReason::kNew
-                    : matched_[w] == longest ? SagaReason::kHolder
-                                             : SagaReason::kRecompute;
+    price_prompt(matched[w]);
+    Alternative here;
+    here.worker = w;
+    here.reason = holder == kNone         ? SagaReason::kNew
+                  : matched[w] == longest ? SagaReason::kHolder
+                                          : SagaReason::kRecompute;
     double busy = 0;
     const PriceTerms terms = price_without_prompt(thread, own, w, &busy);
-    choice.terms = with_prompt(terms, thread, w, busy, missing_with(matched_[w]), 0);
-    double total = choice.terms.total();
-    if (pulls && matched_[w] < longest) {
-      const double transfer = seconds(time_to_copy(longest - matched_[w]) + link_wait(w, now));
-      const PriceTerms pulled = with_prompt(terms, thread, w, busy, missing_with(longest), transfer);
-      const double pulled_total = pulled.total();
-      if (pulled_total < total) {
-        choice.terms = pulled;
-        choice.source = holder;
-        choice.reason = SagaReason::kPull;
-        total = pulled_total;
+    here.terms = with_prompt(terms, w, busy, prompt.computed, 0);
+    here.total = here.terms.total();
+    if (pulls && matched[w] < longest) {
+      const PriceTerms pulled = with_prompt(terms, w, busy, rest_of_holder, seconds(copy_time + link_wait(w, now)));
+      const double total = pulled.total();
+      if (total < here.total) {
+        here.terms = pulled;
+        here.source = holder;
+        here.reason = SagaReason::kPull;
+        here.total = total;
       }
     }
     if (w == thread.worker) {
-      home = choice;
-      enough = std::min(enough, total * (1 + kRounding));
+      home = here;
+      enough = std::min(enough, here.total * (1 + kRounding));
     }
-    if (best.worker == kNone || total < best_price || (total == best_price && w < best.worker)) {
+    const auto before = [&here](const Alternative& other) {
+      return other.worker == kNone || here.total < other.total ||
+             (here.total == other.total && here.worker < other.worker);
+    };
+    if (before(best)) {
       second = best;
-      second_price = best_price;
-      best = choice;
-      best_price = total;
-    } else if (second.worker == kNone || total < second_price || (total == second_price && w < second.worker)) {
-      second = choice;
-      second_price = total;
+      best = here;
+    } else if (before(second)) {
+      second = here;
     }
-    if (second.worker != kNone) enough = std::min(enough, second_price * (1 + kRounding));
+    if (second.worker != kNone) enough = std::min(enough, second.total * (1 + kRounding));
   };
 
+  // One pass bounds all as if they held what most do; those that hold less cost more, and the few that hold more have a
+  // bound of their own.
+  const std::uint32_t common = 2 * holders > workers ? longest : below;
   const Weights weights = weights_of(thread, own);
   const double own_steps = thread.output * own.step;
-  const double rest_of_holder = pulls ? prefill_seconds(missing_with(longest)) : 0;
-  for (int pass = 0; pass < 2 && best.worker == kNone;
-       ++pass) {  // if nobody has room (a call that waited long): anyone
+  const auto with_steps = [&] {
+    return PromptCost{prompt.computed + own_steps, prompt.otherwise + own_steps, prompt.transfer};
+  };
+  price_prompt(common);
+  bound_prices(weights, with_steps());
+  if (longest > common) {
+    price_prompt(longest);
+    WorkerId w = holder;
+    for (std::uint32_t left = holders; left > 0; ++w) {
+      if (matched[w] != longest) continue;
+      bounds_[w] = bound(weights, with_steps(), w);
+      --left;
+    }
+  }
+  const double* const bounds = bounds_.data();
+  // Again if nobody has room (a call that waited long): anyone.
+  for (int pass = 0; pass < 2 && best.worker == kNone; ++pass) {
     const bool anyone = pass > 0;
     if (thread.worker != kNone) consider(thread.worker, anyone);
-    std::uint32_t priced_match = kNone;
-    double compute = 0, copy = 0;
-    for (WorkerId w = 0; w < options_.workers; ++w) {
-      const double without_prompt = bound(weights, w);
-      // Most hold the same: for these only the last comparison is made, which nearly always has the same outcome.
-      if (matched_[w] != priced_match) {
-        if (without_prompt > enough) continue;
-        priced_match = matched_[w];
-        compute = prefill_seconds(missing_with(priced_match));
-        copy = pulls && priced_match < longest ? seconds(time_to_copy(longest - priced_match)) : kInfinite;
+    double limit = enough;
+    for (WorkerId w = first_within(bounds, 0, workers, limit); w < workers;
+         w = first_within(bounds, w + 1, workers, limit)) {
+      if (w == thread.worker) continue;
+      if (matched[w] < common) {
+        price_prompt(matched[w]);
+        if (bound(weights, with_steps(), w) > limit) continue;
       }
-      const double factor = costs_.factor(w);
-      const double prompt = std::min(factor * compute, factor * rest_of_holder + copy);
-      if (without_prompt + factor * own_steps + prompt <= enough && w != thread.worker) consider(w, anyone);
+      consider(w, anyone);
+      limit = enough;
     }
   }
   // Where it is, unless elsewhere is better by a margin.
   if (home.worker != kNone && best.worker != thread.worker && options_.parts.affinity &&
-      home.terms.total() <= best_price * (1 + options_.hysteresis)) {
+      home.total <= best.total * (1 + options_.hysteresis)) {
     best = home;
   } else if (second.worker != kNone && best.worker != thread.worker &&
-             second_price <= best_price * (1 + options_.tie)) {
+             second.total <= best.total * (1 + options_.tie)) {
     const bool second_drawn = (random_.next() & 1) != 0;
     const std::uint32_t open = cluster.open_calls(best.worker);
     const std::uint32_t other = cluster.open_calls(second.worker);
     if (other < open || (other == open && second_drawn)) best = second;
   }
-  best.holder_terms = home.terms;
   longest_ = longest;
   longest_worker_ = holder;
-  return best;
+  return {best, home.terms};
 }
 
 // ---------------------------------------------------------------------------------------------------------------- calls
@@ -592,13 +678,14 @@ WorkerId SagaScheduler::grant(CallId call, Time queued, Time now, ClusterControl
   ++statistics_.grants;
   const WorkerId home = thread.worker;
   const Choice choice = choose(thread, call, now, cluster);
+  const Alternative& chosen = choice.chosen;
   receipt_ = {};
   receipt_.call = call;
-  receipt_.worker = choice.worker;
-  receipt_.source = choice.source;
-  receipt_.reason = choice.reason;
-  receipt_.matched_pages = matched_[choice.worker];
-  receipt_.price = choice.terms;
+  receipt_.worker = chosen.worker;
+  receipt_.source = chosen.source;
+  receipt_.reason = chosen.reason;
+  receipt_.matched_pages = matched_[chosen.worker];
+  receipt_.price = chosen.terms;
   receipt_.holder = home;
   receipt_.holder_price = choice.holder_terms;
   receipt_.queued = queued;
@@ -607,29 +694,29 @@ WorkerId SagaScheduler::grant(CallId call, Time queued, Time now, ClusterControl
   thread.admitted = true;
   thread.yields = false;
   thread.started_at = now;
-  thread.predicted = choice.terms.prefill + choice.terms.decode;
-  thread.prefill_seconds = choice.terms.prefill;
-  if (choice.worker != home) {
+  thread.predicted = chosen.terms.prefill + chosen.terms.decode;
+  thread.prefill_seconds = chosen.terms.prefill;
+  if (chosen.worker != home) {
     if (home != kNone) {
       thread.state = State::kAbsent;
       count(thread, 0);
       thread.state = State::kRunning;
-      ++(choice.source == kNone ? statistics_.recomputes : statistics_.pulls);
+      ++(chosen.source == kNone ? statistics_.recomputes : statistics_.pulls);
       note_move(thread, now);
     }
-    thread.worker = choice.worker;
+    thread.worker = chosen.worker;
   }
   ++workers_[thread.worker].calls;
-  if (choice.source != kNone) {
-    copy_to(thread, call, choice.source, choice.worker, now, cluster);
-    if (home != kNone && home != choice.worker) cluster.drop(call, home);
+  if (chosen.source != kNone) {
+    copy_to(thread, call, chosen.source, chosen.worker, now, cluster);
+    if (home != kNone && home != chosen.worker) cluster.drop(call, home);
     thread.state = State::kArriving;
     count(thread, 1);
     ++statistics_.held;
     set_timer(id, thread.ready_at, cluster);
     return kNone;
   }
-  if (home != kNone && home != choice.worker) cluster.drop(call, home);
+  if (home != kNone && home != chosen.worker) cluster.drop(call, home);
   count(thread, 1);
   return thread.worker;
 }
@@ -735,17 +822,18 @@ void SagaScheduler::consider_steal(std::uint32_t id, Time now, ClusterControl& c
   const Thread& thread = threads_[id];
   if (!may_move(thread, now)) return;
   const WorkerId home = thread.worker;
-  const double set = working_set(thread);
   const Load own = load_of(thread, 1);
+  const double set = own.resident;  // the working set
   const double stay = price(thread, own, home, thread.growth, 0).total();
   WorkerId best = home;
   double best_price = stay;
   double enough = stay * (1 + kRounding);
   const Weights weights = weights_of(thread, own);
-  const double missing = std::max(1.0, thread.growth);
-  const double prompt = thread.output * own.step + costs_.prefill(missing, std::max(0.0, thread.context - missing));
-  for (WorkerId w = 0; w < options_.workers; ++w) {
-    if (bound(weights, w) + costs_.factor(w) * prompt > enough || w == home || !cluster.active(w)) continue;
+  bound_prices(weights, {thread.output * own.step + prefill_seconds(thread, thread.growth), 0, kInfinite});
+  const double* const bounds = bounds_.data();
+  for (WorkerId w = first_within(bounds, 0, options_.workers, enough); w < options_.workers;
+       w = first_within(bounds, w + 1, options_.workers, enough)) {
+    if (w == home || !cluster.active(w)) continue;
     // Where all are full, to one that stays less full than this one.
     if (!has_room(thread, set, w, false) &&
         workers_[w].load.resident + thread.load.resident > workers_[home].load.resident) {
@@ -1157,9 +1245,8 @@ bool SagaScheduler::verify() const {
     const Worker& worker = workers_[w];
     const Worker& sum = sums[w];
     const Floor floor = floor_of(w);
-    const Floor& kept = floors_[w];
-    if (floor.step != kept.step || floor.busy != kept.busy || floor.growing != kept.growing ||
-        floor.longer != kept.longer) {
+    if (floor.step != floors_.step[w] || floor.busy != floors_.busy[w] || floor.growing != floors_.growing[w] ||
+        floor.longer != floors_.longer[w] || floor.factor != floors_.factor[w]) {
       return false;
     }
     if (worker.calls != sum.calls) return false;

@@ -239,13 +239,20 @@ class SagaScheduler final : public PlacementPolicy {
     double capacity = 0;  // tokens
     Time link_free = 0;
   };
-  // What bounds the price of a call at a worker from below, so that most prices need not be worked out (bound()). Of the
-  // worker, kept with its load, its cost factor included:
+  // What bounds the price of a call at a worker from below, so that most prices need not be worked out (bound()). Of
+  // the worker, kept with its load, its cost factor included:
   struct Floor {
     double step = 0;     // seconds of a step
     double busy = 0;     // calls that run
     double growing = 0;  // step; 0: prefills take so much of the worker's time that their share may not grow
     double longer = 0;   // busy * growing
+    double factor = 0;   // the cost factor
+  };
+  // The floors of all workers, one column a field: a pass over them all takes several workers an instruction.
+  struct Floors {
+    explicit Floors(std::size_t workers)
+        : step(workers), busy(workers), growing(workers), longer(workers), factor(workers) {}
+    std::vector<double> step, busy, growing, longer, factor;
   };
   // Of the call:
   struct Weights {
@@ -254,11 +261,22 @@ class SagaScheduler final : public PlacementPolicy {
     double growing = 0;
     double longer = 0;
   };
-  struct Choice {
+  // Of the prompt, in seconds by a worker of factor 1: computed there, or `otherwise` after a transfer.
+  struct PromptCost {
+    double computed = 0;
+    double otherwise = 0;
+    double transfer = 0;
+    double at(double factor) const { return std::min(factor * computed, factor * otherwise + transfer); }
+  };
+  struct Alternative {
     WorkerId worker = kNone;
     WorkerId source = kNone;
     SagaReason reason = SagaReason::kNew;
     PriceTerms terms;
+    double total = 0;
+  };
+  struct Choice {
+    Alternative chosen;
     PriceTerms holder_terms;
   };
 
@@ -270,20 +288,18 @@ class SagaScheduler final : public PlacementPolicy {
   void count(Thread& thread, double presence);  // on its worker, anew
   double step_time(const Load& load) const;
   Floor floor_of(WorkerId worker) const;
-  void set_floor(WorkerId worker) { floors_[worker] = floor_of(worker); }
+  void set_floor(WorkerId worker);
   static Weights weights_of(const Thread& thread, const Load& own);
-  // Of decode and interference where the thread is not, not counting what its prompt costs.
-  double bound(const Weights& weights, WorkerId worker) const {
-    const Floor& floor = floors_[worker];
-    return weights.step * floor.step + weights.busy * floor.busy + weights.growing * floor.growing +
-           weights.longer * floor.longer;
-  }
+  // Of decode, interference and prompt where the thread is not; of each worker, into bounds_.
+  double bound(const Weights& weights, const PromptCost& prompt, WorkerId worker) const;
+  void bound_prices(const Weights& weights, const PromptCost& prompt);
   double presence_of(std::uint32_t id, Time now) const;
   // own: the thread's load_of(), all present.
   PriceTerms price(const Thread& thread, const Load& own, WorkerId worker, double missing, double transfer) const;
   PriceTerms price_without_prompt(const Thread& thread, const Load& own, WorkerId worker, double* busy) const;
-  PriceTerms with_prompt(PriceTerms terms, const Thread& thread, WorkerId worker, double busy, double missing,
-                         double transfer) const;
+  // prefill: by a worker of factor 1.
+  PriceTerms with_prompt(PriceTerms terms, WorkerId worker, double busy, double prefill, double transfer) const;
+  double prefill_seconds(const Thread& thread, double missing) const;
   Time link_wait(WorkerId to, Time now) const {
     const Time free = workers_[to].link_free;
     return free > now ? free - now : 0;
@@ -327,8 +343,9 @@ class SagaScheduler final : public PlacementPolicy {
   Random random_;
   std::vector<Thread> threads_;
   std::vector<Worker> workers_;
-  std::vector<Floor> floors_;
-  std::vector<Time> arrived_;  // per task
+  Floors floors_;
+  std::vector<double> bounds_;  // scratch, per worker
+  std::vector<Time> arrived_;   // per task
   std::vector<std::uint32_t> first_thread_;
   std::vector<Time> deadline_;  // per task; kNotDeclared: none
   std::vector<std::uint32_t> matched_;
