@@ -24,7 +24,13 @@ declare namespace native {
     workerLoad(now: number, worker: number, blocksInUse: number): number;
     /** 2^32 - 1: not told. */
     workerLoadWith(now: number, worker: number, blocksInUse: number, waitingCalls: number, freeBlocks: number): number;
-    /** Writes the registered array. */
+    workerTrust(now: number, worker: number, perMille: number): number;
+    /** `accepts`: 0 or 1. */
+    workerAccepts(now: number, worker: number, accepts: number): number;
+    workerWindow(now: number, worker: number, blocks: number): number;
+    windowStored(now: number, worker: number, hashes: BigUint64Array): number;
+    windowRemoved(now: number, worker: number, hashes: BigUint64Array): number;
+    /** Writes the registered array: capacity, open calls, blocks in use, active, trust per mille, accepts, window blocks. */
     workerState(worker: number): number;
     /** The graph's id; columns as of `AgentGraph.toColumns`. */
     declareGraph(now: number, steps: Float64Array, edges: Float64Array, totals: Float64Array): number;
@@ -66,7 +72,7 @@ declare namespace native {
     calibration(): number;
     tenantState(tenant: number): number;
     workerForecast(worker: number): number;
-    /** Reason, worker, source, holder, matched and prompt blocks, placement, submitted at, queued, granted at, two prices of six terms. */
+    /** Reason, worker, source, holder, matched and prompt blocks, placement, submitted at, queued, granted at, two prices of six terms, trust per mille. */
     receipt(call: number): number;
     digest(): bigint;
     verify(): number;
