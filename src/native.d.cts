@@ -198,6 +198,25 @@ declare namespace native {
 }
 
 declare namespace native {
+  /** `words` and `stats` are the registered arrays. */
+  interface PromptChain {
+    /** In `words`: common tokens, hashed blocks, and then length in tokens and in blocks. So the next one. */
+    update(tokens: Uint32Array | Int32Array): number;
+    append(tokens: Uint32Array | Int32Array): number;
+    /** In `words`: length in tokens and in blocks, as above. */
+    truncate(tokens: number): number;
+    /** How many there are; as many as fit are written. So the next one. */
+    hashes(out: BigUint64Array): number;
+    tokens(out: Uint32Array | Int32Array): number;
+    fork(tokens: number, words: Uint32Array, stats: Float64Array): PromptChain | number;
+    /** In `stats`: tokens compared, tokens hashed, bytes. */
+    stats(): number;
+    verify(): number;
+    destroy(): number;
+  }
+}
+
+declare namespace native {
   /** Opaque; freed when collected. A wrong handle is refused, never used. */
   type Workload = object & { readonly workload: unique symbol };
   type CacheReplay = object & { readonly cacheReplay: unique symbol };
@@ -279,6 +298,40 @@ declare const native: {
     stats: Float64Array,
     forgotten: Uint32Array,
   ): native.Lineage | number;
+
+  /** `options`: algorithm, blockTokens, maxTokens. `words` (4) and `stats` (3) are registered and written later. */
+  createPromptChain(
+    options: Float64Array,
+    root: string,
+    loraName: string,
+    cacheSalt: string,
+    words: Uint32Array,
+    stats: Float64Array,
+  ): native.PromptChain | number;
+
+  /**
+   * `names`: UTF-8 texts behind one another that end at `nameEnds`. `header` (7): saga_json_outline_t. `members`: eight words each,
+   * `elements`: three words each, as of json.h.
+   */
+  jsonScan(
+    body: Uint8Array,
+    names: Uint8Array,
+    nameEnds: Uint32Array,
+    header: Uint32Array,
+    members: Uint32Array,
+    elements: Uint32Array,
+  ): number;
+  /** `result` (3): error, position, count. */
+  jsonTokenIds(
+    body: Uint8Array,
+    start: number,
+    end: number,
+    ids: Uint32Array | Int32Array,
+    result: Uint32Array,
+  ): number;
+  jsonErrorText(error: number): string;
+  commonPrefix(a: Uint8Array, b: Uint8Array): number;
+  hashBytes(bytes: Uint8Array): bigint;
 
   createWorkload(columns: native.Columns): native.Workload | number;
   /** `sessionEnd`: 1 for the last call of its thread. `declaredGap`: microseconds, NaN where nothing is declared. */

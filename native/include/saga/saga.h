@@ -500,7 +500,8 @@ SAGA_API saga_status_t saga_engine_worker_window(saga_engine_t* engine, uint64_t
                                                  uint32_t window_blocks);
 /* KV events of the window groups, counted per copy like the others: with several groups, tell a block when all of them hold it
  * and when the first loses it. Before or after saga_engine_worker_window; forgotten with saga_engine_blocks_cleared and
- * saga_engine_remove_worker. SAGA_ERR_FULL: more than max_blocks distinct ones; nothing was stored. */
+ * saga_engine_remove_worker. SAGA_ERR_FULL: more than max_blocks distinct ones of all workers;
+ * nothing was stored. */
 SAGA_API saga_status_t saga_engine_window_stored(saga_engine_t* engine, uint64_t now, uint32_t worker,
                                                  const uint64_t* hashes, size_t count);
 /* Hashes that the window groups do not hold are ignored. */
@@ -605,8 +606,9 @@ SAGA_API saga_status_t saga_engine_tenant_state(const saga_engine_t* engine, uin
 SAGA_API saga_status_t saga_engine_worker_forecast(const saga_engine_t* engine, uint32_t worker,
                                                    saga_worker_forecast_t* forecast);
 
-/* Leading blocks of `chain` that each worker holds and, with window groups, can use: depth[worker * SAGA_TIER_COUNT + tier] for all max_workers; tiers are
- * cumulative (in GPU; in GPU or host; in any). `depth_count` must be max_workers * SAGA_TIER_COUNT. */
+/* Leading blocks of `chain` that each worker holds (with window groups: can use): depth[worker * SAGA_TIER_COUNT + tier] for
+ * all max_workers; tiers are cumulative (in GPU; in GPU or host; in any). `depth_count` must be max_workers *
+ * SAGA_TIER_COUNT. */
 SAGA_API saga_status_t saga_engine_match(const saga_engine_t* engine, const uint64_t* chain, size_t count,
                                          uint32_t* depth, size_t depth_count, uint32_t* longest);
 
@@ -645,6 +647,10 @@ SAGA_API saga_status_t saga_engine_replay(const uint8_t* journal, size_t size, s
 #include "batch.h"
 /* Whose call a prompt is. */
 #include "lineage.h"
+/* Prompts that grow, hashed by what is new. */
+#include "prompt.h"
+/* Where things are in the JSON body of a request. */
+#include "json.h"
 /* Workloads, cache replay and cluster simulation. */
 #include "simulate.h"
 
