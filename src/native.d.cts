@@ -30,6 +30,15 @@ declare namespace native {
     workerWindow(now: number, worker: number, blocks: number): number;
     windowStored(now: number, worker: number, hashes: BigUint64Array): number;
     windowRemoved(now: number, worker: number, hashes: BigUint64Array): number;
+    /** `results` (Float64Array of 26) is registered and written later. The source tells this engine of `worker`. */
+    createKvSource(
+      worker: number,
+      algorithm: number,
+      blockTokens: number,
+      maxBlocks: number,
+      maxBatchBytes: number,
+      results: Float64Array,
+    ): KvSource | number;
     /** Writes the registered array: capacity, open calls, blocks in use, active, trust per mille, accepts, window blocks. */
     workerState(worker: number): number;
     /** The graph's id; columns as of `AgentGraph.toColumns`. */
@@ -178,6 +187,28 @@ declare namespace native {
     stats(): number;
     verify(): number;
     digest(): bigint | number;
+    destroy(): number;
+  }
+}
+
+declare namespace native {
+  interface KvSource {
+    /** In `results`: rank (-1: none), timestamp, uncertain bits, status of the engine, and the 17 of `saga_kv_counts_t`. */
+    apply(now: number, payload: Uint8Array): number;
+    reset(now: number): number;
+    sync(now: number): number;
+    /** `fullDepth`: 2^32 - 1 for none. */
+    usable(tier: number, chain: BigUint64Array, fullDepth: number): number;
+    /** Copies of the block `hash[0]`. */
+    holds(group: number, tier: number, hash: BigUint64Array): number;
+    /** Bits of `saga_kv_uncertain_t`. */
+    uncertain(): number;
+    /**
+     * In `results`: uncertain bits, groups, window blocks, engine behind, batches, blocks, copies, nameless blocks, memory bytes,
+     * and the 17 of `saga_kv_counts_t`.
+     */
+    stats(): number;
+    verify(): number;
     destroy(): number;
   }
 }
@@ -332,6 +363,11 @@ declare const native: {
   jsonErrorText(error: number): string;
   commonPrefix(a: Uint8Array, b: Uint8Array): number;
   hashBytes(bytes: Uint8Array): bigint;
+
+  /** 2^32 - 1: the batch names no rank. */
+  kvBatchRank(payload: Uint8Array): number;
+  /** Of one bit. */
+  kvUncertainText(reason: number): string;
 
   createWorkload(columns: native.Columns): native.Workload | number;
   /** `sessionEnd`: 1 for the last call of its thread. `declaredGap`: microseconds, NaN where nothing is declared. */

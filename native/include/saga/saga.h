@@ -653,5 +653,7 @@ SAGA_API saga_status_t saga_engine_replay(const uint8_t* journal, size_t size, s
 #include "json.h"
 /* Workloads, cache replay and cluster simulation. */
 #include "simulate.h"
+/* KV events of inference engines. */
+#include "kv_events.h"
 
 #endif /* SAGA_SAGA_H */
