@@ -1,6 +1,6 @@
 /** A worker as the scheduler sees it. */
-import { checkInteger, checkOneOf, describe } from '../check.js';
-import { SagaArgumentError } from '../errors.js';
+import { checkInteger, checkOneOf } from '../check.js';
+import { checkNumber } from '../graph/fields.js';
 import { checkHash, checkHashes, refused, twoTo32 } from './checks.js';
 import { notTold } from './told.js';
 import type { At } from './options.js';
@@ -133,9 +133,8 @@ export class Worker {
   trust(trust: number, at: At = {}): void {
     const scheduler = this.#scheduler;
     const now = scheduler.time(at);
-    if (typeof trust !== 'number' || !(trust >= 0 && trust <= 1))
-      throw new SagaArgumentError(`trust must be a number from 0 to 1, got ${describe(trust)}`);
-    const status = scheduler.native.workerTrust(now, this.id, Math.round(trust * 1000));
+    const perMille = Math.round(checkNumber('trust', trust, 0, 1) * 1000);
+    const status = scheduler.native.workerTrust(now, this.id, perMille);
     if (status < 0) throw refused(status, `worker ${this.id} cannot be trusted`);
   }
 
