@@ -99,8 +99,10 @@ Napi::Value create_batch_former(const Napi::CallbackInfo& info, saga_page_table_
 
 void register_hash(Napi::Env env, Napi::Object exports);
 void register_engine(Napi::Env env, Napi::Object exports);
+void register_json(Napi::Env env, Napi::Object exports);
 void register_lineage(Napi::Env env, Napi::Object exports);
 void register_pages(Napi::Env env, Napi::Object exports);
+void register_prompt(Napi::Env env, Napi::Object exports);
 void register_simulate(Napi::Env env, Napi::Object exports);
 
 }  // namespace saga::node
