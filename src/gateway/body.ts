@@ -1,7 +1,8 @@
 /** Bodies of requests: read within bounds, then outlined. */
 import type { IncomingMessage } from 'node:http';
 import { SagaError } from '../errors.js';
-import { JsonOutline, MalformedJsonError, type JsonMember, type OutlineResult } from '../json-outline.js';
+import type { JsonOutline} from '../json-outline.js';
+import { MalformedJsonError, type JsonMember, type OutlineResult } from '../json-outline.js';
 import { GatewayError } from './errors.js';
 
 /** Bytes of requests that are held at one time, over all connections. */

@@ -122,7 +122,7 @@ export class Upstream {
       {
         origin: request.origin,
         path: request.path,
-        method: request.method as Dispatcher.HttpMethod,
+        method: request.method,
         headers: request.headers,
         body: request.body,
       },
