@@ -418,6 +418,8 @@ Napi::Value journal_read(const Napi::CallbackInfo& info) {
   return answer(info, status, static_cast<double>(count));
 }
 
+Napi::Value kv_source(const Napi::CallbackInfo& info) { return create_kv_source(info, &BoundEngine::of(info).handle); }
+
 // Frees the engine now rather than when its functions are collected. Afterwards every function answers
 // SAGA_ERR_INVALID_ARGUMENT, because the C interface refuses NULL.
 Napi::Value destroy(const Napi::CallbackInfo& info) {
@@ -462,6 +464,7 @@ Napi::Value methods_of(const Napi::CallbackInfo& info, saga_engine_t* handle, st
   bound->bind<blocks_stored>(env, methods, "blocksStored");
   bound->bind<blocks_removed>(env, methods, "blocksRemoved");
   bound->bind<blocks_cleared>(env, methods, "blocksCleared");
+  bound->bind<kv_source>(env, methods, "createKvSource");
   bound->bind<worker_load>(env, methods, "workerLoad");
   bound->bind<worker_load_with>(env, methods, "workerLoadWith");
   bound->bind<worker_trust>(env, methods, "workerTrust");
