@@ -103,8 +103,9 @@ function install(name) {
     '--requirements', join(locks, `${name}.txt`)]);
   say(`${name}: compiling and importing`);
   const environment = { ...process.env, VLLM_TARGET_DEVICE: 'cpu', HF_HUB_OFFLINE: '1', DO_NOT_TRACK: '1' };
-  const version = spawnSync(join(folder, 'bin', 'python'), ['-c', 'import vllm; print(vllm.__version__)'],
-    { encoding: 'utf8', env: environment });
+  delete environment.PYTHONDONTWRITEBYTECODE; // what the import compiles is what a server needs
+  const program = 'import vllm, vllm.entrypoints.openai.api_server, vllm.v1.engine.core; print(vllm.__version__)';
+  const version = spawnSync(join(folder, 'bin', 'python'), ['-c', program], { encoding: 'utf8', env: environment });
   if (version.status !== 0) throw new Problem(`import vllm fails in ${folder}:\n${version.stderr}`);
   const line = version.stdout.trim().split('\n').at(-1);
   writeFileSync(join(folder, markerName), `${line}\n`);

@@ -1,6 +1,6 @@
 """Writes the tiny model that the servers are given: python -m vllm_testing.make_model FOLDER [--tokenizer] [--max-positions N]
 
-config.json: a Llama of 2 layers, hidden size 64, vocabulary 32,000, in float32; no weights (--load-format dummy). With
+config.json, generation_config.json: a Llama of 2 layers, hidden size 64, vocabulary 32,000, in float32; no weights (--load-format dummy). With
 --tokenizer also tokenizer.json and tokenizer_config.json: a byte-level BPE made from corpus.txt, 1,102 tokens, whose
 chat template is ChatML with tools in the hermes form, so that `--enable-auto-tool-choice --tool-call-parser hermes` works.
 
@@ -102,6 +102,8 @@ def write_model(folder: Path, max_positions: int = 131072, tokenizer: bool = Fal
     """With a tokenizer, returns the range of ids that are ordinary text: what an unscripted answer may be made of."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", config(max_positions))
+    # Without a tokenizer the engine learns only from here which token ends an answer.
+    _write_json(folder / "generation_config.json", {"bos_token_id": BEGIN, "eos_token_id": END})
     if not tokenizer:
         return None
     made = make_tokenizer()

@@ -78,10 +78,10 @@ def candidates() -> list[Path]:
     return [Path(__file__).parent / "_lib" / name]
 
 
-_library: ctypes.CDLL | None = None
+_library: ctypes.PyDLL | None = None
 
 
-def load() -> ctypes.CDLL:
+def load() -> ctypes.PyDLL:
     """libsaga, of the right version; LibraryMissing says why not."""
     global _library
     if _library is not None:
@@ -90,7 +90,8 @@ def load() -> ctypes.CDLL:
     if not path.exists():
         raise LibraryMissing(f"libsaga is not at {path} (set SAGA_LIBRARY to where it is)")
     try:
-        library = ctypes.CDLL(str(path))
+        # Calls take microseconds: giving the interpreter lock away for them would cost more than they do.
+        library = ctypes.PyDLL(str(path))
         library.saga_abi_version.restype = ctypes.c_uint32
         version = library.saga_abi_version()
         if version != ABI_VERSION:
@@ -109,7 +110,7 @@ def library_version() -> str:
     return library.saga_version().decode()
 
 
-def _declare(library: ctypes.CDLL) -> None:
+def _declare(library: ctypes.PyDLL) -> None:
     pointer, u32, u64, size = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_size_t
     for name, arguments in {
         "create": [pointer, pointer],

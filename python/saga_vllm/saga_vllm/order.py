@@ -25,6 +25,7 @@ release, and `on_failure` is told. Invariants: verify().
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -39,7 +40,8 @@ HASH_TAIL = slice(-12, -4)  # of a pool's key: digest, then 4 bytes of the group
 def low8(digests: Iterable[bytes]) -> array:
     """The low 8 bytes of each digest, as numbers."""
     hashes = array("Q", b"".join([digest[-8:] for digest in digests]))
-    hashes.byteswap()
+    if sys.byteorder == "little":
+        hashes.byteswap()
     return hashes
 
 
@@ -76,6 +78,7 @@ class PolicyOrder:
         self.untracked = 0  # requests for which there was no number
         self.active = True
         self._numbers = list(range(max_calls - 1, -1, -1))
+        self._open: dict[int, Call] = {}  # thread -> its newest call, while it is open
         self._pins: list[int] = []
         self._arriving: Call | None = None
         self._told: set[int] = set()  # blocks that the evictor has a hash for
@@ -140,11 +143,10 @@ class PolicyOrder:
         try:
             self._settle()
             ids = [block.block_id for block in blocks]
-            if self._shields:
-                for block in ids:
-                    if block in self._shields:
-                        self.on_lost(block)  # without a hash there is nothing to hold
-            self.evictor.unpin(ids)
+            self._unpin(ids)
+            for block in ids:
+                if block in self._shields:
+                    self.on_lost(block)  # without a hash there is nothing to hold
             self.evictor.prefer(ids)
             self._told.difference_update(ids)
         except Exception as error:  # noqa: BLE001
@@ -166,6 +168,8 @@ class PolicyOrder:
             self.evictor.start(number, thread, call.hashes, kind, now)
             self.evictor.preempt((number,), now)
             self.calls[request.request_id] = call
+            if thread != native.NO_THREAD:
+                self._open[thread] = call
         except Exception as error:  # noqa: BLE001
             self._fail(error)
 
@@ -232,6 +236,8 @@ class PolicyOrder:
             self.evictor.end(call.number, last, outcome, self.clock())
             self._numbers.append(call.number)
             if call.thread != native.NO_THREAD:
+                if self._open.get(call.thread) is call:
+                    del self._open[call.thread]
                 self.last_call.pop(call.thread, None)
                 self.last_call[call.thread] = tokens
                 if len(self.last_call) > 65536:
@@ -244,9 +250,9 @@ class PolicyOrder:
         if not self.active:
             return False
         try:
-            open_calls = [call for call in self.calls.values() if call.thread == thread]
-            if open_calls:  # the answer has gone out, the blocks have not been freed yet
-                open_calls[-1].outcome = outcome
+            call = self._open.get(thread)
+            if call is not None:  # the answer has gone out, the blocks have not been freed yet
+                call.outcome = outcome
                 return True
             outcome = outcome._replace(output_tokens=self.last_call.get(thread, 0))
             return self.evictor.told(thread, outcome, self.clock())
@@ -272,6 +278,9 @@ class PolicyOrder:
         """Blocks whose hashes the pool has just dropped."""
         self._settle()
         used = [block.block_id for block in blocks if block.ref_cnt > 0]
+        for block in used:
+            if block in self._shields:
+                self.on_lost(block)
         self.evictor.drop(used)
         self._told.difference_update(used)
         self.evict_first([block for block in blocks if block.ref_cnt == 0])
@@ -375,7 +384,10 @@ class PolicyOrder:
         first = call.stored
         last = min(tokens // self.block_size, len(call.blocks), len(digests))
         blocks = self.pool.blocks
-        while last > first and blocks[call.blocks[last - 1]].block_hash is None:
+        while last > first:
+            key = blocks[call.blocks[last - 1]].block_hash
+            if key is not None and key[:-4] == digests[last - 1]:
+                break
             last -= 1
         if last <= first:
             return
