@@ -14,9 +14,10 @@
 //              and which blocks it holds: the mirror (index/mirror.hpp), reference counted per (worker, tier, hash). Further:
 //   trust      how far these blocks count where a worker is chosen, in thousandths; matches are told as reported
 //   accepts    no: it is drained. It gets no calls and no copies, and keeps those that it has been told of
-//   window     of a model with sliding-window attention, in blocks: D leading blocks in GPU memory are a match up to the longest
-//              prefix whose last `window` blocks (all, where it is shorter) its window groups hold. These are a mirror of their own,
-//              made with their first event; a match then walks back from its end, O(window) where it ends in a window
+//   window     of a model with sliding-window attention, in blocks: D leading blocks in GPU memory are a match up to
+//              the longest prefix whose last `window` blocks (all, where it is shorter) its window groups hold. These
+//              are a mirror of their own, made with their first event; a match then walks back from its end, O(window)
+//              where it ends in a window
 //   workflows  an agent's whole task: tenant, open calls, whether a tool runs and since when
 //   calls      one LLM call of a workflow: its chain of block hashes, prompt tokens, worker and state
 //
@@ -39,9 +40,9 @@
 // Ids of workflows and calls are slot + generation * 2^32; the generation has 20 bits, so an id fits a JavaScript number and a
 // stale id is found as long as its slot was not reused 2^20 times.
 //
-// Costs: events on blocks cost what the mirror costs (index/prefix_index.hpp); remove_worker that of clearing the worker plus
-// O(max_calls + n log n) for its n calls; all others O(1) plus one copy of a chain at submit, and with kSaga what the scheduler
-// costs. decide is O(decisions) with kSaga, else one match per waiting
+// Costs: events on blocks cost what the mirror costs (index/prefix_index.hpp); remove_worker that of clearing the worker
+// plus O(max_calls + n log n) for its n calls, worker_accepts with kSaga the latter; all others O(1) plus one copy of a
+// chain at submit, and with kSaga what the scheduler costs. decide is O(decisions) with kSaga, else one match per waiting
 // call plus O(workers). Everything is reserved at construction (the mirror's exceptions aside): an open call's chain lies in
 // 2 KiB chunks of one arena of `max_open_blocks` hashes, because a call that loses its worker is placed again.
 //

@@ -44,7 +44,8 @@
 // `settle` where it has come to.
 //
 // **Drain.** A worker that does not accept is no alternative, only a source of pages. Threads that wait for their pages
-// there are queued again, and those that pause there are moved by the same price, against computing them anew elsewhere.
+// there are queued again, and those that pause there are moved by the same price, against computing them anew elsewhere:
+// when the drain begins, when a call ends there, and with each tick.
 //
 // Cost: place O(workers) and one directory look-up; an end O(workers) (steal check) plus the grants it makes possible;
 // while calls wait each of these also tries them, at most 16 of each of 16 tenants, O(workers) each; a tick (once a

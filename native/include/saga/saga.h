@@ -488,20 +488,21 @@ SAGA_API saga_status_t saga_engine_worker_state(const saga_engine_t* engine, uin
  * per_mille / 1,000 wherever a worker is chosen. Matches in decisions, receipts and saga_engine_match stay as reported. */
 SAGA_API saga_status_t saga_engine_worker_trust(saga_engine_t* engine, uint64_t now, uint32_t worker,
                                                 uint32_t per_mille);
-/* accepts 0: the worker is drained. No call is placed there any more and nothing is copied there; placements there that no
- * decide has handed out are taken back. Calls that were placed go on, and what it holds may be copied away. While no active
- * worker accepts, calls wait. 1, the default: it takes calls (again). */
+/* accepts 0: the worker is drained. No call is placed there any more and nothing is copied there; placements there that
+ * no decide has handed out are taken back. Calls that were placed go on, and what it holds may be copied away. While no
+ * active worker accepts, calls wait. 1, the default: it takes calls (again). */
 SAGA_API saga_status_t saga_engine_worker_accepts(saga_engine_t* engine, uint64_t now, uint32_t worker,
                                                   uint32_t accepts);
-/* For models with sliding-window attention, whose window groups keep the last blocks of a prefix only: leading blocks in GPU
- * memory count as a match up to the longest prefix whose last `window_blocks` blocks (all of them, where it is shorter) the
- * window groups hold. 0 to 2^24, default 0: no such groups. For a window of t tokens it is (t - 1) / block_tokens, rounded up. */
+/* For models with sliding-window attention, whose window groups keep the last blocks of a prefix only: leading blocks in
+ * GPU memory count as a match up to the longest prefix whose last `window_blocks` blocks (all of them, where it is
+ * shorter) the window groups hold. 0 to 2^24, default 0: no such groups. For a window of t tokens it is
+ * (t - 1) / block_tokens, rounded up. */
 SAGA_API saga_status_t saga_engine_worker_window(saga_engine_t* engine, uint64_t now, uint32_t worker,
                                                  uint32_t window_blocks);
-/* KV events of the window groups, counted per copy like the others: with several groups, tell a block when all of them hold it
- * and when the first loses it. Before or after saga_engine_worker_window; forgotten with saga_engine_blocks_cleared and
- * saga_engine_remove_worker. SAGA_ERR_FULL: more than max_blocks distinct ones of all workers;
- * nothing was stored. */
+/* KV events of the window groups, counted per copy like the others: with several groups, tell a block when all of them
+ * hold it and when the first loses it. Before or after saga_engine_worker_window; forgotten with
+ * saga_engine_blocks_cleared and saga_engine_remove_worker. SAGA_ERR_FULL: more than max_blocks distinct ones of all
+ * workers; nothing was stored. */
 SAGA_API saga_status_t saga_engine_window_stored(saga_engine_t* engine, uint64_t now, uint32_t worker,
                                                  const uint64_t* hashes, size_t count);
 /* Hashes that the window groups do not hold are ignored. */
@@ -606,9 +607,9 @@ SAGA_API saga_status_t saga_engine_tenant_state(const saga_engine_t* engine, uin
 SAGA_API saga_status_t saga_engine_worker_forecast(const saga_engine_t* engine, uint32_t worker,
                                                    saga_worker_forecast_t* forecast);
 
-/* Leading blocks of `chain` that each worker holds (with window groups: can use): depth[worker * SAGA_TIER_COUNT + tier] for
- * all max_workers; tiers are cumulative (in GPU; in GPU or host; in any). `depth_count` must be max_workers *
- * SAGA_TIER_COUNT. */
+/* Leading blocks of `chain` that each worker holds (with window groups: can use), as reported:
+ * depth[worker * SAGA_TIER_COUNT + tier] for all max_workers; tiers are cumulative (in GPU; in GPU or host; in any).
+ * `depth_count` must be max_workers * SAGA_TIER_COUNT. */
 SAGA_API saga_status_t saga_engine_match(const saga_engine_t* engine, const uint64_t* chain, size_t count,
                                          uint32_t* depth, size_t depth_count, uint32_t* longest);
 
