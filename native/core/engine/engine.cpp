@@ -534,12 +534,13 @@ std::uint32_t Engine::apply_windows(std::span<const BlockHash> chain, std::uint3
   return longest;
 }
 
+// Who is gone holds nothing.
 void Engine::find_longest_match(Decision* decision) const {
   decision->longest_match = 0;
   decision->longest_match_worker = kNone;
   for (WorkerId worker = 0; worker < worker_count_; ++worker) {
     const std::uint32_t matched = depth_[worker * kTierCount];
-    if (workers_[worker].active != 0 && matched > decision->longest_match) {
+    if (matched > decision->longest_match) {
       decision->longest_match = matched;
       decision->longest_match_worker = worker;
     }
@@ -939,8 +940,9 @@ Status Engine::decide(Time now, std::span<Decision> decisions, std::size_t* coun
     match(load_chain(call), depth_.data());
     Decision decision;
     find_longest_match(&decision);
-    for (WorkerId worker = 0; worker < worker_count_; ++worker) {
-      matched_column_[worker] = believed(depth_[worker * kTierCount], workers_[worker].trust);
+    for (WorkerId worker = 0; worker < worker_count_; ++worker) matched_column_[worker] = depth_[worker * kTierCount];
+    for (WorkerId worker = 0; worker < worker_count_ && distrusted_workers_ != 0; ++worker) {
+      matched_column_[worker] = believed(matched_column_[worker], workers_[worker].trust);
     }
     const std::uint32_t prompt_blocks = call.prompt_tokens / options_.block_tokens;
     const Placement placement =
