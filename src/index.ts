@@ -1,9 +1,9 @@
 /**
  * SAGA: a workflow-atomic scheduler for LLM inference.
  *
- * `Scheduler` decides where the calls of agent workflows go, `BlockHasher` names the blocks of their prompts, `PageTable` keeps
- * the KV blocks of a worker, `BatchFormer` forms its batches, `Lineage` tells which workflow a call belongs to. What reads traces
- * and simulates caches and clusters is `saga-scheduler/simulate`.
+ * `Scheduler` decides where the calls of agent workflows go, `BlockHasher` names the blocks of their prompts, `PromptChain` does
+ * so for a conversation that grows, `PageTable` keeps the KV blocks of a worker, `BatchFormer` forms its batches, `Lineage` tells
+ * which workflow a call belongs to. What reads traces and simulates caches and clusters is `saga-scheduler/simulate`.
  *
  * @packageDocumentation
  */
@@ -54,6 +54,7 @@ export {
   type SequenceOutcome,
   type SequenceState,
 } from './page-table.js';
+export { PromptChain, type PromptChainOptions, type PromptChainStats, type PromptChange } from './prompt-chain.js';
 export {
   Scheduler,
   jainIndex,

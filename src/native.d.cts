@@ -24,7 +24,22 @@ declare namespace native {
     workerLoad(now: number, worker: number, blocksInUse: number): number;
     /** 2^32 - 1: not told. */
     workerLoadWith(now: number, worker: number, blocksInUse: number, waitingCalls: number, freeBlocks: number): number;
-    /** Writes the registered array. */
+    workerTrust(now: number, worker: number, perMille: number): number;
+    /** `accepts`: 0 or 1. */
+    workerAccepts(now: number, worker: number, accepts: number): number;
+    workerWindow(now: number, worker: number, blocks: number): number;
+    windowStored(now: number, worker: number, hashes: BigUint64Array): number;
+    windowRemoved(now: number, worker: number, hashes: BigUint64Array): number;
+    /** `results` (Float64Array of 26) is registered and written later. The source tells this engine of `worker`. */
+    createKvSource(
+      worker: number,
+      algorithm: number,
+      blockTokens: number,
+      maxBlocks: number,
+      maxBatchBytes: number,
+      results: Float64Array,
+    ): KvSource | number;
+    /** Writes the registered array: capacity, open calls, blocks in use, active, trust per mille, accepts, window blocks. */
     workerState(worker: number): number;
     /** The graph's id; columns as of `AgentGraph.toColumns`. */
     declareGraph(now: number, steps: Float64Array, edges: Float64Array, totals: Float64Array): number;
@@ -66,7 +81,7 @@ declare namespace native {
     calibration(): number;
     tenantState(tenant: number): number;
     workerForecast(worker: number): number;
-    /** Reason, worker, source, holder, matched and prompt blocks, placement, submitted at, queued, granted at, two prices of six terms. */
+    /** Reason, worker, source, holder, matched and prompt blocks, placement, submitted at, queued, granted at, two prices of six terms, trust per mille. */
     receipt(call: number): number;
     digest(): bigint;
     verify(): number;
@@ -177,6 +192,28 @@ declare namespace native {
 }
 
 declare namespace native {
+  interface KvSource {
+    /** In `results`: rank (-1: none), timestamp, uncertain bits, status of the engine, and the 17 of `saga_kv_counts_t`. */
+    apply(now: number, payload: Uint8Array): number;
+    reset(now: number): number;
+    sync(now: number): number;
+    /** `fullDepth`: 2^32 - 1 for none. */
+    usable(tier: number, chain: BigUint64Array, fullDepth: number): number;
+    /** Copies of the block `hash[0]`. */
+    holds(group: number, tier: number, hash: BigUint64Array): number;
+    /** Bits of `saga_kv_uncertain_t`. */
+    uncertain(): number;
+    /**
+     * In `results`: uncertain bits, groups, window blocks, engine behind, batches, blocks, copies, nameless blocks, memory bytes,
+     * and the 17 of `saga_kv_counts_t`.
+     */
+    stats(): number;
+    verify(): number;
+    destroy(): number;
+  }
+}
+
+declare namespace native {
   /** `words`, `stats` and `forgotten` are the registered arrays. */
   interface Lineage {
     /** In `words`: kind, workflow, head, superseded (2^32 - 1: none), common and known blocks. An empty `id` is none. */
@@ -185,6 +222,25 @@ declare namespace native {
     closed(workflow: number): number;
     /** How many; they are in `forgotten`. */
     forgotten(): number;
+    stats(): number;
+    verify(): number;
+    destroy(): number;
+  }
+}
+
+declare namespace native {
+  /** `words` and `stats` are the registered arrays. */
+  interface PromptChain {
+    /** In `words`: common tokens, hashed blocks, and then length in tokens and in blocks. So the next one. */
+    update(tokens: Uint32Array | Int32Array): number;
+    append(tokens: Uint32Array | Int32Array): number;
+    /** In `words`: length in tokens and in blocks, as above. */
+    truncate(tokens: number): number;
+    /** How many there are; as many as fit are written. So the next one. */
+    hashes(out: BigUint64Array): number;
+    tokens(out: Uint32Array | Int32Array): number;
+    fork(tokens: number, words: Uint32Array, stats: Float64Array): PromptChain | number;
+    /** In `stats`: tokens compared, tokens hashed, bytes. */
     stats(): number;
     verify(): number;
     destroy(): number;
@@ -273,6 +329,45 @@ declare const native: {
     stats: Float64Array,
     forgotten: Uint32Array,
   ): native.Lineage | number;
+
+  /** `options`: algorithm, blockTokens, maxTokens. `words` (4) and `stats` (3) are registered and written later. */
+  createPromptChain(
+    options: Float64Array,
+    root: string,
+    loraName: string,
+    cacheSalt: string,
+    words: Uint32Array,
+    stats: Float64Array,
+  ): native.PromptChain | number;
+
+  /**
+   * `names`: UTF-8 texts behind one another that end at `nameEnds`. `header` (7): saga_json_outline_t. `members`: eight words each,
+   * `elements`: three words each, as of json.h.
+   */
+  jsonScan(
+    body: Uint8Array,
+    names: Uint8Array,
+    nameEnds: Uint32Array,
+    header: Uint32Array,
+    members: Uint32Array,
+    elements: Uint32Array,
+  ): number;
+  /** `result` (3): error, position, count. */
+  jsonTokenIds(
+    body: Uint8Array,
+    start: number,
+    end: number,
+    ids: Uint32Array | Int32Array,
+    result: Uint32Array,
+  ): number;
+  jsonErrorText(error: number): string;
+  commonPrefix(a: Uint8Array, b: Uint8Array): number;
+  hashBytes(bytes: Uint8Array): bigint;
+
+  /** 2^32 - 1: the batch names no rank. */
+  kvBatchRank(payload: Uint8Array): number;
+  /** Of one bit. */
+  kvUncertainText(reason: number): string;
 
   createWorkload(columns: native.Columns): native.Workload | number;
   /** `sessionEnd`: 1 for the last call of its thread. `declaredGap`: microseconds, NaN where nothing is declared. */

@@ -118,6 +118,54 @@ describe('an explanation', () => {
   });
 });
 
+describe('a worker', () => {
+  it('that is trusted less loses to one that computes the prompt again', () => {
+    const bench = new Bench(1, 10_000, { linkBytesPerSecond: 1 }); // nothing is ever copied
+    const { scheduler } = bench;
+    const holder = bench.workers[0] as Worker;
+    scheduler.openWorkflow().submit(tokens(800, 90_000)).place();
+    const other = scheduler.addWorker({ blocks: 10_000 });
+    holder.stored(scheduler.hash(tokens(4800)));
+    holder.trust(0.9);
+    const near = scheduler.openWorkflow().submit(tokens(4800));
+    expect(near.place().worker).toBe(holder);
+    const why = scheduler.explain(near);
+    expect(why).toMatchObject({ reason: 'holder', matchedBlocks: 300, saga: { trust: 0.9 } });
+    expect(why?.text).toContain('Its match counts as 270 blocks');
+    near.cancel();
+    holder.trust(0.05);
+    const far = scheduler.openWorkflow().submit(tokens(4800));
+    expect(far.place()).toMatchObject({ worker: other, longestMatch: { blocks: 300, worker: 0 } });
+    expect(scheduler.explain(far)).toMatchObject({ reason: 'recompute', saga: { trust: 1 } });
+  });
+
+  it('that is drained gives back what it was not told of, and its paused agents move', () => {
+    const bench = new Bench(2, 10_000);
+    const { scheduler } = bench;
+    const workflow = scheduler.openWorkflow();
+    bench.run(workflow.submit(tokens(6400)), tokens(6400), 1);
+    const [from, to] = bench.workers as [Worker, Worker];
+    from.drain();
+    scheduler.decide();
+    const [copy] = [...scheduler.directives()].filter(({ type }) => type === 'copy');
+    expect(copy).toMatchObject({ type: 'copy', reason: 'migrate', source: from, worker: to });
+    to.stored(scheduler.hash(tokens(6400)));
+    const next = workflow.submit(tokens(6500));
+    bench.now += 1e6;
+    scheduler.decide();
+    expect(next.receipt?.worker).toBe(to);
+
+    const granted = scheduler.openWorkflow().submit(tokens(100, 70_000));
+    to.drain();
+    expect(scheduler.decide()).toEqual([]);
+    expect(granted.receipt).toBeUndefined();
+    from.resume();
+    expect(scheduler.decide()).toEqual([granted]);
+    expect(granted.receipt?.worker).toBe(from);
+    expect(scheduler.verify()).toBe(true);
+  });
+});
+
 describe('a call that is held', () => {
   it('says so, says when to decide again, and is placed once there is room', () => {
     const bench = new Bench(1, 1000);

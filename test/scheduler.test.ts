@@ -35,6 +35,17 @@ const small = {
   blockTokens: 4,
 } as const;
 
+/** The state of a new worker. */
+const untold = {
+  blocks: 100,
+  openCalls: 0,
+  blocksInUse: 0,
+  active: true,
+  trust: 1,
+  accepts: true,
+  windowBlocks: 0,
+};
+
 /** A scheduler with a clock that stands still at 5. */
 function schedulerOf(options: SchedulerOptions = {}, workers = 0): [Scheduler, ...Worker[]] {
   const scheduler = new Scheduler({ ...small, clock: () => 5, ...options });
@@ -264,9 +275,9 @@ describe('a call', () => {
     const running = workflow.submit(tokens(4));
     running.place();
     running.firstToken();
-    expect(worker.state()).toEqual({ blocks: 100, openCalls: 1, blocksInUse: 1, active: true });
+    expect(worker.state()).toEqual({ ...untold, openCalls: 1, blocksInUse: 1 });
     running.cancel();
-    expect(worker.state()).toEqual({ blocks: 100, openCalls: 0, blocksInUse: 0, active: true });
+    expect(worker.state()).toEqual(untold);
     expect(scheduler.stats()).toMatchObject({ cancelledCalls: 3, openCalls: 0, waitingCalls: 0 });
     expect(scheduler.verify()).toBe(true);
   });
@@ -285,7 +296,7 @@ describe('a worker', () => {
     const waiting = workflow.submit(prompt(1));
     first.remove();
     expect([onFirst.receipt, onSecond.receipt?.worker, waiting.receipt]).toEqual([undefined, second, undefined]);
-    expect(first.state()).toEqual({ blocks: 100, openCalls: 0, blocksInUse: 0, active: false });
+    expect(first.state()).toEqual({ ...untold, active: false });
     expect(scheduler.worker(0)).toBe(first);
     expect(scheduler.decide()).toEqual([onFirst, waiting]);
     expect(onFirst.receipt).toMatchObject({ worker: second, matchedBlocks: { gpu: 0 }, activeWorkers: 1 });
@@ -297,6 +308,12 @@ describe('a worker', () => {
       () => first.removed(hashes(1)),
       () => first.cleared(),
       () => first.load({ blocksInUse: 1 }),
+      () => first.trust(0.5),
+      () => first.drain(),
+      () => first.resume(),
+      () => first.window(1),
+      () => first.windowStored(hashes(1)),
+      () => first.windowRemoved(hashes(1)),
       () => first.remove(),
     ];
     for (const event of events) refused(scheduler, SagaStateError, 'SAGA_ERR_NOT_FOUND', /^worker 0 cannot /, event);
@@ -316,6 +333,82 @@ describe('a worker', () => {
     worker.cleared();
     expect(depth()).toEqual([0, 0, 0]);
     expect(scheduler.stats().holderBlocks).toBe(0);
+  });
+
+  it('counts for what it is trusted', () => {
+    const [scheduler, first, second] = schedulerOf({}, 2) as [Scheduler, Worker, Worker];
+    first.stored(hashes(1, 2, 3, 4));
+    second.stored(hashes(1, 2));
+    const workflow = scheduler.openWorkflow();
+    first.trust(0.5004);
+    expect(first.state()).toEqual({ ...untold, trust: 0.5 });
+    expect(workflow.submit(prompt(1, 2, 3, 4)).place().worker).toBe(first);
+    first.trust(0.49, { now: 6 });
+    expect(workflow.submit(prompt(1, 2, 3, 4), { now: 6 }).place({ now: 6 })).toMatchObject({
+      worker: second,
+      matchedBlocks: { gpu: 2 },
+      longestMatch: { blocks: 4, worker: 0 },
+    });
+    expect(scheduler.match(hashes(1, 2, 3, 4))[0]).toBe(4);
+    for (const trust of [-0.001, 1.001, Number.NaN, '1', undefined]) {
+      const message = /^trust must be a number from 0 to 1, got /;
+      refused(scheduler, SagaArgumentError, 'SAGA_ERR_INVALID_ARGUMENT', message, () => first.trust(trust as number));
+    }
+  });
+
+  it('gets nothing while it is drained, and keeps its calls', () => {
+    const [scheduler, first, second] = schedulerOf({}, 2) as [Scheduler, Worker, Worker];
+    first.stored(hashes(1, 2));
+    const workflow = scheduler.openWorkflow();
+    const running = workflow.submit(prompt(1, 2));
+    expect(running.place().worker).toBe(first);
+    first.drain();
+    expect(first.state()).toEqual({ ...untold, openCalls: 1, blocksInUse: 2, accepts: false });
+    expect(workflow.submit(prompt(1, 2)).place()).toMatchObject({ worker: second, activeWorkers: 1 });
+    running.firstToken();
+    running.finish();
+    second.drain();
+    const waiting = workflow.submit(prompt(1, 2));
+    expect(scheduler.decide()).toEqual([]);
+    first.resume();
+    expect(scheduler.decide()).toEqual([waiting]);
+    expect(waiting.receipt?.worker).toBe(first);
+    expect(scheduler.verify()).toBe(true);
+  });
+
+  it('with window groups can use a prefix whose last blocks they hold', () => {
+    const [scheduler, worker] = schedulerOf({ maxBlocks: 8, journalBytes: 4096 }, 1) as [Scheduler, Worker];
+    const depth = (): number => scheduler.match(hashes(1, 2, 3, 4, 5))[0] as number;
+    worker.stored(hashes(1, 2, 3, 4, 5));
+    worker.window(2);
+    expect(worker.state()).toEqual({ ...untold, windowBlocks: 2 });
+    expect(depth()).toBe(0);
+    worker.windowStored(hashes(1, 3, 4));
+    expect(depth()).toBe(4);
+    worker.windowRemoved(hashes(4, 77));
+    expect(depth()).toBe(1);
+    worker.window(0);
+    expect(depth()).toBe(5);
+    worker.window(1);
+    expect(depth()).toBe(3);
+
+    const most = hashes(...Array.from({ length: 9 }, (_, i) => 100 + i));
+    refused(scheduler, SagaCapacityError, 'SAGA_ERR_FULL', /^worker 0 cannot store 9 window blocks/, () =>
+      worker.windowStored(most),
+    );
+    for (const blocks of [-1, 1.5, 2 ** 24 + 1, '1']) {
+      const message = /^blocks must be an integer from 0 to 16777216, got /;
+      refused(scheduler, SagaArgumentError, 'SAGA_ERR_INVALID_ARGUMENT', message, () =>
+        worker.window(blocks as number),
+      );
+    }
+    for (const event of [worker.windowStored.bind(worker), worker.windowRemoved.bind(worker)]) {
+      refused(scheduler, SagaArgumentError, 'SAGA_ERR_INVALID_ARGUMENT', /^hashes must be a BigUint64Array/, () =>
+        event([1n] as unknown as BigUint64Array),
+      );
+    }
+    const replayed = Scheduler.replay(scheduler.readJournal());
+    expect(replayed.digest).toBe(scheduler.digest());
   });
 });
 
@@ -881,6 +974,12 @@ describe('a closed scheduler', () => {
       () => worker.removed(hashes(1)),
       () => worker.cleared(),
       () => worker.load({ blocksInUse: 1 }),
+      () => worker.trust(1),
+      () => worker.drain(),
+      () => worker.resume(),
+      () => worker.window(0),
+      () => worker.windowStored(hashes(1)),
+      () => worker.windowRemoved(hashes(1)),
       () => worker.remove(),
       () => worker.state(),
       () => workflow.submit(tokens(4)),

@@ -281,6 +281,47 @@ saga_status_t saga_engine_worker_state(const saga_engine_t* engine, uint32_t wor
   return SAGA_OK;
 }
 
+saga_status_t saga_engine_worker_trust(saga_engine_t* engine, uint64_t now, uint32_t worker, uint32_t per_mille) {
+  if (engine == nullptr || per_mille > kFullTrust) return SAGA_ERR_INVALID_ARGUMENT;
+  return apply(engine, [&](Engine& to) { return to.worker_trust(now, worker, per_mille); });
+}
+
+saga_status_t saga_engine_worker_accepts(saga_engine_t* engine, uint64_t now, uint32_t worker, uint32_t accepts) {
+  if (engine == nullptr || accepts > 1) return SAGA_ERR_INVALID_ARGUMENT;
+  return apply(engine, [&](Engine& to) { return to.worker_accepts(now, worker, accepts != 0); });
+}
+
+saga_status_t saga_engine_worker_window(saga_engine_t* engine, uint64_t now, uint32_t worker, uint32_t window_blocks) {
+  if (engine == nullptr || window_blocks > kMostSlots) return SAGA_ERR_INVALID_ARGUMENT;
+  return apply(engine, [&](Engine& to) { return to.worker_window(now, worker, window_blocks); });
+}
+
+saga_status_t saga_engine_window_stored(saga_engine_t* engine, uint64_t now, uint32_t worker, const uint64_t* hashes,
+                                        size_t count) {
+  if (engine == nullptr || !is_array(hashes, count) || count > kMostSlots) return SAGA_ERR_INVALID_ARGUMENT;
+  return apply(engine, [&](Engine& to) { return to.window_stored(now, worker, to_span(hashes, count)); });
+}
+
+saga_status_t saga_engine_window_removed(saga_engine_t* engine, uint64_t now, uint32_t worker, const uint64_t* hashes,
+                                         size_t count) {
+  if (engine == nullptr || !is_array(hashes, count) || count > kMostSlots) return SAGA_ERR_INVALID_ARGUMENT;
+  return apply(engine, [&](Engine& to) { return to.window_removed(now, worker, to_span(hashes, count)); });
+}
+
+saga_status_t saga_engine_worker_properties(const saga_engine_t* engine, uint32_t worker,
+                                            saga_worker_properties_t* properties) {
+  if (engine == nullptr || !result_valid(properties)) return SAGA_ERR_INVALID_ARGUMENT;
+  WorkerState known;
+  if (!engine->engine.worker_state(worker, &known)) return SAGA_ERR_NOT_FOUND;
+  saga_worker_properties_t written{};
+  written.trust_per_mille = known.trust;
+  written.accepts = known.accepts;
+  written.window_blocks = known.window_blocks;
+  written.window_held = engine->engine.window_held(worker);
+  write_result(written, properties);
+  return SAGA_OK;
+}
+
 saga_status_t saga_engine_open_workflow(saga_engine_t* engine, uint64_t now, uint32_t tenant, uint64_t* workflow) {
   if (engine == nullptr || workflow == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
   return apply(engine, [&](Engine& to) { return to.open_workflow(now, tenant, workflow); });
@@ -551,6 +592,7 @@ saga_status_t saga_engine_receipt(const saga_engine_t* engine, uint64_t call, sa
   written.submitted_at = known->submitted_at;
   written.queued = decided.queued;
   written.granted_at = known->granted_at;
+  written.trust_per_mille = known->trust;
   write_result(written, receipt);
   return SAGA_OK;
 }

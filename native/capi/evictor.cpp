@@ -122,6 +122,13 @@ saga_status_t saga_evictor_preempt(saga_evictor_t* evictor, const uint32_t* call
   return SAGA_OK;
 }
 
+saga_status_t saga_evictor_told(saga_evictor_t* evictor, uint64_t thread, const saga_call_outcome_t* outcome,
+                                uint64_t now) {
+  if (evictor == nullptr || outcome == nullptr || !outcome_valid(*outcome)) return SAGA_ERR_INVALID_ARGUMENT;
+  if (now < evictor->evictor.now()) return SAGA_ERR_TIME_REVERSED;
+  return guarded([&] { return evictor->evictor.told(thread, to_core(*outcome), now) ? SAGA_OK : SAGA_ERR_NOT_FOUND; });
+}
+
 saga_status_t saga_evictor_threads_left(saga_evictor_t* evictor, const uint64_t* threads, size_t count, uint64_t now) {
   if (evictor == nullptr || !is_array(threads, count)) return SAGA_ERR_INVALID_ARGUMENT;
   if (now < evictor->evictor.now()) return SAGA_ERR_TIME_REVERSED;

@@ -18,8 +18,11 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("nothing", Napi::Function::New<nothing>(env, "nothing"));
   saga::node::register_hash(env, exports);
   saga::node::register_engine(env, exports);
+  saga::node::register_json(env, exports);
+  saga::node::register_kv_events(env, exports);
   saga::node::register_lineage(env, exports);
   saga::node::register_pages(env, exports);
+  saga::node::register_prompt(env, exports);
   saga::node::register_simulate(env, exports);
   return exports;
 }

@@ -97,10 +97,17 @@ class Bound {
 // Functions of a batch former on the table; the arguments are those of createBatchFormer (batch.cpp).
 Napi::Value create_batch_former(const Napi::CallbackInfo& info, saga_page_table_t* table);
 
+// Functions of a KV event source that tells the engine; the arguments are those of createKvSource (kv_events.cpp). The engine is
+// asked for at each call: NULL once it is destroyed.
+Napi::Value create_kv_source(const Napi::CallbackInfo& info, saga_engine_t* const* engine);
+
 void register_hash(Napi::Env env, Napi::Object exports);
 void register_engine(Napi::Env env, Napi::Object exports);
+void register_json(Napi::Env env, Napi::Object exports);
+void register_kv_events(Napi::Env env, Napi::Object exports);
 void register_lineage(Napi::Env env, Napi::Object exports);
 void register_pages(Napi::Env env, Napi::Object exports);
+void register_prompt(Napi::Env env, Napi::Object exports);
 void register_simulate(Napi::Env env, Napi::Object exports);
 
 }  // namespace saga::node

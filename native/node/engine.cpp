@@ -1,7 +1,7 @@
 // The engine for JavaScript: createEngine(options, decisions, depth, results, workerState, told) -> functions of one engine.
 //
 // The arrays are registered: `decisions` (Uint32Array, 16 words a decision: saga_decision_t or saga_directive_t), `depth`
-// (Uint32Array, max_workers * 3) and `workerState` (Uint32Array of 4) are written by decide, match and workerState;
+// (Uint32Array, max_workers * 3) and `workerState` (Uint32Array of 7) are written by decide, match and workerState;
 // `results` (Float64Array of 72) by stats and whatever else answers with several numbers: the struct of the C interface in
 // order, without its struct_size. `told` (Float64Array of 8) is read by submitCallWith and finishCallWith: what a client
 // tells of a call beyond what every call has, see ToldColumn.
@@ -127,15 +127,45 @@ Napi::Value worker_load_with(const Napi::CallbackInfo& info) {
   return answer(info, saga_engine_worker_load_with(engine_of(info), u64(info, 0), u32(info, 1), &load));
 }
 
+Napi::Value worker_trust(const Napi::CallbackInfo& info) {
+  return answer(info, saga_engine_worker_trust(engine_of(info), u64(info, 0), u32(info, 1), u32(info, 2)));
+}
+
+Napi::Value worker_accepts(const Napi::CallbackInfo& info) {
+  return answer(info, saga_engine_worker_accepts(engine_of(info), u64(info, 0), u32(info, 1), u32(info, 2)));
+}
+
+Napi::Value worker_window(const Napi::CallbackInfo& info) {
+  return answer(info, saga_engine_worker_window(engine_of(info), u64(info, 0), u32(info, 1), u32(info, 2)));
+}
+
+Napi::Value window_stored(const Napi::CallbackInfo& info) {
+  const auto hashes = elements<std::uint64_t>(info.Env(), info[2]);
+  return answer(info,
+                saga_engine_window_stored(engine_of(info), u64(info, 0), u32(info, 1), hashes.data, hashes.count));
+}
+
+Napi::Value window_removed(const Napi::CallbackInfo& info) {
+  const auto hashes = elements<std::uint64_t>(info.Env(), info[2]);
+  return answer(info,
+                saga_engine_window_removed(engine_of(info), u64(info, 0), u32(info, 1), hashes.data, hashes.count));
+}
+
 Napi::Value worker_state(const Napi::CallbackInfo& info) {
   saga_worker_state_t state{};
-  const saga_status_t status = saga_engine_worker_state(engine_of(info), u32(info, 0), &state);
+  saga_worker_properties_t properties{};
+  properties.struct_size = sizeof properties;
+  saga_status_t status = saga_engine_worker_state(engine_of(info), u32(info, 0), &state);
+  if (status == SAGA_OK) status = saga_engine_worker_properties(engine_of(info), u32(info, 0), &properties);
   if (status == SAGA_OK) {
     std::uint32_t* out = BoundEngine::of(info).worker_state.data;
     out[0] = state.capacity_blocks;
     out[1] = state.open_calls;
     out[2] = state.blocks_in_use;
     out[3] = state.active;
+    out[4] = properties.trust_per_mille;
+    out[5] = properties.accepts;
+    out[6] = properties.window_blocks;
   }
   return answer(info, status);
 }
@@ -363,6 +393,7 @@ Napi::Value receipt(const Napi::CallbackInfo& info) {
     for (const saga_price_t& price : {of.price, of.holder_price}) {
       out.add(price.wait, price.prefill, price.transfer, price.decode, price.interference, price.displacement);
     }
+    out.add(of.trust_per_mille);
   }
   return answer(info, status);
 }
@@ -386,6 +417,8 @@ Napi::Value journal_read(const Napi::CallbackInfo& info) {
   const saga_status_t status = saga_engine_journal_read(engine_of(info), bytes.data, bytes.count, &count);
   return answer(info, status, static_cast<double>(count));
 }
+
+Napi::Value kv_source(const Napi::CallbackInfo& info) { return create_kv_source(info, &BoundEngine::of(info).handle); }
 
 // Frees the engine now rather than when its functions are collected. Afterwards every function answers
 // SAGA_ERR_INVALID_ARGUMENT, because the C interface refuses NULL.
@@ -431,8 +464,14 @@ Napi::Value methods_of(const Napi::CallbackInfo& info, saga_engine_t* handle, st
   bound->bind<blocks_stored>(env, methods, "blocksStored");
   bound->bind<blocks_removed>(env, methods, "blocksRemoved");
   bound->bind<blocks_cleared>(env, methods, "blocksCleared");
+  bound->bind<kv_source>(env, methods, "createKvSource");
   bound->bind<worker_load>(env, methods, "workerLoad");
   bound->bind<worker_load_with>(env, methods, "workerLoadWith");
+  bound->bind<worker_trust>(env, methods, "workerTrust");
+  bound->bind<worker_accepts>(env, methods, "workerAccepts");
+  bound->bind<worker_window>(env, methods, "workerWindow");
+  bound->bind<window_stored>(env, methods, "windowStored");
+  bound->bind<window_removed>(env, methods, "windowRemoved");
   bound->bind<worker_state>(env, methods, "workerState");
   bound->bind<declare_graph>(env, methods, "declareGraph");
   bound->bind<set_tenant>(env, methods, "setTenant");
@@ -468,6 +507,7 @@ Napi::Value methods_of(const Napi::CallbackInfo& info, saga_engine_t* handle, st
 Napi::Value create(const Napi::CallbackInfo& info) {
   const auto values = elements<double>(info.Env(), info[0]);
   if (values.count != 27 || elements<double>(info.Env(), info[3]).count < kResults ||
+      elements<std::uint32_t>(info.Env(), info[4]).count < 7 ||
       elements<double>(info.Env(), info[5]).count < kToldColumns) {
     return failure(info, SAGA_ERR_INVALID_ARGUMENT);
   }

@@ -338,6 +338,64 @@ TEST(BlockEvictor, AThreadThatLeftGoesFirst) {
   EXPECT_EQ(take(evictor, 2, 5 * kSecond), (std::vector<BlockId>{3, 2}));
 }
 
+TEST(BlockEvictor, AnEndToldDuringTheGapCounts) {
+  BlockEvictor evictor(options_of(6));
+  Server server(evictor);
+  std::uint32_t hits = 0;
+  CallOutcome ended;
+  ended.session_end = true;
+  EXPECT_FALSE(evictor.told(2, ended, 0));  // nobody
+  server.start(0, 1, chain(10, 3), 0, &hits);
+  server.end(0, {}, kSecond);
+  server.start(0, 2, chain(20, 3), 2 * kSecond, &hits);
+  EXPECT_FALSE(evictor.told(2, ended, 2 * kSecond));  // it runs
+  server.end(0, {}, 3 * kSecond);
+  EXPECT_TRUE(evictor.told(2, ended, 4 * kSecond));
+  EXPECT_TRUE(evictor.verify());
+  EXPECT_EQ(take(evictor, 3, 5 * kSecond), (std::vector<BlockId>{5, 4, 3}));
+  EXPECT_FALSE(evictor.told(BlockEvictor::kNoThread, ended, 6 * kSecond));
+}
+
+// Told at the end or just after it: the same decisions.
+TEST(BlockEvictor, AnEndToldLateCountsAsOneToldAtOnce) {
+  BlockEvictor at_once(options_of(120)), late(options_of(120));
+  Server first(at_once), second(late);
+  Random random(23);
+  Time now = 0;
+  std::vector<std::vector<BlockHash>> prompts(40);
+  BlockHash fresh = 1000;
+  for (int step = 0; step < 4000; ++step) {
+    now += 1 + random.below(4 * kSecond);
+    const auto thread = static_cast<std::uint32_t>(random.below(prompts.size()));
+    std::vector<BlockHash>& prompt = prompts[thread];
+    if (prompt.size() > 30 || prompt.empty()) {
+      prompt = chain(1 + 100 * random.below(3), 4);
+      fresh += 10;
+    }
+    prompt = chain(fresh, 1 + static_cast<std::uint32_t>(random.below(5)), prompt);
+    fresh += 10;
+    std::uint32_t hits[2] = {};
+    ASSERT_TRUE(first.start(0, thread, prompt, now, &hits[0]));
+    ASSERT_TRUE(second.start(0, thread, prompt, now, &hits[1]));
+    ASSERT_EQ(hits[0], hits[1]) << "step " << step;
+    now += random.below(kSecond);
+    CallOutcome outcome;
+    outcome.stop_reason = random.below(4) > 0 ? StopReason::kToolUse : StopReason::kEndTurn;
+    outcome.tool_class = static_cast<ToolClass>(random.below(5));
+    outcome.output_tokens = static_cast<std::uint32_t>(random.below(500));
+    if (random.below(5) == 0) outcome.declared_gap = random.below(20 * kSecond);
+    outcome.session_end = random.below(20) == 0;
+    first.end(0, outcome, now);
+    second.end(0, {}, now);
+    ASSERT_TRUE(late.told(thread, outcome, now));
+    if (step % 200 == 0) {
+      ASSERT_TRUE(late.verify());
+    }
+  }
+  EXPECT_GT(at_once.stats().evicted_total, 1000u);
+  EXPECT_EQ(at_once.stats().missed_pages_total, late.stats().missed_pages_total);
+}
+
 TEST(BlockEvictor, SharedPagesOutliveTheirUsersTails) {
   BlockEvictor evictor(options_of(8));
   Server server(evictor);

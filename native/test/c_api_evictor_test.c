@@ -124,7 +124,17 @@ static void refuses(void) {
   IS(SAGA_ERR_INVALID_ARGUMENT, saga_evictor_end(evictor, &end, 1, 8));
   end.outcome.tool_class = SAGA_TOOL_WEB_API;
   IS(SAGA_OK, saga_evictor_end(evictor, &end, 1, 8));
+  end.outcome.session_end = 2;
+  IS(SAGA_ERR_INVALID_ARGUMENT, saga_evictor_told(evictor, 1, &end.outcome, 8));
+  end.outcome.session_end = 1;
+  IS(SAGA_ERR_INVALID_ARGUMENT, saga_evictor_told(evictor, 1, NULL, 8));
+  IS(SAGA_ERR_TIME_REVERSED, saga_evictor_told(evictor, 1, &end.outcome, 7));
+  IS(SAGA_ERR_NOT_FOUND, saga_evictor_told(evictor, 2, &end.outcome, 8));
+  IS(SAGA_OK, saga_evictor_told(evictor, 1, &end.outcome, 8));
   IS(SAGA_OK, saga_evictor_threads_left(evictor, threads, 1, 9));
+  IS(SAGA_OK, saga_evictor_told(evictor, 1, &end.outcome, 9));
+  IS(SAGA_OK, saga_evictor_threads_left(evictor, (const uint64_t[]){1}, 1, 9));
+  IS(SAGA_ERR_NOT_FOUND, saga_evictor_told(evictor, 1, &end.outcome, 9));
   IS(SAGA_ERR_TIME_REVERSED, saga_evictor_take(evictor, blocks, 1, 8));
   IS(SAGA_ERR_INVALID_ARGUMENT, saga_evictor_stats(evictor, NULL));
   IS(SAGA_ERR_INVALID_ARGUMENT, saga_evictor_verify(NULL, &resident));

@@ -527,6 +527,120 @@ static void test_engine_life_and_replay(void) {
   saga_engine_destroy(engine);
 }
 
+static void test_worker_properties(void) {
+  static const uint64_t chain[5] = {101, 102, 103, 104, 105};
+  static const uint64_t window[3] = {102, 104, 105};
+  saga_engine_options_t options = small_options();
+  saga_engine_t* engine;
+  saga_engine_t* again = NULL;
+  saga_decision_t decisions[2];
+  saga_worker_properties_t properties;
+  saga_replay_result_t result;
+  uint8_t journal[4096];
+  uint32_t depth[9];
+  uint32_t id = 9;
+  uint32_t longest = 9;
+  uint32_t intact = 9;
+  uint64_t workflow = 9;
+  uint64_t call = 9;
+  uint64_t digest[2] = {0, 0};
+  size_t count = 9;
+  size_t size = 0;
+
+  options.journal_bytes = 4096;
+  engine = engine_of(&options);
+  OK(saga_engine_add_worker(engine, 1, 500, &id));
+  OK(saga_engine_add_worker(engine, 1, 500, &id));
+  memset(&properties, 0xFF, sizeof properties);
+  properties.struct_size = sizeof properties;
+  OK(saga_engine_worker_properties(engine, 1, &properties));
+  CHECK(properties.struct_size == sizeof properties && properties.trust_per_mille == 1000);
+  CHECK(properties.accepts == 1 && properties.window_blocks == 0 && properties.window_held == 0);
+
+  /* What is told comes back, by older headers as far as they know it. */
+  OK(saga_engine_worker_trust(engine, 2, 1, 250));
+  OK(saga_engine_worker_accepts(engine, 2, 1, 0));
+  OK(saga_engine_worker_window(engine, 2, 1, 2));
+  OK(saga_engine_window_stored(engine, 2, 1, window, 3));
+  OK(saga_engine_window_stored(engine, 2, 1, NULL, 0));
+  OK(saga_engine_worker_properties(engine, 1, &properties));
+  CHECK(properties.trust_per_mille == 250 && properties.accepts == 0);
+  CHECK(properties.window_blocks == 2 && properties.window_held == 3);
+  properties.struct_size = 8;
+  properties.accepts = 77;
+  OK(saga_engine_worker_trust(engine, 2, 1, 0));
+  OK(saga_engine_worker_properties(engine, 1, &properties));
+  CHECK(properties.trust_per_mille == 0 && properties.accepts == 77);
+  properties.struct_size = 3;
+  INVALID(saga_engine_worker_properties(engine, 1, &properties));
+  properties.struct_size = sizeof properties;
+
+  /* Drained and not believed; then it takes calls and is believed as far as its windows reach. */
+  OK(saga_engine_blocks_stored(engine, 3, 1, SAGA_TIER_GPU, 0, chain, 5));
+  OK(saga_engine_match(engine, chain, 5, depth, 9, &longest));
+  CHECK(longest == 5 && depth[3] == 5);
+  OK(saga_engine_match(engine, chain, 4, depth, 9, &longest));
+  CHECK(longest == 0 && depth[3] == 0 && depth[4] == 0);
+  OK(saga_engine_open_workflow(engine, 3, 0, &workflow));
+  OK(saga_engine_submit_call(engine, 3, workflow, 22, chain, 5, &call));
+  OK(saga_engine_decide(engine, 3, decisions, 2, &count));
+  CHECK(count == 1);
+  CHECK(decision_is(&decisions[0], 0, call, SAGA_REASON_FEWEST_BLOCKS, 5, 0, 0, 0, 5, 1, 0, 0, 1, 3));
+  OK(saga_engine_worker_accepts(engine, 4, 1, 1));
+  OK(saga_engine_worker_trust(engine, 4, 1, 999));
+  OK(saga_engine_submit_call(engine, 4, workflow, 22, chain, 5, &call));
+  OK(saga_engine_decide(engine, 4, decisions, 2, &count));
+  CHECK(count == 1);
+  CHECK(decision_is(&decisions[0], 1, call, SAGA_REASON_LONGEST_MATCH, 5, 5, 5, 5, 5, 1, 0, 0, 2, 4));
+  OK(saga_engine_window_removed(engine, 5, 1, window + 2, 1));
+  OK(saga_engine_match(engine, chain, 5, depth, 9, &longest));
+  CHECK(longest == 0);
+  OK(saga_engine_worker_accepts(engine, 5, 0, 0));
+  OK(saga_engine_worker_accepts(engine, 5, 1, 0));
+  OK(saga_engine_submit_call(engine, 5, workflow, 22, chain, 5, &call));
+  OK(saga_engine_decide(engine, 5, decisions, 2, &count));
+  CHECK(count == 0);
+  OK(saga_engine_verify(engine, &intact));
+  CHECK(intact == 1);
+  OK(saga_engine_digest(engine, &digest[0]));
+  OK(saga_engine_journal_read(engine, journal, sizeof journal, &size));
+  OK(saga_engine_replay(journal, size, &again, &result));
+  OK(saga_engine_digest(again, &digest[1]));
+  CHECK(digest[0] == digest[1] && result.decisions == 2);
+  OK(saga_engine_worker_properties(again, 1, &properties));
+  CHECK(properties.trust_per_mille == 999 && properties.accepts == 0 && properties.window_held == 2);
+  saga_engine_destroy(again);
+
+  /* Refusals, without a trace. */
+  INVALID(saga_engine_worker_trust(NULL, 5, 0, 1));
+  INVALID(saga_engine_worker_trust(engine, 5, 0, 1001));
+  INVALID(saga_engine_worker_accepts(NULL, 5, 0, 1));
+  INVALID(saga_engine_worker_accepts(engine, 5, 0, 2));
+  INVALID(saga_engine_worker_window(NULL, 5, 0, 1));
+  INVALID(saga_engine_worker_window(engine, 5, 0, (1u << 24) + 1));
+  INVALID(saga_engine_window_stored(NULL, 5, 0, chain, 1));
+  INVALID(saga_engine_window_stored(engine, 5, 0, NULL, 1));
+  INVALID(saga_engine_window_stored(engine, 5, 0, chain, (1u << 24) + 1));
+  INVALID(saga_engine_window_removed(NULL, 5, 0, chain, 1));
+  INVALID(saga_engine_window_removed(engine, 5, 0, NULL, 1));
+  INVALID(saga_engine_window_removed(engine, 5, 0, chain, (1u << 24) + 1));
+  INVALID(saga_engine_worker_properties(NULL, 0, &properties));
+  INVALID(saga_engine_worker_properties(engine, 0, NULL));
+  CHECK(saga_engine_worker_trust(engine, 5, 2, 1) == SAGA_ERR_NOT_FOUND);
+  CHECK(saga_engine_worker_accepts(engine, 5, 2, 1) == SAGA_ERR_NOT_FOUND);
+  CHECK(saga_engine_worker_window(engine, 5, 2, 1) == SAGA_ERR_NOT_FOUND);
+  CHECK(saga_engine_window_stored(engine, 5, 2, chain, 1) == SAGA_ERR_NOT_FOUND);
+  CHECK(saga_engine_window_removed(engine, 5, 2, chain, 1) == SAGA_ERR_NOT_FOUND);
+  CHECK(saga_engine_worker_properties(engine, 2, &properties) == SAGA_ERR_NOT_FOUND);
+  CHECK(saga_engine_worker_trust(engine, 4, 0, 1) == SAGA_ERR_TIME_REVERSED);
+  OK(saga_engine_digest(engine, &digest[1]));
+  CHECK(digest[0] == digest[1]);
+  OK(saga_engine_remove_worker(engine, 6, 1));
+  OK(saga_engine_worker_properties(engine, 1, &properties));
+  CHECK(properties.window_held == 0);
+  saga_engine_destroy(engine);
+}
+
 static void test_engine_refusals(void) {
   static const uint64_t chain[65] = {1, 2};
   saga_engine_options_t options = small_options();
@@ -889,6 +1003,7 @@ static void test_scheduler_events(void) {
   CHECK(receipt.worker == worker && receipt.source == SAGA_NONE && receipt.holder == SAGA_NONE);
   CHECK(receipt.prompt_blocks == 4 && receipt.submitted_at == 2 && receipt.granted_at == 2 && receipt.queued == 0);
   CHECK(receipt.price.decode > 0 && receipt.price.wait == 0);
+  CHECK(receipt.trust_per_mille == 1000 && receipt.reserved == 0);
   CHECK(saga_engine_receipt(engine, call + 1, &receipt) == SAGA_ERR_NOT_FOUND);
   INVALID(saga_engine_receipt(NULL, call, &receipt));
   INVALID(saga_engine_receipt(engine, call, NULL));
@@ -972,6 +1087,7 @@ int main(void) {
   test_engine_options();
   test_engine_options_of_other_versions();
   test_engine_life_and_replay();
+  test_worker_properties();
   test_engine_refusals();
   test_journal_full();
   test_determinism();

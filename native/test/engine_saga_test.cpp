@@ -230,6 +230,183 @@ TEST(EngineSaga, AThreadGoesWhereItsBlocksAreAndTheReceiptsSayWhy) {
   EXPECT_EQ(life.host().receipt(second + 1), nullptr);
 }
 
+// Where a prompt of 300 blocks goes that worker 0 is said to hold, while a call runs there.
+Decision placed_with_trust(std::uint32_t trust, Receipt* receipt) {
+  EngineOptions options = small_options();
+  options.scheduling.link_bytes_per_second = 1;  // nothing is ever copied
+  Life life(options);
+  const WorkerId holder = life.add_worker(0);
+  const WorkflowHandle others = life.open(0);
+  life.submit(0, others, range(10'000, 50));
+  EXPECT_EQ(life.decide(0).size(), 1u);
+  life.add_worker(0);
+  EXPECT_EQ(life.engine.blocks_stored(1, holder, Tier::kGpu, 0, range(1, 300)), Status::kOk);
+  EXPECT_EQ(life.engine.worker_trust(1, holder, trust), Status::kOk);
+  const CallHandle call = life.submit(2, life.open(2), range(1, 300));
+  const Decision placed = life.decide_one(2, DecisionType::kPlace);
+  EXPECT_EQ(placed.longest_match, 300u) << "as reported";
+  EXPECT_EQ(placed.longest_match_worker, holder);
+  *receipt = *life.host().receipt(call);
+  EXPECT_EQ(receipt->decided.matched_pages, placed.worker == holder ? 300u : 0u);
+  return placed;
+}
+
+TEST(EngineSaga, ADistrustedHolderLosesToComputingThePromptElsewhere) {
+  Receipt full, half, none;
+  EXPECT_EQ(placed_with_trust(1000, &full).worker, 0u);
+  EXPECT_EQ(full.trust, 1000u);
+  EXPECT_EQ(full.decided.reason, SagaReason::kHolder);
+  EXPECT_EQ(placed_with_trust(900, &half).worker, 0u);
+  EXPECT_EQ(half.trust, 900u);
+  EXPECT_GT(half.decided.price.prefill, 5 * full.decided.price.prefill) << "a tenth of the prompt is computed again";
+  const Decision elsewhere = placed_with_trust(50, &none);
+  EXPECT_EQ(elsewhere.worker, 1u);
+  EXPECT_EQ(none.decided.reason, SagaReason::kRecompute);
+  EXPECT_EQ(none.trust, 1000u) << "in the worker that was chosen";
+  EXPECT_EQ(placed_with_trust(0, &none).worker, 1u);
+  EXPECT_EQ(none.decided.reason, SagaReason::kNew) << "nothing is believed";
+}
+
+TEST(EngineSaga, AHolderWithoutItsWindowIsNone) {
+  EngineOptions options = small_options();
+  options.scheduling.link_bytes_per_second = 1;  // nothing is ever copied
+  Life life(options);
+  const WorkerId holder = life.add_worker(0);
+  life.add_worker(0);
+  const WorkflowHandle workflow = life.open(0);
+  EXPECT_EQ(life.engine.worker_window(0, holder, 4), Status::kOk);
+  EXPECT_EQ(life.engine.blocks_stored(0, holder, Tier::kGpu, 0, range(1, 300)), Status::kOk);
+  CallHandle call = life.submit(1, workflow, range(1, 300));
+  Decision placed = life.decide_one(1, DecisionType::kPlace);
+  EXPECT_EQ(placed.reason, kFirstSagaReason + static_cast<std::uint32_t>(SagaReason::kNew));
+  EXPECT_EQ(placed.longest_match_worker, kNone);
+  life.finish(2, call);
+  EXPECT_EQ(life.engine.window_stored(3, holder, range(197, 4)), Status::kOk);
+  call = life.submit(3, life.open(3), range(1, 300));
+  placed = life.decide_one(3, DecisionType::kPlace);
+  EXPECT_EQ(placed.worker, holder);
+  EXPECT_EQ(placed.matched_blocks[0], 200u);
+  EXPECT_EQ(life.host().receipt(call)->decided.matched_pages, 200u);
+}
+
+TEST(EngineSaga, WhatADrainedWorkerWasNotToldOfGoesElsewhere) {
+  Life life(small_options());
+  const WorkerId drained = life.add_worker(0);
+  const WorkflowHandle workflow = life.open(0);
+  const CallHandle running = life.submit(1, workflow, range(1, 40));
+  EXPECT_EQ(life.decide_one(1, DecisionType::kPlace).worker, drained);
+  const CallHandle first = life.submit(2, workflow, range(1, 40), 1);
+  const CallHandle second = life.submit(2, life.open(2), range(1, 40));
+  EXPECT_EQ(life.engine.pending_decisions(), 2u);
+  EXPECT_EQ(life.engine.worker_accepts(3, drained, false), Status::kOk);
+  EXPECT_TRUE(life.decide(3).empty()) << "taken back, and nobody else is there";
+  EXPECT_EQ(life.engine.stats().waiting_calls, 2u);
+  EXPECT_EQ(life.engine.stats().replaced_calls, 0u);
+  EXPECT_EQ(life.host().open_calls(drained), 1u);
+  const CallHandle third = life.submit(3, workflow, range(1, 40), 2);
+  EXPECT_TRUE(life.decide(3).empty());
+  EXPECT_EQ(life.engine.first_token(4, running), Status::kOk);
+  const WorkerId other = life.add_worker(4);
+  std::set<CallHandle> placed;
+  for (const Decision& decision : life.decide(4)) {
+    if (decision.type == static_cast<std::uint16_t>(DecisionType::kDrop)) continue;
+    EXPECT_EQ(decision.worker, other);
+    EXPECT_EQ(decision.placement, 0u) << "nobody was told of the one before";
+    EXPECT_EQ(decision.active_workers, 1u);
+    placed.insert(decision.call);
+  }
+  EXPECT_EQ(placed, (std::set<CallHandle>{first, second, third}));
+  life.finish(5, running);
+  EXPECT_EQ(life.host().open_calls(drained), 0u);
+  EXPECT_EQ(life.engine.worker_accepts(6, other, false), Status::kOk);
+  const CallHandle last = life.submit(6, workflow, range(500, 40));
+  EXPECT_TRUE(life.decide(6).empty());
+  EXPECT_EQ(life.engine.worker_accepts(7, drained, true), Status::kOk);
+  const Decision back = life.decide_one(7, DecisionType::kPlace);
+  EXPECT_EQ(back.call, last);
+  EXPECT_EQ(back.worker, drained);
+}
+
+TEST(EngineSaga, PausedThreadsMoveOffADrainedWorker) {
+  EngineOptions options = small_options();
+  Life life(options);
+  const WorkerId drained = life.add_worker(0);
+  const WorkflowHandle workflow = life.open(0);
+  CallHandle call = life.submit(1, workflow, range(1, 400));
+  EXPECT_EQ(life.decide_one(1, DecisionType::kPlace).worker, drained);
+  EXPECT_EQ(life.engine.blocks_stored(2, drained, Tier::kGpu, 0, range(1, 402)), Status::kOk);
+  life.finish(kSecond, call);
+  const WorkerId other = life.add_worker(kSecond);
+  EXPECT_TRUE(life.decide(kSecond).empty()) << "it stays where it is";
+  EXPECT_EQ(life.engine.worker_accepts(kSecond + 1, drained, false), Status::kOk);
+  const std::vector<Decision> moved = life.decide(kSecond + 1);
+  ASSERT_EQ(moved.size(), 2u);
+  const Directive copy = to_directive(moved[0]);
+  EXPECT_EQ(copy.type, static_cast<std::uint16_t>(DecisionType::kCopy));
+  EXPECT_EQ(copy.reason, static_cast<std::uint32_t>(CopyReason::kMigrate));
+  EXPECT_EQ(copy.source, drained);
+  EXPECT_EQ(copy.worker, other);
+  EXPECT_EQ(copy.call, call);
+  EXPECT_EQ(moved[1].type, static_cast<std::uint16_t>(DecisionType::kDrop));
+  EXPECT_EQ(moved[1].worker, drained);
+  EXPECT_EQ(life.host().scheduler().statistics().steals, 1u);
+  EXPECT_EQ(life.engine.blocks_stored(kSecond + 2, other, Tier::kGpu, 0, range(1, 402)), Status::kOk);
+  EXPECT_EQ(life.engine.directive_done(kSecond + 2, copy.id, Outcome::kApplied), Status::kOk);
+  call = life.submit(kSecond + 3, workflow, range(1, 410));
+  const Decision placed = life.decide_one(kSecond + 3, DecisionType::kPlace);
+  EXPECT_EQ(placed.worker, other);
+  EXPECT_EQ(placed.reason, kFirstSagaReason + static_cast<std::uint32_t>(SagaReason::kHolder));
+  // One whose answer ends on a drained worker moves at once.
+  EXPECT_EQ(life.engine.blocks_removed(kSecond + 4, drained, Tier::kGpu, range(1, 402)), Status::kOk);
+  EXPECT_EQ(life.engine.worker_accepts(kSecond + 4, drained, true), Status::kOk);
+  EXPECT_EQ(life.engine.worker_accepts(kSecond + 4, other, false), Status::kOk);
+  life.finish(2 * kSecond, call);
+  const std::vector<Decision> back = life.decide(2 * kSecond);
+  ASSERT_EQ(back.size(), 2u);
+  EXPECT_EQ(back[0].type, static_cast<std::uint16_t>(DecisionType::kCopy));
+  EXPECT_EQ(to_directive(back[0]).source, other);
+  EXPECT_EQ(to_directive(back[0]).worker, drained);
+  // The worker that it moves to is drained as well, while a call waits there for its blocks.
+  call = life.submit(2 * kSecond + 5, workflow, range(1, 411));
+  EXPECT_TRUE(life.decide(2 * kSecond + 5).empty()) << "it is held until its blocks are there";
+  EXPECT_EQ(life.engine.worker_accepts(2 * kSecond + 6, drained, false), Status::kOk);
+  EXPECT_TRUE(life.decide(2 * kSecond + 6).empty());
+  EXPECT_EQ(life.engine.tick(3 * kSecond), Status::kOk);
+  EXPECT_TRUE(life.decide(3 * kSecond).empty()) << "nor is it sent when they should have arrived";
+  const WorkerId third = life.add_worker(3 * kSecond + 1);
+  Decision last{};
+  std::vector<Decision> decisions = life.decide(3 * kSecond + 1);
+  if (decisions.empty() || decisions.back().type != static_cast<std::uint16_t>(DecisionType::kPlace)) {
+    EXPECT_EQ(life.engine.tick(4 * kSecond), Status::kOk);
+    for (const Decision& decision : life.decide(4 * kSecond)) decisions.push_back(decision);
+  }
+  for (const Decision& decision : decisions) {
+    if (decision.type == static_cast<std::uint16_t>(DecisionType::kDrop)) continue;
+    EXPECT_EQ(decision.worker, third);
+    last = decision;
+  }
+  EXPECT_EQ(last.call, call);
+  EXPECT_EQ(last.type, static_cast<std::uint16_t>(DecisionType::kPlace));
+}
+
+TEST(EngineSaga, ACopyToADrainedWorkerThatNobodyHasReadIsTakenBack) {
+  Life life(small_options());
+  const WorkerId holder = life.add_worker(0);
+  const WorkflowHandle workflow = life.open(0);
+  const CallHandle call = life.submit(1, workflow, range(1, 400));
+  life.decide_one(1, DecisionType::kPlace);
+  EXPECT_EQ(life.engine.blocks_stored(2, holder, Tier::kGpu, 0, range(1, 402)), Status::kOk);
+  life.finish(kSecond, call);
+  const WorkerId other = life.add_worker(kSecond);
+  EXPECT_EQ(life.engine.worker_accepts(kSecond, holder, false), Status::kOk);
+  EXPECT_EQ(life.host().stats().copies, 1u);
+  EXPECT_EQ(life.engine.worker_accepts(kSecond, other, false), Status::kOk);
+  EXPECT_EQ(life.host().stats().copies_refused, 1u);
+  for (const Decision& decision : life.decide(kSecond)) {
+    EXPECT_EQ(decision.type, static_cast<std::uint16_t>(DecisionType::kDrop));
+  }
+}
+
 TEST(EngineSaga, ReceiptsAreTheNewestFew) {
   Life life(small_options());
   life.add_worker(0);
@@ -529,6 +706,7 @@ class RandomRun {
   std::uint64_t copies() const { return copies_; }
   std::uint64_t early() const { return early_; }
   std::uint64_t leases() const { return leases_read_; }
+  std::uint64_t rescued() const { return rescued_; }
 
  private:
   struct Call {
@@ -612,6 +790,7 @@ class RandomRun {
         ASSERT_NE(call, calls_.end());
         ASSERT_EQ(call->second.worker, kNone);
         ASSERT_NE(std::find(workers_.begin(), workers_.end(), decision.worker), workers_.end());
+        ASSERT_FALSE(drained_.contains(decision.worker));
         EXPECT_EQ(decision.placement, call->second.lost);
         EXPECT_NE(engine_.scheduling()->receipt(decision.call), nullptr);
         call->second.worker = decision.worker;
@@ -619,6 +798,8 @@ class RandomRun {
       }
       case DecisionType::kCopy:
         ++copies_;
+        ASSERT_FALSE(drained_.contains(decision.worker));
+        if (drained_.contains(to_directive(decision).source)) ++rescued_;
         outcomes_[to_directive(decision).id] = decision;
         break;
       case DecisionType::kRetain:
@@ -661,10 +842,56 @@ class RandomRun {
       call.worker = kNone;
       ++call.lost;
     }
+    drained_.erase(workers_[at]);
     workers_.erase(workers_.begin() + static_cast<std::ptrdiff_t>(at));
   }
 
+  void drain_or_resume() {
+    if (workers_.empty()) return;
+    const WorkerId worker = workers_[random_.below(workers_.size())];
+    const bool accepts = drained_.contains(worker);
+    ASSERT_EQ(engine_.worker_accepts(now_, worker, accepts), Status::kOk);
+    if (accepts) {
+      drained_.erase(worker);
+      return;
+    }
+    drained_.insert(worker);
+    // No call waits any longer for what is copied there.
+    for (auto at = outcomes_.begin(); at != outcomes_.end();) {
+      const Directive directive = to_directive(at->second);
+      const bool copy_there =
+          directive.type == static_cast<std::uint16_t>(DecisionType::kCopy) && directive.worker == worker;
+      if (copy_there && random_.below(2) == 0) {
+        const Status status = engine_.directive_done(now_, directive.id, Outcome::kApplied);
+        EXPECT_TRUE(status == Status::kOk || status == Status::kNotFound);
+      }
+      at = copy_there ? outcomes_.erase(at) : std::next(at);
+    }
+  }
+
+  void tell_of_worker() {
+    if (workers_.empty()) return;
+    const WorkerId worker = workers_[random_.below(workers_.size())];
+    std::vector<BlockHash> hashes = range(1, 3);
+    if (!calls_.empty()) hashes = any(calls_)->second.chain;
+    switch (random_.below(4)) {
+      case 0:
+        ASSERT_EQ(engine_.worker_trust(now_, worker, static_cast<std::uint32_t>(random_.below(1001))), Status::kOk);
+        break;
+      case 1:
+        ASSERT_EQ(engine_.worker_window(now_, worker, static_cast<std::uint32_t>(random_.below(3))), Status::kOk);
+        break;
+      case 2:
+        ASSERT_EQ(engine_.window_stored(now_, worker, hashes), Status::kOk);
+        break;
+      default:
+        ASSERT_EQ(engine_.window_removed(now_, worker, hashes), Status::kOk);
+    }
+  }
+
   void step() {
+    if (random_.below(25) == 0) return drain_or_resume();
+    if (random_.below(25) == 0) return tell_of_worker();
     const std::uint64_t kind = random_.below(100);
     if (kind < 8) {
       WorkflowHandle workflow = 0;
@@ -712,6 +939,8 @@ class RandomRun {
   // With time, room and ticks every call is placed, and ends.
   void settle() {
     if (workers_.empty()) add_worker();
+    drained_.erase(workers_[0]);
+    ASSERT_EQ(engine_.worker_accepts(now_, workers_[0], true), Status::kOk);
     for (int round = 0; round < 1000 && !calls_.empty(); ++round) {
       const Time next = engine_.next_wake();
       now_ = next == kNotDeclared || next < now_ ? now_ + kSecond : next;
@@ -748,16 +977,17 @@ class RandomRun {
   Engine engine_;
   Time now_ = 0;
   std::vector<WorkerId> workers_;
+  std::set<WorkerId> drained_;
   std::map<WorkflowHandle, std::uint32_t> workflows_;  // blocks of its prompts
   std::map<CallHandle, Call> calls_;
   std::map<std::uint64_t, Decision> outcomes_;  // copies and leases that were read
   std::set<std::uint64_t> held_;                // leases that were read, and not released since
   Bytes journal_;
-  std::uint64_t copies_ = 0, early_ = 0, leases_read_ = 0;
+  std::uint64_t copies_ = 0, early_ = 0, leases_read_ = 0, rescued_ = 0;
 };
 
 TEST(EngineSaga, RandomEvents) {
-  std::uint64_t copies = 0, early = 0, leases = 0;
+  std::uint64_t copies = 0, early = 0, leases = 0, rescued = 0;
   for (std::uint64_t seed = 1; seed <= 40; ++seed) {
     SCOPED_TRACE(seed);
     RandomRun run(seed, seed % 3 == 0);
@@ -774,10 +1004,12 @@ TEST(EngineSaga, RandomEvents) {
     copies += run.copies();
     early += run.early();
     leases += run.leases();
+    rescued += run.rescued();
   }
   EXPECT_GT(copies, 100u);
   EXPECT_GT(early, 5u);
   EXPECT_GT(leases, 100u);
+  EXPECT_GT(rescued, 10u) << "copies away from drained workers";
 }
 
 }  // namespace

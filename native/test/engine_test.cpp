@@ -654,6 +654,11 @@ TEST(EngineRefusals, StatesAndBounds) {
     EXPECT_EQ(engine.blocks_removed(9, unknown, Tier::kGpu, Hashes{1}), Status::kNotFound);
     EXPECT_EQ(engine.blocks_cleared(9, unknown), Status::kNotFound);
     EXPECT_EQ(engine.worker_load(9, unknown, 1), Status::kNotFound);
+    EXPECT_EQ(engine.worker_trust(9, unknown, 1), Status::kNotFound);
+    EXPECT_EQ(engine.worker_accepts(9, unknown, false), Status::kNotFound);
+    EXPECT_EQ(engine.worker_window(9, unknown, 1), Status::kNotFound);
+    EXPECT_EQ(engine.window_stored(9, unknown, Hashes{1}), Status::kNotFound);
+    EXPECT_EQ(engine.window_removed(9, unknown, Hashes{1}), Status::kNotFound);
     WorkerState state;
     EXPECT_EQ(engine.worker_state(unknown, &state), unknown == 1);
   }
@@ -662,6 +667,8 @@ TEST(EngineRefusals, StatesAndBounds) {
   EXPECT_EQ(engine.submit_call(9, 0, 4 * 701, range(1, 701), &id), Status::kInvalidArgument) << "max_chain_blocks";
   EXPECT_EQ(engine.submit_call(9, 0, 4 * 701, {}, &id), Status::kInvalidArgument) << "the same prompt, not hashed";
   EXPECT_EQ(engine.blocks_stored(9, 0, Tier::kGpu, 0, range(1, 1001)), Status::kFull) << "max_blocks";
+  EXPECT_EQ(engine.window_stored(9, 0, range(1, 1001)), Status::kFull);
+  EXPECT_EQ(engine.worker_trust(9, 0, 1001), Status::kInvalidArgument);
   EXPECT_EQ(engine.digest(), before) << "none of them changed anything, not even the time";
   EXPECT_EQ(engine.now(), 0u);
 
@@ -680,6 +687,130 @@ TEST(EngineRefusals, StatesAndBounds) {
   EXPECT_TRUE(engine.verify());
 }
 
+// ---- what is told of a worker -----------------------------------------------------------------------------------------------
+
+TEST(EngineWorkers, ADistrustedMatchCountsForLess) {
+  Driver life(small_options());
+  life.add_worker(0);
+  life.add_worker(0);
+  life.open_workflow(0);
+  ASSERT_EQ(life.engine.blocks_stored(0, 0, Tier::kGpu, 0, range(1, 10)), Status::kOk);
+  ASSERT_EQ(life.engine.blocks_stored(0, 1, Tier::kGpu, 0, range(1, 4)), Status::kOk);
+  const auto decided = [&](Time now) {
+    const CallHandle call = life.submit(now, 0, range(1, 10));
+    const Decision decision = life.decide(now).at(0);
+    life.finish(now, call);
+    EXPECT_TRUE(life.engine.verify());
+    return decision;
+  };
+  EXPECT_EQ(decided(1).worker, 0u);
+  ASSERT_EQ(life.engine.worker_trust(2, 0, 401), Status::kOk);
+  EXPECT_EQ(decided(2).worker, 0u) << "4 blocks of 10 are believed, a tie";
+  ASSERT_EQ(life.engine.worker_trust(3, 0, 399), Status::kOk);
+  const Decision other = decided(3);
+  EXPECT_EQ(other.worker, 1u);
+  EXPECT_EQ(other.reason, 1u);
+  EXPECT_EQ(other.matched_blocks[0], 4u);
+  EXPECT_EQ(other.longest_match, 10u) << "as reported";
+  EXPECT_EQ(other.longest_match_worker, 0u);
+  ASSERT_EQ(life.engine.worker_trust(4, 1, 0), Status::kOk);
+  ASSERT_EQ(life.engine.worker_trust(4, 0, 0), Status::kOk);
+  const Decision none = decided(4);
+  EXPECT_EQ(none.reason, 2u) << "nothing is believed";
+  EXPECT_EQ(none.worker, 0u);
+  EXPECT_EQ(none.matched_blocks[0], 10u);
+  std::vector<std::uint32_t> depth(4 * kTierCount);
+  EXPECT_EQ(life.engine.match(range(1, 10), depth.data()), 10u);
+  EXPECT_EQ(life.worker(0).trust, 0u);
+}
+
+TEST(EngineWorkers, ADrainedWorkerGetsNothingAndKeepsItsCalls) {
+  for (const PlacementKind kind : {PlacementKind::kAffinity, PlacementKind::kRoundRobin}) {
+    EngineOptions options = small_options();
+    options.placement.kind = kind;
+    Driver life(options);
+    life.add_worker(0);
+    life.add_worker(0);
+    life.open_workflow(0);
+    ASSERT_EQ(life.engine.blocks_stored(0, 0, Tier::kGpu, 0, range(1, 10)), Status::kOk);
+    const CallHandle running = life.submit(1, 0, range(1, 10));
+    EXPECT_EQ(life.decide(1).at(0).worker, 0u);
+    ASSERT_EQ(life.engine.worker_accepts(2, 0, false), Status::kOk);
+    EXPECT_EQ(life.worker(0).accepts, 0);
+    EXPECT_EQ(life.worker(0).active, 1);
+    EXPECT_EQ(life.engine.stats().workers, 2u);
+    const CallHandle second = life.submit(3, 0, range(1, 10));
+    const Decision elsewhere = life.decide(3).at(0);
+    EXPECT_EQ(elsewhere.worker, 1u);
+    EXPECT_EQ(elsewhere.active_workers, 1u);
+    EXPECT_EQ(elsewhere.longest_match_worker, 0u) << "from where it can be copied";
+    EXPECT_EQ(life.engine.first_token(4, running), Status::kOk);
+    life.finish(5, running);
+    ASSERT_EQ(life.engine.worker_accepts(6, 1, false), Status::kOk);
+    const CallHandle waiting = life.submit(6, 0, range(1, 10));
+    EXPECT_TRUE(life.decide(6).empty());
+    EXPECT_EQ(life.engine.stats().waiting_calls, 1u);
+    ASSERT_EQ(life.engine.remove_worker(7, 1), Status::kOk) << "its call waits again, before the other";
+    EXPECT_TRUE(life.decide(7).empty());
+    ASSERT_EQ(life.engine.worker_accepts(8, 0, true), Status::kOk);
+    EXPECT_EQ(life.placements(8), (std::vector<std::pair<CallHandle, WorkerId>>{{second, 0}, {waiting, 0}}));
+    EXPECT_TRUE(life.engine.verify());
+  }
+}
+
+TEST(EngineWorkers, AWindowGroupMakesPrefixesUsable) {
+  Driver life(small_options());
+  life.add_worker(0);
+  life.add_worker(0);
+  Engine& engine = life.engine;
+  const auto depths = [&](const Hashes& chain) {
+    std::vector<std::uint32_t> depth(4 * kTierCount);
+    const std::uint32_t longest = engine.match(chain, depth.data());
+    EXPECT_EQ(longest, *std::max_element(depth.begin(), depth.end()));
+    EXPECT_TRUE(engine.verify());
+    depth.resize(kTierCount);
+    return depth;
+  };
+  using Depths = std::vector<std::uint32_t>;
+  ASSERT_EQ(engine.blocks_stored(0, 0, Tier::kGpu, 0, range(1, 8)), Status::kOk);
+  ASSERT_EQ(engine.blocks_stored(0, 0, Tier::kHost, 0, range(9, 1)), Status::kOk);
+  EXPECT_EQ(depths(range(1, 8)), (Depths{8, 8, 8}));
+  ASSERT_EQ(engine.worker_window(1, 0, 2), Status::kOk);
+  EXPECT_EQ(depths(range(1, 8)), (Depths{0, 0, 0})) << "no window block at all";
+  EXPECT_EQ(depths(range(1, 9)), (Depths{0, 9, 9})) << "the slower tier has more";
+  ASSERT_EQ(engine.window_stored(2, 0, Hashes{7, 8}), Status::kOk);
+  EXPECT_EQ(depths(range(1, 8)), (Depths{8, 8, 8}));
+  EXPECT_EQ(depths(range(1, 7)), (Depths{0, 0, 0})) << "6 is missing";
+  ASSERT_EQ(engine.window_stored(3, 0, Hashes{3, 4}), Status::kOk);
+  EXPECT_EQ(depths(range(1, 7)), (Depths{4, 4, 4}));
+  EXPECT_EQ(depths(range(1, 3)), (Depths{0, 0, 0}));
+  ASSERT_EQ(engine.window_stored(4, 0, Hashes{1, 8}), Status::kOk);
+  EXPECT_EQ(depths(range(1, 3)), (Depths{1, 1, 1})) << "a prefix shorter than the window needs all of it";
+  EXPECT_EQ(engine.window_held(0), 5u);
+  ASSERT_EQ(engine.window_removed(5, 0, Hashes{8, 99}), Status::kOk);
+  EXPECT_EQ(depths(range(1, 8)), (Depths{8, 8, 8})) << "stored twice, removed once";
+  ASSERT_EQ(engine.window_removed(5, 0, Hashes{8}), Status::kOk);
+  EXPECT_EQ(depths(range(1, 8)), (Depths{4, 4, 4}));
+  ASSERT_EQ(engine.worker_window(6, 0, 0), Status::kOk);
+  EXPECT_EQ(depths(range(1, 8)), (Depths{8, 8, 8})) << "no window, no condition";
+  ASSERT_EQ(engine.worker_window(6, 0, 1), Status::kOk);
+  EXPECT_EQ(depths(range(1, 8)), (Depths{7, 7, 7}));
+  ASSERT_EQ(engine.blocks_cleared(7, 0), Status::kOk);
+  ASSERT_EQ(engine.blocks_stored(7, 0, Tier::kGpu, 0, range(1, 8)), Status::kOk);
+  EXPECT_EQ(depths(range(1, 8)), (Depths{0, 0, 0})) << "cleared together";
+  EXPECT_EQ(engine.window_held(0), 0u);
+  // A decision goes by what is usable.
+  ASSERT_EQ(engine.blocks_stored(8, 1, Tier::kGpu, 0, range(1, 2)), Status::kOk);
+  life.open_workflow(8);
+  life.submit(8, 0, range(1, 8));
+  const Decision decision = life.decide(8).at(0);
+  EXPECT_EQ(decision.worker, 1u);
+  EXPECT_EQ(decision.longest_match, 2u);
+  ASSERT_EQ(engine.remove_worker(9, 0), Status::kOk);
+  EXPECT_EQ(engine.match(range(1, 8), std::vector<std::uint32_t>(4 * kTierCount).data()), 2u);
+  EXPECT_TRUE(engine.verify());
+}
+
 // ---- random events against a model ------------------------------------------------------------------------------------------
 
 struct ModelCall {
@@ -695,6 +826,9 @@ struct ModelCall {
 
 struct ModelWorker {
   bool active = true;
+  bool accepts = true;
+  std::uint32_t trust = 1000;
+  std::uint32_t window = 0;
   std::uint32_t reported = 0;
   std::uint64_t reported_at = 0;  // the count of events then
   std::uint32_t capacity;
@@ -729,20 +863,39 @@ struct Model {
     }
     return false;
   }
-  std::uint32_t depth(const Hashes& chain, WorkerId worker, std::uint32_t tier) const {
+  std::uint32_t leading(const Hashes& chain, WorkerId worker, std::uint32_t tier) const {
     std::uint32_t blocks = 0;
     while (blocks < chain.size() && holds(worker, tier, chain[blocks])) ++blocks;
     return blocks;
   }
-  bool has_room_for(const Hashes& hashes) const {
+  // Whether the window groups hold the last blocks of a prefix.
+  bool usable(const Hashes& chain, WorkerId worker, std::uint32_t blocks) const {
+    const std::uint32_t window = workers[worker].window;
+    for (std::uint32_t at = 0; at < blocks; ++at) {
+      if (at + window >= blocks && !windows.contains({worker, 0, chain[at]})) return false;
+    }
+    return true;
+  }
+  std::uint32_t depth(const Hashes& chain, WorkerId worker, std::uint32_t tier) const {
+    const std::uint32_t blocks = leading(chain, worker, tier);
+    std::uint32_t shorter = leading(chain, worker, 0);
+    if (workers[worker].window == 0 || blocks != shorter) return blocks;
+    while (!usable(chain, worker, shorter)) --shorter;
+    return shorter;
+  }
+  using Copies = std::map<std::tuple<WorkerId, std::uint32_t, BlockHash>, std::uint32_t>;
+  bool has_room_for(const Hashes& hashes) const { return has_room_for(held, hashes); }
+  bool has_room_for(const Copies& of, const Hashes& hashes) const {
     std::set<BlockHash> known;
-    for (const auto& [key, copies] : held) known.insert(std::get<2>(key));
+    for (const auto& [key, copies] : of) known.insert(std::get<2>(key));
     std::size_t unknown = 0;
     for (const BlockHash hash : hashes) unknown += known.contains(hash) ? 0 : 1;
     return known.size() + unknown <= options.max_blocks;
   }
   void forget_blocks(WorkerId worker) {
-    std::erase_if(held, [&](const auto& entry) { return std::get<0>(entry.first) == worker; });
+    for (Copies* of : {&held, &windows}) {
+      std::erase_if(*of, [&](const auto& entry) { return std::get<0>(entry.first) == worker; });
+    }
   }
   std::vector<CallHandle> waiting() const {  // in order of submission
     std::map<std::uint64_t, CallHandle> order;
@@ -758,17 +911,23 @@ struct Model {
     for (const ModelWorker& worker : workers) count += worker.active ? 1 : 0;
     return count;
   }
+  std::uint32_t accepting_workers() const {
+    std::uint32_t count = 0;
+    for (const ModelWorker& worker : workers) count += worker.active && worker.accepts ? 1 : 0;
+    return count;
+  }
   std::vector<Decision> decide(Time now, std::size_t room) {
     std::vector<Decision> decisions;
     for (const CallHandle id : waiting()) {
-      if (decisions.size() == room || active_workers() == 0) break;
+      if (decisions.size() == room || accepting_workers() == 0) break;
       ModelCall& call = calls.at(id);
       std::vector<WorkerView> views;
       Decision decision;
       decision.longest_match_worker = kNone;
       for (WorkerId worker = 0; worker < workers.size(); ++worker) {
         const std::uint32_t matched = depth(call.chain, worker, 0);
-        views.push_back({workers[worker].active, matched, open_calls(worker), blocks_in_use(worker)});
+        views.push_back({workers[worker].active && workers[worker].accepts, matched * workers[worker].trust / 1000,
+                         open_calls(worker), blocks_in_use(worker)});
         if (workers[worker].active && matched > decision.longest_match) {
           decision.longest_match = matched;
           decision.longest_match_worker = worker;
@@ -785,7 +944,7 @@ struct Model {
         decision.matched_blocks[tier] = depth(call.chain, placed.worker, tier);
       decision.open_calls = views[placed.worker].open_calls;
       decision.blocks_in_use = views[placed.worker].blocks_in_use;
-      decision.active_workers = static_cast<std::uint16_t>(active_workers());
+      decision.active_workers = static_cast<std::uint16_t>(accepting_workers());
       decision.placement = call.placements++;
       decision.decided_at = now;
       call.worker = placed.worker;
@@ -803,8 +962,8 @@ struct Model {
   std::uint32_t round_robin_next = 0;
   Time now = 0;
   std::vector<ModelWorker> workers;
-  std::map<std::tuple<WorkerId, std::uint32_t, BlockHash>, std::uint32_t> held;  // copies
-  std::map<WorkflowHandle, bool> workflows;                                      // whether a tool runs
+  Copies held, windows;
+  std::map<WorkflowHandle, bool> workflows;  // whether a tool runs
   std::map<CallHandle, ModelCall> calls;
   std::deque<std::uint32_t> free_workflows, free_calls;  // the slot given back last is used first
   std::map<std::uint32_t, std::uint64_t> workflow_generation, call_generation;
@@ -847,6 +1006,12 @@ class RandomRun {
       ASSERT_EQ(state.capacity_blocks, model_.workers[id].capacity);
       ASSERT_EQ(state.open_calls, model_.open_calls(id));
       ASSERT_EQ(state.estimated_blocks, model_.estimate(id));
+      ASSERT_EQ(state.accepts != 0, model_.workers[id].accepts);
+      ASSERT_EQ(state.trust, model_.workers[id].trust);
+      ASSERT_EQ(state.window_blocks, model_.workers[id].window);
+      std::uint64_t in_windows = 0;
+      for (const auto& [key, copies] : model_.windows) in_windows += std::get<0>(key) == id ? 1 : 0;
+      ASSERT_EQ(engine_.window_held(id), in_windows);
     }
     const Hashes chain = random_chain();
     std::vector<std::uint32_t> depth(std::size_t{options().max_workers} * kTierCount, 77);
@@ -855,6 +1020,8 @@ class RandomRun {
       for (std::uint32_t tier = 0; tier < kTierCount; ++tier) {
         ASSERT_EQ(depth[id * kTierCount + tier], model_.depth(chain, id, tier));
       }
+      const std::uint32_t usable = depth[id * kTierCount];
+      if (usable > 0 && usable < model_.leading(chain, id, 0)) ++shortened_;
     }
   }
 
@@ -866,6 +1033,7 @@ class RandomRun {
   Engine& engine() { return engine_; }
   const std::vector<Decision>& decisions() const { return decisions_; }
   std::uint64_t accepted() const { return accepted_; }
+  std::uint64_t shortened() const { return shortened_; }
   const std::map<std::pair<int, Status>, int>& outcomes() const { return outcomes_; }
   const std::map<std::uint32_t, int>& reasons() const { return reasons_; }
 
@@ -919,7 +1087,7 @@ class RandomRun {
     Status status = Status::kOk, wanted = Status::kOk;
     // Workers come while there are few, and go now and then.
     const std::uint32_t active = model_.active_workers();
-    const std::uint32_t kind = one_in(active < 3 ? 15 : 400) ? 0 : one_in(active < 3 ? 2000 : 250) ? 1 : 2 + below(30);
+    const std::uint32_t kind = one_in(active < 3 ? 15 : 400) ? 0 : one_in(active < 3 ? 2000 : 250) ? 1 : 2 + below(37);
 
     switch (kind) {
       case 0: {  // add_worker
@@ -1101,6 +1269,55 @@ class RandomRun {
         wanted = expected(time, Status::kOk);
         break;
       }
+      case 29: {  // worker_trust
+        const WorkerId worker = some_worker();
+        const std::uint32_t trust = one_in(2) ? 1000 : below(1002);
+        status = engine_.worker_trust(time, worker, trust);
+        wanted = of_worker(time, worker);
+        if (wanted == Status::kOk && trust > 1000) wanted = Status::kInvalidArgument;
+        if (wanted == Status::kOk) model_.workers[worker].trust = trust;
+        break;
+      }
+      case 30: {  // worker_accepts
+        const WorkerId worker = some_worker();
+        const bool accepts = !one_in(3);
+        status = engine_.worker_accepts(time, worker, accepts);
+        wanted = of_worker(time, worker);
+        if (wanted == Status::kOk) model_.workers[worker].accepts = accepts;
+        break;
+      }
+      case 31: {  // worker_window
+        const WorkerId worker = some_worker();
+        const std::uint32_t window = one_in(2) ? 0 : below(6);
+        status = engine_.worker_window(time, worker, window);
+        wanted = of_worker(time, worker);
+        if (wanted == Status::kOk) model_.workers[worker].window = window;
+        break;
+      }
+      case 32:
+      case 33:
+      case 34: {  // window_stored
+        const WorkerId worker = some_worker();
+        const Hashes hashes = part_of_a_chain();
+        status = engine_.window_stored(time, worker, hashes);
+        wanted = of_worker(time, worker);
+        if (wanted == Status::kOk && !model_.has_room_for(model_.windows, hashes)) wanted = Status::kFull;
+        if (wanted != Status::kOk) break;
+        for (const BlockHash hash : hashes) ++model_.windows[{worker, 0, hash}];
+        break;
+      }
+      case 35: {  // window_removed
+        const WorkerId worker = some_worker();
+        const Hashes hashes = part_of_a_chain();
+        status = engine_.window_removed(time, worker, hashes);
+        wanted = of_worker(time, worker);
+        if (wanted != Status::kOk) break;
+        for (const BlockHash hash : hashes) {
+          const auto copies = model_.windows.find({worker, 0, hash});
+          if (copies != model_.windows.end() && --copies->second == 0) model_.windows.erase(copies);
+        }
+        break;
+      }
       default: {  // decide
         const std::size_t room = one_in(3) ? below(3) : 64;
         std::vector<Decision> decisions(room);
@@ -1139,6 +1356,7 @@ class RandomRun {
   Bytes journal_;
   std::vector<Decision> decisions_;
   std::uint64_t accepted_ = 0;
+  std::uint64_t shortened_ = 0;  // matches that were compared and that a window made shorter, but not empty
   std::map<std::pair<int, Status>, int> outcomes_;
   std::map<std::uint32_t, int> reasons_;
 };
@@ -1163,6 +1381,7 @@ EngineOptions random_run_options(std::uint64_t seed, std::uint64_t journal_bytes
 TEST(EngineProperty, RandomEventsAgreeWithTheModel) {
   std::map<std::pair<int, Status>, int> outcomes;
   std::map<std::uint32_t, int> reasons;
+  std::uint64_t shortened = 0;
   for (std::uint64_t seed = 0; seed < 16; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     RandomRun run(random_run_options(seed, 0), 1000 + seed);
@@ -1172,18 +1391,22 @@ TEST(EngineProperty, RandomEventsAgreeWithTheModel) {
     }
     for (const auto& [outcome, count] : run.outcomes()) outcomes[outcome] += count;
     for (const auto& [reason, count] : run.reasons()) reasons[reason] += count;
+    shortened += run.shortened();
   }
+  EXPECT_GT(shortened, 20u);
   // The run went where it should: every kind of event succeeded and every refusal was met.
-  for (int kind = 0; kind < 30; ++kind) {
+  for (int kind = 0; kind < 37; ++kind) {
     EXPECT_GT((outcomes[{kind, Status::kOk}]), 10) << "kind " << kind;
     EXPECT_GT((outcomes[{kind, Status::kTimeReversed}]), 0) << "kind " << kind;
   }
   EXPECT_GT((outcomes[{0, Status::kFull}]), 0) << "workers";
   EXPECT_GT((outcomes[{2, Status::kFull}]), 0) << "blocks";
+  EXPECT_GT((outcomes[{32, Status::kFull}]), 0) << "blocks of windows";
+  EXPECT_GT((outcomes[{29, Status::kInvalidArgument}]), 0) << "trust";
   EXPECT_GT((outcomes[{10, Status::kFull}]), 0) << "workflows";
   EXPECT_GT((outcomes[{13, Status::kFull}]), 0) << "calls";
   EXPECT_GT((outcomes[{13, Status::kInvalidArgument}]), 0) << "prompts";
-  for (const int kind : {1, 2, 6, 8, 9, 11, 13, 19, 22, 26, 27}) {
+  for (const int kind : {1, 2, 6, 8, 9, 11, 13, 19, 22, 26, 27, 29, 30, 31, 32, 35}) {
     EXPECT_GT((outcomes[{kind, Status::kNotFound}]), 0) << "kind " << kind;
   }
   for (const int kind : {11, 19, 22, 26, 27}) EXPECT_GT((outcomes[{kind, Status::kWrongState}]), 0) << "kind " << kind;
@@ -1296,6 +1519,16 @@ struct SmallJournal {
     mark();
     EXPECT_EQ(engine.close_workflow(18, 0), Status::kOk);
     mark();
+    EXPECT_EQ(engine.worker_trust(19, 0, 250), Status::kOk);
+    mark();
+    EXPECT_EQ(engine.worker_window(19, 0, 3), Status::kOk);
+    mark();
+    EXPECT_EQ(engine.window_stored(20, 0, Hashes{5, 6}), Status::kOk);
+    mark();
+    EXPECT_EQ(engine.window_removed(20, 0, Hashes{6}), Status::kOk);
+    mark();
+    EXPECT_EQ(engine.worker_accepts(21, 0, false), Status::kOk);
+    mark();
     bytes = life.drain();
     EXPECT_EQ(bytes.size(), boundaries.back().bytes);
   }
@@ -1323,15 +1556,15 @@ TEST(Journal, ReplaysEveryKindOfRecord) {
   const SmallJournal journal;
   const Replayed replayed = replay(journal.bytes);
   EXPECT_EQ(replayed.result.status, Status::kOk);
-  EXPECT_EQ(journal.boundaries.size(), 20u);
-  journal.expect_state(replayed, 19);
+  EXPECT_EQ(journal.boundaries.size(), 25u);
+  journal.expect_state(replayed, 24);
   EXPECT_EQ(replayed.result.decisions, 3u);
   std::set<RecordType> types;
   JournalReader reader(journal.bytes);
   std::span<const std::uint8_t> options;
   ASSERT_EQ(reader.read_header(&options), Status::kOk);
   for (Record record; reader.next(&record) == Status::kOk;) types.insert(record.type);
-  EXPECT_EQ(types.size(), 15u);
+  EXPECT_EQ(types.size(), 20u);
 }
 
 TEST(Journal, EveryTruncationIsThePrefixOrSaysSo) {
@@ -1434,7 +1667,8 @@ Bytes forge(const SmallJournal& journal, std::size_t i, const std::function<void
   return bytes;
 }
 
-constexpr std::size_t kFirstDecide = 5, kStore = 6, kFinish = 8, kToolStart = 9, kSecondDecide = 14, kTick = 16;
+constexpr std::size_t kFirstDecide = 5, kStore = 6, kFinish = 8, kToolStart = 9, kSecondDecide = 14, kTick = 16,
+                      kTrust = 19, kAccepts = 23;
 
 TEST(Journal, AnUnchangedForgeryIsTheJournal) {
   const SmallJournal journal;
@@ -1485,6 +1719,7 @@ TEST(Journal, AnEventThatIsRefusedIsAMismatch) {
   mismatch(kTick, [](RecordType&, Time& now, Bytes&) { now = 1; });                         // time runs backwards
   mismatch(kFinish, [](RecordType&, Time&, Bytes& payload) { payload[0] = 2; });            // no such call
   mismatch(kStore, [](RecordType&, Time&, Bytes& payload) { payload[0] = 3; });             // no such worker
+  mismatch(kTrust, [](RecordType&, Time&, Bytes& payload) { payload[5] = 4; });             // more than all
   mismatch(3, [](RecordType&, Time&, Bytes& payload) { payload[8] = 1, payload[9] = 0; });  // two blocks in one token
   mismatch(10, [](RecordType& type, Time&, Bytes& payload) {                                // the tool runs already
     type = RecordType::kToolStarted;
@@ -1504,7 +1739,7 @@ TEST(Journal, APayloadThatDoesNotFitItsTypeIsCorrupt) {
     corrupt(record, [](RecordType&, Time&, Bytes& payload) { payload.push_back(0); });  // a byte too many
     if (record != kTick) corrupt(record, [](RecordType&, Time&, Bytes& payload) { payload.pop_back(); });
     if (record != kTick) corrupt(record, [](RecordType&, Time&, Bytes& payload) { payload.clear(); });
-    for (const int type : {0, 25, 255}) {
+    for (const int type : {0, 30, 255}) {
       corrupt(record, [&](RecordType& written, Time&, Bytes&) { written = static_cast<RecordType>(type); });
     }
   }
@@ -1514,6 +1749,7 @@ TEST(Journal, APayloadThatDoesNotFitItsTypeIsCorrupt) {
   corrupt(kFinish, [](RecordType&, Time&, Bytes& payload) { payload[8] = 3; });     // no such stop reason
   corrupt(kFinish, [](RecordType&, Time&, Bytes& payload) { payload[9] = 5; });     // no such tool class
   corrupt(kToolStart, [](RecordType&, Time&, Bytes& payload) { payload[8] = 5; });
+  corrupt(kAccepts, [](RecordType&, Time&, Bytes& payload) { payload[4] = 2; });
 }
 
 TEST(Journal, PiecesOfAnySizeAreOneStream) {

@@ -435,13 +435,6 @@ TEST_P(PrefixIndexAgainstModel, AgreesAfterEveryOperation) {
       const std::uint32_t longest = index.match(asked, depth.data());
       ASSERT_EQ(depth, expected) << "operation " << operation;
       ASSERT_EQ(longest, *std::max_element(expected.begin(), expected.end()));
-      std::fill(depth.begin(), depth.end(), 12345u);
-      ASSERT_EQ(index.match_columns(asked, depth.data()), longest);
-      for (WorkerId w = 0; w < world.workers; ++w) {
-        for (std::uint32_t tier = 0; tier < kTierCount; ++tier) {
-          ASSERT_EQ(depth[tier * world.workers + w], expected[w * kTierCount + tier]) << "operation " << operation;
-        }
-      }
       const std::uint32_t count = index.match_gpu(asked, sparse_workers.data(), sparse_depths.data());
       std::uint32_t at = 0;
       for (WorkerId w = 0; w < world.workers; ++w) {

@@ -10,6 +10,7 @@ import { doctor, type DoctorOptions } from './doctor.js';
 import { registerEvaluate } from './evaluate.js';
 import { registerReplay } from './replay.js';
 import { registerSimulate } from './simulate.js';
+import { registerWorker } from './worker.js';
 
 const manifest = JSON.parse(readFileSync(new URL('../../../package.json', import.meta.url), 'utf8')) as {
   version: string;
@@ -33,6 +34,7 @@ Examples:
 registerSimulate(program);
 registerReplay(program);
 registerEvaluate(program);
+registerWorker(program);
 program
   .command('doctor')
   .description('say whether SAGA works on this machine: platform, binary, self-test')

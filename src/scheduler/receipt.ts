@@ -15,7 +15,7 @@ export interface Receipt {
   readonly reason: PlacementReason;
   /** Full blocks of the prompt. */
   readonly promptBlocks: number;
-  /** Leading blocks on that worker: in GPU memory; in GPU or host memory; in any tier. */
+  /** Leading blocks on that worker, as reported: in GPU memory; in GPU or host memory; in any tier. */
   readonly matchedBlocks: Readonly<Record<Tier, number>>;
   /** The longest leading match in GPU memory on any active worker, and the smallest worker id that has it. */
   readonly longestMatch: { readonly blocks: number; readonly worker: number | undefined };
@@ -23,7 +23,7 @@ export interface Receipt {
   readonly openCalls: number;
   /** Blocks in use there by running calls, before this one. */
   readonly blocksInUse: number;
-  /** Workers there were to choose from. */
+  /** Workers there were to choose from: active, and not drained. */
   readonly activeWorkers: number;
   /** Its place in the worker's queue, if the worker has priorities: smaller goes first. 0 but with `saga`. */
   readonly priority: number;
@@ -57,7 +57,7 @@ export interface Explanation {
   readonly text: string;
   readonly worker: Worker;
   readonly reason: PlacementReason;
-  /** Leading blocks in GPU memory there, and the full blocks of the prompt. */
+  /** Leading blocks in GPU memory there, as reported, and the full blocks of the prompt. */
   readonly matchedBlocks: number;
   readonly promptBlocks: number;
   /** What follows is of the policy `saga`; with the others all of it is `undefined`. */
@@ -71,6 +71,8 @@ export interface SagaExplanation {
   readonly holderPrice: Price | undefined;
   /** Where the call's agent was. */
   readonly holder: Worker | undefined;
+  /** How far the worker's reports of what it holds were believed, 0 to 1 ({@link Worker.trust}). */
+  readonly trust: number;
   /** Whom its blocks are pulled from. */
   readonly source: Worker | undefined;
   readonly submittedAt: number;
@@ -127,11 +129,14 @@ export function explainPrice(call: Call, numbers: Float64Array, workers: readonl
   const [matchedBlocks, promptBlocks, queued] = [number(4), number(5), number(8)];
   const price = priceAt(numbers, 10);
   const staying = priceAt(numbers, 16);
+  const trustPerMille = number(22);
   const holderPrice = staying.total > 0 ? staying : undefined;
   const from = source === undefined || source === worker ? '' : ` from worker ${source.id}`;
   const sentences = [`${goes(call, worker, `${reason}${from}`, matchedBlocks, promptBlocks)}: ${terms(price)}`];
   if (holderPrice !== undefined && holder !== undefined && holder !== worker)
     sentences.push(`Staying on worker ${holder.id}: ${terms(holderPrice)}`);
+  if (trustPerMille < 1000 && matchedBlocks > 0)
+    sentences.push(`Its match counts as ${Math.floor((matchedBlocks * trustPerMille) / 1000)} blocks`);
   if (queued > 0) sentences.push(`It waited ${(queued / 1e6).toFixed(3)} s in the queue`);
   return {
     text: `${sentences.join('. ')}.`,
@@ -139,7 +144,16 @@ export function explainPrice(call: Call, numbers: Float64Array, workers: readonl
     reason,
     matchedBlocks,
     promptBlocks,
-    saga: { price, holderPrice, holder, source, submittedAt: number(7), queued, grantedAt: number(9) },
+    saga: {
+      price,
+      holderPrice,
+      holder,
+      trust: trustPerMille / 1000,
+      source,
+      submittedAt: number(7),
+      queued,
+      grantedAt: number(9),
+    },
   };
 }
 

@@ -129,7 +129,7 @@ export class Scheduler {
   /** @internal What the native side answers with, where it is several numbers. */
   readonly results = new Float64Array(mostResults);
   /** @internal */
-  readonly workerState = new Uint32Array(4);
+  readonly workerState = new Uint32Array(7);
   /** @internal See told.ts. */
   readonly told = new Float64Array(toldColumns);
   readonly #clock: () => number;

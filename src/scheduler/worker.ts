@@ -1,10 +1,14 @@
 /** A worker as the scheduler sees it. */
 import { checkInteger, checkOneOf } from '../check.js';
+import { checkNumber } from '../graph/fields.js';
 import { checkHash, checkHashes, refused, twoTo32 } from './checks.js';
 import { notTold } from './told.js';
 import type { At } from './options.js';
 import type { Scheduler } from './scheduler.js';
 import { tiers, type Tier } from './vocabulary.js';
+
+/** Longest prompt in blocks that an engine may be made for. */
+const mostWindow = 2 ** 24;
 
 /** A worker's present state. */
 export interface WorkerState {
@@ -16,6 +20,12 @@ export interface WorkerState {
   blocksInUse: number;
   /** `false` once it was removed. */
   active: boolean;
+  /** How far what it reports to hold is believed, 0 to 1. */
+  trust: number;
+  /** `false` while it is drained. */
+  accepts: boolean;
+  /** Blocks of the window of a model with sliding-window attention; 0: none. */
+  windowBlocks: number;
 }
 
 /** What the policy `saga` reckons with on a worker. */
@@ -115,7 +125,79 @@ export class Worker {
   }
 
   /**
-   * The worker is lost or drained: what it held is forgotten, and its calls wait to be placed again, before all that were
+   * How far what the worker reports to hold is believed: a match of n blocks there counts as n times `trust` wherever a worker
+   * is chosen. Receipts keep the match as reported.
+   *
+   * @param trust 0 to 1, kept in thousandths. Default 1
+   */
+  trust(trust: number, at: At = {}): void {
+    const scheduler = this.#scheduler;
+    const now = scheduler.time(at);
+    const perMille = Math.round(checkNumber('trust', trust, 0, 1) * 1000);
+    const status = scheduler.native.workerTrust(now, this.id, perMille);
+    if (status < 0) throw refused(status, `worker ${this.id} cannot be trusted`);
+  }
+
+  /**
+   * The worker takes no more calls, and nothing is copied to it. Its calls go on, and what it holds may be copied away. While
+   * all workers are drained, calls wait. Once {@link WorkerState.openCalls} is 0 nothing is lost with {@link Worker.remove}.
+   */
+  drain(at: At = {}): void {
+    this.#accept(0, at);
+  }
+
+  /** It takes calls again. */
+  resume(at: At = {}): void {
+    this.#accept(1, at);
+  }
+
+  #accept(accepts: 0 | 1, at: At): void {
+    const scheduler = this.#scheduler;
+    const status = scheduler.native.workerAccepts(scheduler.time(at), this.id, accepts);
+    if (status < 0) throw refused(status, `worker ${this.id} cannot be ${accepts === 0 ? 'drained' : 'resumed'}`);
+  }
+
+  /**
+   * For models with sliding-window attention: leading blocks in GPU memory count as a match up to the longest prefix whose last
+   * `blocks` blocks (all of them, where it is shorter) the worker's window groups hold.
+   *
+   * @param blocks 0 to 2^24; for a window of t tokens (t - 1) / blockTokens, rounded up. Default 0: the model has no windows
+   */
+  window(blocks: number, at: At = {}): void {
+    const scheduler = this.#scheduler;
+    const now = scheduler.time(at);
+    const status = scheduler.native.workerWindow(now, this.id, checkInteger('blocks', blocks, 0, mostWindow));
+    if (status < 0) throw refused(status, `worker ${this.id} cannot have a window`);
+  }
+
+  /**
+   * The window groups hold these blocks (a KV event of the worker). Counted per copy: with several groups, tell a block when all
+   * of them hold it and when the first loses it. {@link Worker.cleared} forgets them too.
+   *
+   * @param hashes at most 2^24
+   * @throws SagaCapacityError when `maxBlocks` are known; nothing was stored
+   */
+  windowStored(hashes: BigUint64Array, at: At = {}): void {
+    const scheduler = this.#scheduler;
+    const now = scheduler.time(at);
+    const status = scheduler.native.windowStored(now, this.id, checkHashes('hashes', hashes));
+    if (status < 0) throw refused(status, `worker ${this.id} cannot store ${hashes.length} window blocks`);
+  }
+
+  /**
+   * The window groups no longer hold these blocks (a KV event of the worker). Hashes that they do not hold are ignored.
+   *
+   * @param hashes at most 2^24
+   */
+  windowRemoved(hashes: BigUint64Array, at: At = {}): void {
+    const scheduler = this.#scheduler;
+    const now = scheduler.time(at);
+    const status = scheduler.native.windowRemoved(now, this.id, checkHashes('hashes', hashes));
+    if (status < 0) throw refused(status, `worker ${this.id} cannot remove ${hashes.length} window blocks`);
+  }
+
+  /**
+   * The worker is lost, or has been drained: what it held is forgotten, and its calls wait to be placed again, before all that were
    * submitted after them. Their {@link Call.receipt} is `undefined` until then.
    */
   remove(at: At = {}): void {
@@ -131,8 +213,17 @@ export class Worker {
     scheduler.open();
     const status = scheduler.native.workerState(this.id);
     if (status < 0) throw refused(status, `worker ${this.id} has no state`);
-    const [blocks = 0, openCalls = 0, blocksInUse = 0, active = 0] = scheduler.workerState;
-    return { blocks, openCalls, blocksInUse, active: active === 1 };
+    const [blocks = 0, openCalls = 0, blocksInUse = 0, active = 0, perMille = 0, accepts = 0, windowBlocks = 0] =
+      scheduler.workerState;
+    return {
+      blocks,
+      openCalls,
+      blocksInUse,
+      active: active === 1,
+      trust: perMille / 1000,
+      accepts: accepts === 1,
+      windowBlocks,
+    };
   }
 
   /**

@@ -56,6 +56,7 @@ Engine::Engine(const EngineOptions& options)
       active_column_(options.max_workers),
       open_calls_column_(options.max_workers),
       blocks_in_use_column_(options.max_workers),
+      matched_column_(options.max_workers),
       depth_(std::size_t{options.max_workers} * kTierCount),
       workflows_(options.max_workflows),
       next_chunk_(static_cast<std::size_t>((options.max_open_blocks + kChunkBlocks - 1) / kChunkBlocks)),
@@ -281,6 +282,7 @@ Status Engine::add_worker(Time now, std::uint32_t capacity_blocks, WorkerId* wor
   workers_[*worker].capacity_blocks = capacity_blocks;
   workers_[*worker].active = 1;
   ++active_workers_;
+  count_properties(*worker, true);
   if (host_ != nullptr) host_->worker_added(*worker);
   return Status::kOk;
 }
@@ -294,11 +296,39 @@ Status Engine::remove_worker(Time now, WorkerId worker) {
     journal_.end();
   }
   advance(now);
+  clear_blocks(worker);
+  replaced_calls_ += take_calls_back(worker, false).size();
+  count_properties(worker, false);
+  workers_[worker].active = 0;
+  workers_[worker].reported_blocks = 0;
+  --active_workers_;
+  if (host_ != nullptr) host_->worker_removed(worker);
+  return Status::kOk;
+}
+
+// Counts an active worker by its properties, or does so no more.
+void Engine::count_properties(WorkerId worker, bool present) {
+  const WorkerState& state = workers_[worker];
+  const auto count = [present](std::uint32_t& sum, bool belongs) {
+    if (belongs) sum = present ? sum + 1 : sum - 1;
+  };
+  count(accepting_workers_, state.accepts != 0);
+  count(distrusted_workers_, state.trust != kFullTrust);
+  count(windowed_workers_, state.window_blocks != 0);
+}
+
+void Engine::clear_blocks(WorkerId worker) {
   mirror_.clear(worker);
+  if (windows_ != nullptr) windows_->clear(worker);
+}
+
+// Calls that were sent to the worker, or only those among them that nobody was told of, wait again; in order of submission.
+std::span<const std::uint32_t> Engine::take_calls_back(WorkerId worker, bool granted_only) {
   std::size_t lost = 0;
   for (std::uint32_t slot = 0; slot < calls_.size(); ++slot) {
     Call& call = calls_[slot];
     if (call.worker != worker || call.state == CallState::kFree || call.state == CallState::kKept) continue;
+    if (granted_only && call.state != CallState::kGranted) continue;
     leave_worker(call);
     if (call.state == CallState::kGranted) {
       --granted_calls_;  // nobody was told
@@ -319,12 +349,7 @@ Status Engine::remove_worker(Time now, WorkerId worker) {
     while (next != kNone && submitted_first(next, slot)) next = calls_[next].next;
     enqueue_waiting(slot, next);
   }
-  replaced_calls_ += lost;
-  workers_[worker].active = 0;
-  workers_[worker].reported_blocks = 0;
-  --active_workers_;
-  if (host_ != nullptr) host_->worker_removed(worker);
-  return Status::kOk;
+  return {lost_calls_.data(), lost};
 }
 
 Status Engine::blocks_stored(Time now, WorkerId worker, Tier tier, BlockHash parent,
@@ -369,7 +394,7 @@ Status Engine::blocks_cleared(Time now, WorkerId worker) {
     journal_.end();
   }
   advance(now);
-  mirror_.clear(worker);
+  clear_blocks(worker);
   return Status::kOk;
 }
 
@@ -394,6 +419,132 @@ Status Engine::worker_load(Time now, WorkerId worker, const WorkerLoad& load) {
   workers_[worker].reported_free = load.free_blocks;
   workers_[worker].estimated_blocks = 0;
   return Status::kOk;
+}
+
+Status Engine::worker_trust(Time now, WorkerId worker, std::uint32_t per_mille) {
+  if (const Status status = admit(now, 8); status != Status::kOk) return status;
+  if (!worker_active(worker)) return Status::kNotFound;
+  if (per_mille > kFullTrust) return Status::kInvalidArgument;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kWorkerTrust, now);
+    journal_.put(worker);
+    journal_.put(per_mille);
+    journal_.end();
+  }
+  advance(now);
+  count_properties(worker, false);
+  workers_[worker].trust = per_mille;
+  count_properties(worker, true);
+  return Status::kOk;
+}
+
+Status Engine::worker_accepts(Time now, WorkerId worker, bool accepts) {
+  if (const Status status = admit(now, 5); status != Status::kOk) return status;
+  if (!worker_active(worker)) return Status::kNotFound;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kWorkerAccepts, now);
+    journal_.put(worker);
+    journal_.put(static_cast<std::uint8_t>(accepts));
+    journal_.end();
+  }
+  advance(now);
+  if (worker_accepting(worker) == accepts) return Status::kOk;
+  count_properties(worker, false);
+  workers_[worker].accepts = accepts;
+  count_properties(worker, true);
+  if (host_ == nullptr) return Status::kOk;
+  if (accepts) {
+    host_->worker_resumed(worker);
+  } else {
+    host_->worker_drained(worker, take_calls_back(worker, true));
+  }
+  return Status::kOk;
+}
+
+Status Engine::worker_window(Time now, WorkerId worker, std::uint32_t window_blocks) {
+  if (const Status status = admit(now, 8); status != Status::kOk) return status;
+  if (!worker_active(worker)) return Status::kNotFound;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kWorkerWindow, now);
+    journal_.put(worker);
+    journal_.put(window_blocks);
+    journal_.end();
+  }
+  advance(now);
+  count_properties(worker, false);
+  workers_[worker].window_blocks = window_blocks;
+  count_properties(worker, true);
+  return Status::kOk;
+}
+
+Status Engine::window_stored(Time now, WorkerId worker, std::span<const BlockHash> hashes) {
+  if (const Status status = admit(now, 4 + 4 + hashes.size_bytes()); status != Status::kOk) return status;
+  if (!worker_active(worker)) return Status::kNotFound;
+  if (windows_ == nullptr) {
+    windows_ = std::make_unique<Mirror>(PrefixIndexOptions{options_.max_workers, options_.max_blocks});
+  }
+  if (!windows_->store(worker, Tier::kGpu, hashes, 0)) return Status::kFull;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kWindowStored, now);
+    journal_.put(worker);
+    write_hashes(journal_, hashes);
+    journal_.end();
+  }
+  advance(now);
+  return Status::kOk;
+}
+
+Status Engine::window_removed(Time now, WorkerId worker, std::span<const BlockHash> hashes) {
+  if (const Status status = admit(now, 4 + 4 + hashes.size_bytes()); status != Status::kOk) return status;
+  if (!worker_active(worker)) return Status::kNotFound;
+  if (journal_.enabled()) {
+    journal_.begin(RecordType::kWindowRemoved, now);
+    journal_.put(worker);
+    write_hashes(journal_, hashes);
+    journal_.end();
+  }
+  advance(now);
+  if (windows_ != nullptr) windows_->remove(worker, Tier::kGpu, hashes);
+  return Status::kOk;
+}
+
+// Shortens matches to what the window groups make usable. Returns the longest in any tier.
+std::uint32_t Engine::apply_windows(std::span<const BlockHash> chain, std::uint32_t* depth) const {
+  std::uint32_t longest = 0;
+  for (WorkerId worker = 0; worker < worker_count_; ++worker) {
+    std::uint32_t* tiers = depth + std::size_t{worker} * kTierCount;
+    const std::uint32_t window = workers_[worker].window_blocks;
+    const std::uint32_t matched = tiers[0];
+    if (window != 0 && matched != 0) {
+      std::uint32_t usable = matched;
+      std::uint32_t run = 0;  // blocks before `usable` that the window groups hold
+      for (std::uint32_t at = matched; at-- > 0 && run < window;) {
+        if (windows_ != nullptr && windows_->holds(worker, Tier::kGpu, chain[at])) {
+          ++run;
+        } else {
+          usable = at;
+          run = 0;
+        }
+      }
+      // A slower tier that adds nothing must not seem to hold what could be loaded.
+      for (std::uint32_t tier = 0; tier < kTierCount && tiers[tier] == matched; ++tier) tiers[tier] = usable;
+    }
+    longest = std::max(longest, tiers[kTierCount - 1]);
+  }
+  return longest;
+}
+
+// Who is gone holds nothing.
+void Engine::find_longest_match(Decision* decision) const {
+  decision->longest_match = 0;
+  decision->longest_match_worker = kNone;
+  for (WorkerId worker = 0; worker < worker_count_; ++worker) {
+    const std::uint32_t matched = depth_[worker * kTierCount];
+    if (matched > decision->longest_match) {
+      decision->longest_match = matched;
+      decision->longest_match_worker = worker;
+    }
+  }
 }
 
 Status Engine::declare_graph(Time now, const AgentGraph& graph, std::uint32_t* id) {
@@ -681,7 +832,7 @@ void Engine::free_slot(std::uint32_t slot) {
 // The scheduler sends a waiting call; the decision receives what is known of the worker before.
 void Engine::grant(std::uint32_t slot, WorkerId id, Decision& decision) {
   Call& call = calls_[slot];
-  SAGA_ASSERT(call.state == CallState::kWaiting && worker_active(id));
+  SAGA_ASSERT(call.state == CallState::kWaiting && worker_accepting(id));
   WorkerState& worker = workers_[id];
   decision.worker = id;
   decision.call = handle_of_call(slot);
@@ -689,7 +840,7 @@ void Engine::grant(std::uint32_t slot, WorkerId id, Decision& decision) {
   decision.prompt_blocks = call.prompt_tokens / options_.block_tokens;
   decision.open_calls = worker.open_calls;
   decision.blocks_in_use = worker.blocks_in_use();
-  decision.active_workers = static_cast<std::uint16_t>(active_workers_);
+  decision.active_workers = static_cast<std::uint16_t>(accepting_workers_);
   dequeue_waiting(slot);
   call.state = CallState::kGranted;
   ++granted_calls_;
@@ -774,32 +925,29 @@ Status Engine::decide(Time now, std::span<Decision> decisions, std::size_t* coun
   std::size_t room = std::min<std::size_t>(decisions.size(), host_ != nullptr ? kMostDecisions : options_.max_calls);
   if (journal_.enabled()) room = std::min(room, (journal_.largest_payload() - 4) / sizeof(Decision));
   if (host_ != nullptr) return decide_by_scheduler(now, decisions.first(room), count);
-  const std::size_t most = active_workers_ == 0 ? 0 : std::min<std::size_t>(room, waiting_calls_);
+  const std::size_t most = accepting_workers_ == 0 ? 0 : std::min<std::size_t>(room, waiting_calls_);
   if (const Status status = admit(now, 4 + most * sizeof(Decision)); status != Status::kOk) return status;
   advance(now);
   const std::span<const std::uint8_t> active(active_column_.data(), worker_count_);
   for (WorkerId worker = 0; worker < worker_count_; ++worker) {
     const WorkerState& state = workers_[worker];
-    active_column_[worker] = state.active;
+    active_column_[worker] = worker_accepting(worker);
     open_calls_column_[worker] = state.open_calls;
     blocks_in_use_column_[worker] = state.blocks_in_use();
   }
   while (*count < most) {
     const std::uint32_t slot = waiting_first_;
     Call& call = calls_[slot];
-    mirror_.match_columns(load_chain(call), depth_.data());
+    match(load_chain(call), depth_.data());
     Decision decision;
-    decision.longest_match_worker = kNone;
-    for (WorkerId worker = 0; worker < worker_count_; ++worker) {
-      const std::uint32_t pages = matched(worker, 0);
-      if (active[worker] != 0 && pages > decision.longest_match) {
-        decision.longest_match = pages;
-        decision.longest_match_worker = worker;
-      }
+    find_longest_match(&decision);
+    for (WorkerId worker = 0; worker < worker_count_; ++worker) matched_column_[worker] = depth_[worker * kTierCount];
+    for (WorkerId worker = 0; worker < worker_count_ && distrusted_workers_ != 0; ++worker) {
+      matched_column_[worker] = believed(matched_column_[worker], workers_[worker].trust);
     }
     const std::uint32_t prompt_blocks = call.prompt_tokens / options_.block_tokens;
     const Placement placement =
-        place(options_.placement, {active, depth_, open_calls_column_, blocks_in_use_column_, prompt_blocks},
+        place(options_.placement, {active, matched_column_, open_calls_column_, blocks_in_use_column_, prompt_blocks},
               round_robin_next_, random_);
     SAGA_ASSERT(placement.worker < worker_count_);
     WorkerState& worker = workers_[placement.worker];
@@ -810,11 +958,11 @@ Status Engine::decide(Time now, std::span<Decision> decisions, std::size_t* coun
     decision.reason = static_cast<std::uint32_t>(placement.reason);
     decision.prompt_blocks = prompt_blocks;
     for (std::uint32_t tier = 0; tier < kTierCount; ++tier) {
-      decision.matched_blocks[tier] = matched(placement.worker, tier);
+      decision.matched_blocks[tier] = depth_[placement.worker * kTierCount + tier];
     }
     decision.open_calls = worker.open_calls;
     decision.blocks_in_use = blocks_in_use_column_[placement.worker];
-    decision.active_workers = static_cast<std::uint16_t>(active_workers_);
+    decision.active_workers = static_cast<std::uint16_t>(accepting_workers_);
     decision.decided_at = now;
     decisions[(*count)++] = decision;
 
@@ -909,13 +1057,21 @@ bool Engine::verify() const {
     seen_chunk[chunk] = true;
   }
   if (free_chunks != free_chunks_) return false;
-  std::uint32_t active = 0;
+  std::uint32_t active = 0, accepting = 0, distrusted = 0, windowed = 0;
   for (WorkerId worker = 0; worker < worker_count_; ++worker) {
-    active += workers_[worker].active;
+    const WorkerState& state = workers_[worker];
+    active += state.active;
+    accepting += worker_accepting(worker);
+    distrusted += state.active != 0 && state.trust != kFullTrust;
+    windowed += state.active != 0 && state.window_blocks != 0;
+    if (state.trust > kFullTrust || (state.active == 0 && window_held(worker) != 0)) return false;
     if (workers_[worker].open_calls != expected[worker].open_calls) return false;
     if (workers_[worker].estimated_blocks != expected[worker].estimated_blocks) return false;
   }
-  if (active != active_workers_) return false;
+  if (active != active_workers_ || accepting != accepting_workers_ || distrusted != distrusted_workers_ ||
+      windowed != windowed_workers_) {
+    return false;
+  }
   std::uint32_t queued = 0;
   std::uint32_t previous = kNone;
   for (std::uint32_t slot = waiting_first_; slot != kNone; slot = calls_[slot].next) {
@@ -940,7 +1096,7 @@ bool Engine::verify() const {
     if (workflows_[slot].state == WorkflowState::kFree ? calls != 0 : calls != workflows_[slot].open_calls)
       return false;
   }
-  return mirror_.verify() && (host_ == nullptr || host_->verify());
+  return mirror_.verify() && (windows_ == nullptr || windows_->verify()) && (host_ == nullptr || host_->verify());
 }
 
 std::uint64_t Engine::digest() const {
@@ -957,6 +1113,8 @@ std::uint64_t Engine::digest() const {
     digest.add(state.reports);
     digest.add(state.reported_blocks | (std::uint64_t{state.active} << 32));
     digest.add(state.reported_waiting | (std::uint64_t{state.reported_free} << 32));
+    digest.add(state.trust | (std::uint64_t{state.window_blocks} << 32));
+    digest.add(state.accepts);
   }
   for (const Workflow& workflow : workflows_) {
     digest.add(workflow.generation | (static_cast<std::uint64_t>(workflow.state) << 32));
@@ -993,6 +1151,7 @@ std::uint64_t Engine::digest() const {
   digest.add(prompt_blocks_);
   digest.add(matched_blocks_);
   digest.add(mirror_.digest());
+  digest.add(windows_ == nullptr || windows_->holder_blocks() == 0 ? 0 : windows_->digest());
   if (host_ != nullptr) {
     digest.add(granted_calls_ | (std::uint64_t{host_blocks_seen_} << 32));
     host_->add_to(digest);
@@ -1198,6 +1357,34 @@ Status apply_record(const Record& record, Engine& engine, std::vector<BlockHash>
       const auto outcome = values.get<std::uint8_t>();
       if (!values.finished() || outcome > static_cast<std::uint8_t>(Outcome::kRevoked)) return Status::kJournalCorrupt;
       return engine.directive_done(now, id, static_cast<Outcome>(outcome));
+    }
+    case RecordType::kWorkerTrust: {
+      const auto worker = values.get<WorkerId>();
+      const auto per_mille = values.get<std::uint32_t>();
+      return values.finished() ? engine.worker_trust(now, worker, per_mille) : Status::kJournalCorrupt;
+    }
+    case RecordType::kWorkerAccepts: {
+      const auto worker = values.get<WorkerId>();
+      const auto accepts = values.get<std::uint8_t>();
+      if (!values.finished() || accepts > 1) return Status::kJournalCorrupt;
+      return engine.worker_accepts(now, worker, accepts != 0);
+    }
+    case RecordType::kWorkerWindow: {
+      const auto worker = values.get<WorkerId>();
+      const auto blocks = values.get<std::uint32_t>();
+      return values.finished() ? engine.worker_window(now, worker, blocks) : Status::kJournalCorrupt;
+    }
+    case RecordType::kWindowStored: {
+      const auto worker = values.get<WorkerId>();
+      const auto count = values.get<std::uint32_t>();
+      values.get_hashes(count, hashes);
+      return values.finished() ? engine.window_stored(now, worker, hashes) : Status::kJournalCorrupt;
+    }
+    case RecordType::kWindowRemoved: {
+      const auto worker = values.get<WorkerId>();
+      const auto count = values.get<std::uint32_t>();
+      values.get_hashes(count, hashes);
+      return values.finished() ? engine.window_removed(now, worker, hashes) : Status::kJournalCorrupt;
     }
     case RecordType::kTick:
       return values.finished() ? engine.tick(now) : Status::kJournalCorrupt;

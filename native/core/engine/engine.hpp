@@ -2,7 +2,7 @@
 //
 // Every change of state is an event with an explicit time: worker added or removed, KV blocks stored, removed or cleared,
 // workflow opened or closed, call submitted, first token, call finished, tool started or finished, load reported, graph
-// declared, tenant's weight set, outcome of a directive told, tick. An
+// declared, tenant's weight set, outcome of a directive told, worker trusted, drained or given a window, tick. An
 // event method checks that the event fits the state, writes it to the journal and applies it; otherwise it returns a status
 // and changes nothing (but for an allocation that fails in its middle: the C ABI then refuses all further events). decide(now)
 // then emits decisions. The same events with the same options and seed give byte-identical
@@ -11,7 +11,13 @@
 // What it knows
 //
 //   workers    id (small, given out in order, never reused), KV room in blocks, open calls, blocks in use by running calls,
-//              and which blocks it holds: the mirror (index/mirror.hpp), reference counted per (worker, tier, hash)
+//              and which blocks it holds: the mirror (index/mirror.hpp), reference counted per (worker, tier, hash). Further:
+//   trust      how far these blocks count where a worker is chosen, in thousandths; matches are told as reported
+//   accepts    no: it is drained. It gets no calls and no copies, and keeps those that it has been told of
+//   window     of a model with sliding-window attention, in blocks: D leading blocks in GPU memory are a match up to
+//              the longest prefix whose last `window` blocks (all, where it is shorter) its window groups hold. These
+//              are a mirror of their own, made with their first event; a match then walks back from its end, O(window)
+//              where it ends in a window
 //   workflows  an agent's whole task: tenant, open calls, whether a tool runs and since when
 //   calls      one LLM call of a workflow: its chain of block hashes, prompt tokens, worker and state
 //
@@ -23,6 +29,7 @@
 //   placed, running -> gone (finish_call)              its id becomes invalid. kSaga: -> kept (scheduler_host.hpp) -> gone
 //   any -> gone             (cancel_call)
 //   granted, placed, running -> waiting (remove_worker)   its worker is lost: it is placed again
+//   granted   -> waiting    (worker_accepts)           its worker is drained
 //
 // Who decides: the baselines (place/placement.hpp) when decide is called, one call after the other; kSaga, SAGA's own scheduler
 // (scheduler_host.hpp), at every event, so that decide hands out what was decided since, directives among it.
@@ -33,15 +40,16 @@
 // Ids of workflows and calls are slot + generation * 2^32; the generation has 20 bits, so an id fits a JavaScript number and a
 // stale id is found as long as its slot was not reused 2^20 times.
 //
-// Costs: events on blocks cost what the mirror costs (index/prefix_index.hpp); remove_worker that of clearing the worker plus
-// O(max_calls + n log n) for its n calls; all others O(1) plus one copy of a chain at submit, and with kSaga what the scheduler
-// costs. decide is O(decisions) with kSaga, else one match per waiting
+// Costs: events on blocks cost what the mirror costs (index/prefix_index.hpp); remove_worker that of clearing the worker
+// plus O(max_calls + n log n) for its n calls, worker_accepts with kSaga the latter; all others O(1) plus one copy of a
+// chain at submit, and with kSaga what the scheduler costs. decide is O(decisions) with kSaga, else one match per waiting
 // call plus O(workers). Everything is reserved at construction (the mirror's exceptions aside): an open call's chain lies in
 // 2 KiB chunks of one arena of `max_open_blocks` hashes, because a call that loses its worker is placed again.
 //
 // Invariants (verify): per worker, open_calls equals the placed and running calls on it, and estimated_blocks the sum of the
 // blocks of those placed since its last report; the waiting queue holds exactly the waiting calls, in order of submission; a workflow's open_calls equals its
-// calls; free and used slots and chunks add up; the mirror verifies.
+// calls; free and used slots and chunks add up; workers are counted by what they accept, their trust and their windows; both
+// mirrors verify.
 #pragma once
 
 #include <cstdint>
@@ -111,7 +119,10 @@ struct WorkerState {
   std::uint64_t reports = 0;
   std::uint32_t reported_waiting = kNone;  // calls in its queue, and blocks that hold nothing; kNone: not told
   std::uint32_t reported_free = kNone;
+  std::uint32_t trust = kFullTrust;
+  std::uint32_t window_blocks = 0;
   std::uint8_t active = 0;
+  std::uint8_t accepts = 1;
 
   // What placement goes by: calls that the worker cannot have counted yet are added to what it said.
   std::uint32_t blocks_in_use() const {
@@ -154,6 +165,12 @@ class Engine {
     return worker_load(now, worker, WorkerLoad{blocks_in_use, kNone, kNone});
   }
 
+  Status worker_trust(Time now, WorkerId worker, std::uint32_t per_mille);
+  Status worker_accepts(Time now, WorkerId worker, bool accepts);
+  Status worker_window(Time now, WorkerId worker, std::uint32_t window_blocks);
+  Status window_stored(Time now, WorkerId worker, std::span<const BlockHash> hashes);
+  Status window_removed(Time now, WorkerId worker, std::span<const BlockHash> hashes);
+
   // With kSaga; otherwise kWrongState. The graph is not prepared yet; its values are the caller's to check (verify()).
   Status declare_graph(Time now, const AgentGraph& graph, std::uint32_t* id);
   Status set_tenant(Time now, std::uint32_t tenant, double weight);
@@ -192,7 +209,8 @@ class Engine {
   // Leading blocks of `chain` per worker and tier, depth[worker * kTierCount + tier] for worker < worker_slots().
   // Changes nothing; returns the longest in any tier.
   std::uint32_t match(std::span<const BlockHash> chain, std::uint32_t* depth) const {
-    return mirror_.match(chain, depth);
+    const std::uint32_t longest = mirror_.match(chain, depth);
+    return windowed_workers_ == 0 ? longest : apply_windows(chain, depth);
   }
   std::uint32_t worker_slots() const { return options_.max_workers; }
 
@@ -204,6 +222,9 @@ class Engine {
   std::uint32_t pending_decisions() const { return host_ == nullptr ? waiting_calls_ : host_->pending(); }
 
   bool worker_state(WorkerId worker, WorkerState* state) const;
+  std::uint64_t window_held(WorkerId worker) const {  // distinct blocks
+    return windows_ == nullptr ? 0 : windows_->index().holder_blocks(worker, Tier::kGpu);
+  }
   EngineStats stats() const;
   Time now() const { return now_; }
   JournalWriter& journal() { return journal_; }
@@ -254,6 +275,12 @@ class Engine {
     now_ = now;
   }
   bool worker_active(WorkerId worker) const { return worker < worker_count_ && workers_[worker].active != 0; }
+  bool worker_accepting(WorkerId worker) const { return worker_active(worker) && workers_[worker].accepts != 0; }
+  void count_properties(WorkerId worker, bool present);
+  std::uint32_t apply_windows(std::span<const BlockHash> chain, std::uint32_t* depth) const;
+  void find_longest_match(Decision* decision) const;  // by the depths of the last match
+  void clear_blocks(WorkerId worker);
+  std::span<const std::uint32_t> take_calls_back(WorkerId worker, bool granted_only);
   std::uint32_t call_slot(CallHandle call) const;
   std::uint32_t any_call_slot(CallHandle call) const;  // kept ones too
   CallHandle handle_of_call(std::uint32_t slot) const;
@@ -288,26 +315,27 @@ class Engine {
       rest -= count;
     }
   }
-  // What the last match found.
-  std::uint32_t matched(WorkerId worker, std::uint32_t tier) const {
-    return depth_[std::size_t{tier} * options_.max_workers + worker];
-  }
   void write_options();
 
   EngineOptions options_;
   Mirror mirror_;
+  std::unique_ptr<Mirror> windows_;  // of window groups, in the tier kGpu; made when there are any
   Random random_;
   JournalWriter journal_;
   Time now_ = 0;
 
   std::uint32_t worker_count_ = 0;  // ids given out
   std::uint32_t active_workers_ = 0;
+  std::uint32_t accepting_workers_ = 0;   // of the active ones
+  std::uint32_t distrusted_workers_ = 0;  // of the active ones: with less than full trust
+  std::uint32_t windowed_workers_ = 0;    // of the active ones: with a window
   std::uint32_t round_robin_next_ = 0;
   std::vector<WorkerState> workers_;
-  // Columns of `workers_` that a placement reads, and the depths of the last match, a column a tier.
+  // Columns of `workers_` that a placement reads, and the depths of the last match.
   std::vector<std::uint8_t> active_column_;
   std::vector<std::uint32_t> open_calls_column_;
   std::vector<std::uint32_t> blocks_in_use_column_;
+  std::vector<std::uint32_t> matched_column_;
   std::vector<std::uint32_t> depth_;
 
   std::vector<Workflow> workflows_;

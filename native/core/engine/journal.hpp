@@ -56,6 +56,11 @@ enum class RecordType : std::uint8_t {
   kGraphDeclared = 22,
   kTenantSet = 23,
   kDirectiveDone = 24,
+  kWorkerTrust = 25,
+  kWorkerAccepts = 26,
+  kWorkerWindow = 27,
+  kWindowStored = 28,
+  kWindowRemoved = 29,
 };
 
 class JournalWriter {

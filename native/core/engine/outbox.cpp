@@ -208,6 +208,14 @@ std::uint64_t Outbox::any_on(WorkerId worker) const {
   return 0;
 }
 
+std::uint64_t Outbox::unread_copy_to(WorkerId worker) const {
+  for (std::uint32_t slot = oldest_copy_; slot != kNone; slot = directives_[slot].newer) {
+    const Slot& copy = directives_[slot];
+    if (copy.state == State::kPending && copy.directive.worker == worker) return copy.directive.id;
+  }
+  return 0;
+}
+
 std::uint64_t Outbox::leased_blocks(WorkerId worker) const {
   std::uint64_t blocks = 0;
   for (const Slot& slot : leases_) {

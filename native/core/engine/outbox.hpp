@@ -56,6 +56,8 @@ class Outbox {
   std::uint64_t expired(Time now) const;
   // Any copy to or lease on a worker that is not over; 0: none. O(slots).
   std::uint64_t any_on(WorkerId worker) const;
+  // Any copy to it that nobody has read; 0: none.
+  std::uint64_t unread_copy_to(WorkerId worker) const;
   std::uint64_t leased_blocks(WorkerId worker) const;
 
   bool verify() const;

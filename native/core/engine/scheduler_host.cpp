@@ -194,6 +194,15 @@ void SchedulerHost::worker_removed(WorkerId worker) {
   scheduler_.worker_removed(worker, now(), *this);
 }
 
+void SchedulerHost::worker_drained(WorkerId worker, std::span<const CallId> recalled) {
+  for (const CallId call : recalled) scheduler_.call_recalled(call, now(), *this);
+  for (std::uint64_t id = outbox_.unread_copy_to(worker); id != 0; id = outbox_.unread_copy_to(worker)) {
+    outbox_.end(id);
+    ++stats_.copies_refused;
+  }
+  scheduler_.worker_drained(worker, now(), *this);
+}
+
 void SchedulerHost::workflow_opened(std::uint32_t workflow) { scheduler_.task_arrived(workflow, now(), *this); }
 
 void SchedulerHost::workflow_closed(std::uint32_t workflow) {
@@ -328,6 +337,7 @@ void SchedulerHost::add_receipt(CallId call, const SagaReceipt& decided) {
   receipt.call = handle(call);
   receipt.prompt_blocks = known.prompt_tokens / engine_.options_.block_tokens;
   receipt.placement = known.placement;
+  receipt.trust = engine_.workers_[decided.worker].trust;
   receipt.submitted_at = known.submitted;
   receipt.granted_at = now();
 }
@@ -348,6 +358,8 @@ std::uint32_t SchedulerHost::tenant(std::uint32_t task) const { return engine_.w
 std::uint32_t SchedulerHost::agent_kind(std::uint32_t task) const { return engine_.workflows_[task].agent_kind; }
 bool SchedulerHost::active(WorkerId worker) const { return engine_.worker_active(worker); }
 std::uint32_t SchedulerHost::active_workers() const { return engine_.active_workers_; }
+bool SchedulerHost::accepts(WorkerId worker) const { return engine_.worker_accepting(worker); }
+std::uint32_t SchedulerHost::accepting_workers() const { return engine_.accepting_workers_; }
 bool SchedulerHost::has_host_tier() const { return engine_.host_blocks_seen_; }
 std::uint32_t SchedulerHost::open_calls(WorkerId worker) const { return engine_.workers_[worker].open_calls; }
 std::uint32_t SchedulerHost::running_pages(WorkerId worker) { return engine_.workers_[worker].blocks_in_use(); }
@@ -375,25 +387,39 @@ std::uint32_t SchedulerHost::leased_pages(WorkerId worker) const {
       std::min<std::uint64_t>(outbox_.leased_blocks(worker), engine_.workers_[worker].capacity_blocks));
 }
 
-// The depths of the call, in the engine's columns: what the workers hold does not change between what comes due before an
-// event and the event itself, nor in the course of either, so that a call is matched once (run_due()).
-void SchedulerHost::find_depths(CallId call) {
-  if (matched_ == call) return;
-  const std::span<const BlockHash> chain =
-      call == submitting_ ? submitting_chain_ : engine_.load_chain(engine_.calls_[call]);
-  engine_.mirror_.match_columns(chain, engine_.depth_.data());
-  matched_ = call;
+// The depths of the call. What the workers hold changes neither between what comes due before an event and the event
+// itself nor in the course of either, so that a call is matched once in each: run_due() forgets the match at both ends.
+const std::uint32_t* SchedulerHost::depths(CallId call) {
+  if (matched_ != call) {
+    const std::span<const BlockHash> chain =
+        call == submitting_ ? submitting_chain_ : engine_.load_chain(engine_.calls_[call]);
+    engine_.match(chain, engine_.depth_.data());
+    matched_ = call;
+  }
+  return engine_.depth_.data();
 }
 
 void SchedulerHost::match(CallId call, std::uint32_t* pages) {
-  find_depths(call);
-  std::copy_n(engine_.depth_.data(), engine_.options_.max_workers, pages);  // of the GPU tier
+  const std::uint32_t* const depth = depths(call);
+  const std::uint32_t count = engine_.options_.max_workers;
+  for (WorkerId worker = 0; worker < count; ++worker) pages[worker] = depth[worker * kTierCount];
+  if (engine_.distrusted_workers_ == 0) return;
+  for (WorkerId worker = 0; worker < engine_.worker_count_; ++worker) {
+    pages[worker] = believed(pages[worker], engine_.workers_[worker].trust);
+  }
+}
+
+std::uint32_t SchedulerHost::cached_pages(CallId call, WorkerId worker) {
+  return believed(held(call, worker, Tier::kGpu), engine_.workers_[worker].trust);
+}
+
+std::uint32_t SchedulerHost::cached_or_host_pages(CallId call, WorkerId worker) {
+  return believed(held(call, worker, Tier::kHost), engine_.workers_[worker].trust);
 }
 
 std::uint32_t SchedulerHost::held(CallId call, WorkerId worker, Tier tier) {
   const Engine::Call& known = engine_.calls_[call];
-  find_depths(call);
-  const std::uint32_t depth = engine_.matched(worker, static_cast<std::uint32_t>(tier));
+  const std::uint32_t depth = depths(call)[worker * kTierCount + static_cast<std::uint32_t>(tier)];
   // Whose prompt is there to its end, also has the answer that it gave, if nothing is known of its blocks.
   const Call& mine = calls_[call];
   const bool all_of_prompt =
@@ -412,7 +438,9 @@ Time SchedulerHost::copy_time(std::uint32_t pages) const {
 }
 
 void SchedulerHost::granted(CallId call) {
-  const SagaReceipt& decided = scheduler_.receipt();
+  SagaReceipt decided = scheduler_.receipt();
+  SAGA_ASSERT(matched_ == call);
+  decided.matched_pages = engine_.depth_[decided.worker * kTierCount];  // as reported
   add_receipt(call, decided);
   Decision& draft = outbox_.draft(call);
   draft = Decision{};
@@ -420,9 +448,9 @@ void SchedulerHost::granted(CallId call) {
   draft.reason = kFirstSagaReason + static_cast<std::uint32_t>(decided.reason);
   draft.longest_match = scheduler_.longest_match();
   draft.longest_match_worker = scheduler_.longest_match_worker();
-  SAGA_ASSERT(matched_ == call);
+  if (engine_.distrusted_workers_ != 0) engine_.find_longest_match(&draft);
   for (std::uint32_t tier = 0; tier < kTierCount; ++tier) {
-    draft.matched_blocks[tier] = engine_.matched(decided.worker, tier);
+    draft.matched_blocks[tier] = engine_.depth_[decided.worker * kTierCount + tier];
   }
 }
 

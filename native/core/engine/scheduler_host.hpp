@@ -53,6 +53,12 @@ struct SchedulingOptions {
 };
 inline constexpr std::uint32_t kSchedulingParts = 8;
 
+// How far a worker's reports of what it holds are believed, in thousandths.
+inline constexpr std::uint32_t kFullTrust = 1000;
+inline std::uint32_t believed(std::uint32_t blocks, std::uint32_t trust) {
+  return static_cast<std::uint32_t>(std::uint64_t{blocks} * trust / kFullTrust);
+}
+
 // Of a tenant's fair share.
 inline constexpr double kLeastWeight = 1.0 / 1024;
 inline constexpr double kMostWeight = 1024;
@@ -65,6 +71,7 @@ struct Receipt {
   std::uint64_t call = 0;  // its handle
   std::uint32_t prompt_blocks = 0;
   std::uint32_t placement = 0;
+  std::uint32_t trust = kFullTrust;  // in the worker; decided.matched_pages are as reported
   Time submitted_at = 0;
   Time granted_at = 0;
 };
@@ -106,6 +113,9 @@ class SchedulerHost final : public ClusterControl {
   void set_weight(std::uint32_t tenant, double weight);
   void worker_added(WorkerId worker) { scheduler_.worker_added(worker, now(), *this); }
   void worker_removed(WorkerId worker);
+  // `recalled`: were granted there, and have been taken back (call_lost).
+  void worker_drained(WorkerId worker, std::span<const CallId> recalled);
+  void worker_resumed(WorkerId worker) { scheduler_.worker_resumed(worker, now(), *this); }
   void workflow_opened(std::uint32_t workflow);
   void workflow_closed(std::uint32_t workflow);
   void call_submitted(CallId call, std::uint32_t agent, std::uint32_t prompt_kind, const CallHints& hints,
@@ -143,6 +153,8 @@ class SchedulerHost final : public ClusterControl {
   std::uint32_t output_tokens(CallId call) const override { return calls_[call].output_tokens; }
   bool active(WorkerId worker) const override;
   std::uint32_t active_workers() const override;
+  bool accepts(WorkerId worker) const override;
+  std::uint32_t accepting_workers() const override;
   bool has_host_tier() const override;
   void match(CallId call, std::uint32_t* pages) override;
   std::uint32_t open_calls(WorkerId worker) const override;
@@ -151,8 +163,8 @@ class SchedulerHost final : public ClusterControl {
   std::uint32_t free_pages(WorkerId worker) override;
   std::uint32_t capacity_pages(WorkerId worker) const override;
   std::uint32_t leased_pages(WorkerId worker) const override;
-  std::uint32_t cached_pages(CallId call, WorkerId worker) override { return held(call, worker, Tier::kGpu); }
-  std::uint32_t cached_or_host_pages(CallId call, WorkerId worker) override { return held(call, worker, Tier::kHost); }
+  std::uint32_t cached_pages(CallId call, WorkerId worker) override;
+  std::uint32_t cached_or_host_pages(CallId call, WorkerId worker) override;
   Time copy_time(std::uint32_t pages) const override;
   void send(CallId call, WorkerId worker) override;
   void set_priority(CallId call, std::int32_t priority) override;
@@ -191,7 +203,7 @@ class SchedulerHost final : public ClusterControl {
   void keep_chain(CallId call);
   void forget_chain(CallId call);
   void free_kept(CallId call);
-  void find_depths(CallId call);
+  const std::uint32_t* depths(CallId call);
   std::uint32_t held(CallId call, WorkerId worker, Tier tier);
   void add_receipt(CallId call, const SagaReceipt& decided);
   void end_lease(std::uint64_t id, LeaseOutcome outcome);
@@ -217,7 +229,7 @@ class SchedulerHost final : public ClusterControl {
   std::uint64_t receipts_made_ = 0;
   CallId submitting_ = kNone;  // its chain lies with the caller
   std::span<const BlockHash> submitting_chain_;
-  CallId matched_ = kNone;  // whose match lies in the engine's columns; kNone: of nobody, or it may have changed since
+  CallId matched_ = kNone;  // whose match lies in the engine's columns; kNone: it may have changed since
   SchedulerStats stats_;
 };
 

@@ -204,6 +204,21 @@ void BlockEvictor::preempt(CallId id, Time now) {
   policy_->call_preempted(id, now);
 }
 
+bool BlockEvictor::told(ThreadKey key, const CallOutcome& outcome, Time now) {
+  SAGA_ASSERT(now >= now_);
+  const ThreadId thread = key == kNoThread ? kNone : thread_by_key_.find(key);
+  if (saga_ == nullptr || thread == kNone) return false;
+  CallEnd info;
+  info.stop_reason = outcome.stop_reason;
+  info.tool_class = outcome.tool_class;
+  info.session_end = outcome.session_end;
+  info.declared_gap = outcome.declared_gap;
+  info.output_tokens = outcome.output_tokens;
+  if (!saga_->call_told(thread, info)) return false;
+  now_ = now;
+  return true;
+}
+
 void BlockEvictor::thread_left(ThreadKey key, Time now) {
   SAGA_ASSERT(now >= now_);
   now_ = now;

@@ -120,6 +120,9 @@ class BlockEvictor {
   void preempt(CallId call, Time now);
   bool is_open(CallId call) const { return calls_[call].open; }
   bool is_preempted(CallId call) const { return calls_[call].open && calls_[call].preempted; }
+  // How the newest call of the thread ended, where that turned out after end(). False, and nothing happens, if the thread is
+  // not known or not in a gap (or the policy is lru).
+  bool told(ThreadKey thread, const CallOutcome& outcome, Time now);
   // The thread will not come back.
   void thread_left(ThreadKey thread, Time now);
 

@@ -74,10 +74,15 @@ std::uint32_t GapHistory::gap_level() const {
 
 void GapHistory::call_ended(StopReason stop, ToolClass tool, std::uint32_t output_tokens, std::uint64_t prompt_tokens,
                             Time ran, const ToolGaps& tools) {
+  smooth(call_time_, rough_log2(seconds(ran) + 0.1), 0.1f, calls_ == 1);
+  call_told(stop, tool, output_tokens, prompt_tokens, ran, tools);
+}
+
+void GapHistory::call_told(StopReason stop, ToolClass tool, std::uint32_t output_tokens, std::uint64_t prompt_tokens,
+                           Time ran, const ToolGaps& tools) {
   stop_ = stop;
   tool_ = tool;
   const float call_time = rough_log2(seconds(ran) + 0.1);
-  smooth(call_time_, call_time, 0.1f, calls_ == 1);
   const float output = rough_log2(static_cast<double>(output_tokens) + 1);
   const bool past = gaps_ > 0;
   const auto t = static_cast<std::size_t>(tool);

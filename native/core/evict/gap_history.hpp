@@ -27,6 +27,9 @@ class GapHistory {
   void call_ended(StopReason stop, ToolClass tool, std::uint32_t output_tokens, std::uint64_t prompt_tokens, Time ran,
                   const ToolGaps& tools);
   void gap_ended(Time gap, ToolGaps& tools);
+  // During a gap: features() as if call_ended had been told this. `prompt_tokens` and `ran` as there.
+  void call_told(StopReason stop, ToolClass tool, std::uint32_t output_tokens, std::uint64_t prompt_tokens, Time ran,
+                 const ToolGaps& tools);
 
   // Whether there is anything to correct by. Without, the class tables alone count.
   bool past() const { return gaps_ + human_gaps_ > 0; }

@@ -352,6 +352,29 @@ void SagaPolicy::call_ended(const CallEnd& call, Time now) {
   past.gaps.call_ended(call.stop_reason, call.tool_class, call.output_tokens,
                        std::uint64_t{past.gaps.path_pages()} * tree_.page_tokens(), now - head.run_since,
                        statistics_->tool_gaps);
+  set_wait(id, call);
+  list_ghost(id);
+}
+
+bool SagaPolicy::call_told(ThreadId thread, const CallEnd& call) {
+  const HeadId id = thread < head_of_thread_.size() ? head_of_thread_[thread] : kNoHead;
+  if (id == kNoHead || heads_[id].state != State::kIdle) return false;
+  Head& head = heads_[id];
+  Past& past = pasts_[id];
+  drop_own_table(head);
+  head.own_from = kBuckets;
+  past.gaps.call_told(call.stop_reason, call.tool_class, call.output_tokens,
+                      std::uint64_t{past.gaps.path_pages()} * tree_.page_tokens(), head.since - head.run_since,
+                      statistics_->tool_gaps);
+  set_wait(id, call);
+  if (head.hangs_at != kNone) touch(head.hangs_at);
+  return true;
+}
+
+// By which table the head waits.
+void SagaPolicy::set_wait(HeadId id, const CallEnd& call) {
+  Head& head = heads_[id];
+  const Past& past = pasts_[id];
   if (call.session_end) {
     head.wait = Wait::kEnded;
     head.wait_class = statistics_->ended.child(HazardTree::kRoot, 0);
@@ -364,7 +387,6 @@ void SagaPolicy::call_ended(const CallEnd& call, Time now) {
     const std::uint32_t calls_so_far = past.inferred ? past.gaps.calls() - 1 : ReuseStatistics::kCallsUnknown;
     head.wait_class = statistics_->gap_class(call.stop_reason, call.tool_class, calls_so_far);
   }
-  list_ghost(id);
 }
 
 void SagaPolicy::call_preempted(CallId call, Time) {

@@ -68,6 +68,10 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   Victim victim(Time now) override;
   bool verify() const override;
 
+  // How the newest call of the thread ended, as it turned out during the gap that follows: its wait goes on by the class that
+  // call_ended() would have given it, from the same moment on. False, and nothing happens, if the thread is not in a gap.
+  bool call_told(ThreadId thread, const CallEnd& call);
+
   // Live trees. Forgets the head whose last page left the cache first, of those that neither run nor wait; false if there is
   // none.
   bool forget_oldest(Time now);
@@ -186,6 +190,7 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   void set_path(HeadId id, NodeId leaf);
   void list_ghost(HeadId id);
   void unlist_ghost(HeadId id);
+  void set_wait(HeadId id, const CallEnd& call);
   void give_up_wait(HeadId id, Time now);
   void gap_ended(HeadId id, Time now);
   void learn_survived(HeadId id, std::uint32_t groups);

@@ -44,9 +44,6 @@ class Mirror {
   std::uint32_t match(std::span<const BlockHash> chain, std::uint32_t* depth) const {
     return index_.match(chain, depth);
   }
-  std::uint32_t match_columns(std::span<const BlockHash> chain, std::uint32_t* depth) const {
-    return index_.match_columns(chain, depth);
-  }
   void prefetch(std::span<const BlockHash> chain) const { index_.prefetch(chain); }
   std::uint32_t match_gpu(std::span<const BlockHash> chain, WorkerId* workers, std::uint32_t* depths) const {
     return index_.match_gpu(chain, workers, depths);

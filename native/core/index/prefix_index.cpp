@@ -509,43 +509,27 @@ std::uint32_t PrefixIndex::walk(std::span<const BlockHash> chain, Visitor& visit
 
 namespace {
 
-// Where depths go: the tiers of a worker side by side, or the workers of a tier.
-struct DepthRows {
-  std::uint32_t* depths;
-  std::uint32_t& at(std::size_t worker, std::uint32_t tier) const { return depths[worker * kTierCount + tier]; }
-  void fill_eight(std::size_t worker, std::uint32_t depth) const { std::fill_n(&at(worker, 0), 8 * kTierCount, depth); }
-};
-struct DepthColumns {
-  std::uint32_t* depths;
-  std::size_t workers;
-  std::uint32_t& at(std::size_t worker, std::uint32_t tier) const { return depths[tier * workers + worker]; }
-  void fill_eight(std::size_t worker, std::uint32_t depth) const {
-    for (std::uint32_t tier = 0; tier < kTierCount; ++tier) std::fill_n(&at(worker, tier), 8, depth);
-  }
-};
-
 // Writes `depth` for all workers of one word that dropped out, for tiers [first, last].
-template <std::uint32_t kFirst, std::uint32_t kLast, class Depths>
-inline void write_depths(const Depths& depths, std::uint32_t word, std::uint64_t workers, std::uint32_t depth) {
-  const std::size_t base = static_cast<std::size_t>(word) * 64;
+template <std::uint32_t kFirst, std::uint32_t kLast>
+inline void write_depths(std::uint32_t* depths, std::uint32_t word, std::uint64_t workers, std::uint32_t depth) {
+  std::uint32_t* const base = depths + static_cast<std::size_t>(word) * 64 * kTierCount;
   while (workers != 0) {
     const auto first = static_cast<std::uint32_t>(std::countr_zero(workers));
     if (kFirst == 0 && kLast == kTierCount - 1 && first % 8 == 0 && (workers >> first & 0xFF) == 0xFF) {
-      depths.fill_eight(base + first, depth);  // a shared root is held by nearly all
+      std::fill_n(base + first * kTierCount, 8 * kTierCount, depth);  // a shared root is held by nearly all
       workers &= ~(std::uint64_t{0xFF} << first);
       continue;
     }
-    for (std::uint32_t tier = kFirst; tier <= kLast; ++tier) depths.at(base + first, tier) = depth;
+    for (std::uint32_t tier = kFirst; tier <= kLast; ++tier) base[first * kTierCount + tier] = depth;
     workers &= workers - 1;
   }
 }
 
 // Follows the workers that hold everything so far, in the GPU tier; in GPU or host; in any tier. While all sets seen are of the
 // GPU tier alone the three are the same and only the first is kept.
-template <class Depths>
 struct AllTiers {
   const HolderSets& sets;
-  const Depths depths;
+  std::uint32_t* depths;
   std::uint32_t words;
   bool started = false;
   bool gpu_only = true;
@@ -553,7 +537,7 @@ struct AllTiers {
   std::uint64_t host[PrefixIndex::kMaxWorkers / 64];
   std::uint64_t disk[PrefixIndex::kMaxWorkers / 64];
 
-  AllTiers(const HolderSets& holder_sets, const Depths& out)
+  AllTiers(const HolderSets& holder_sets, std::uint32_t* out)
       : sets(holder_sets), depths(out), words(holder_sets.words()) {}
 
   bool change(std::uint32_t depth, HolderSetId set) {
@@ -667,18 +651,9 @@ void PrefixIndex::prefetch(std::span<const BlockHash> chain) const {
 }
 
 std::uint32_t PrefixIndex::match(std::span<const BlockHash> chain, std::uint32_t* depth) const {
-  return match_all_tiers(chain, DepthRows{depth});
-}
-
-std::uint32_t PrefixIndex::match_columns(std::span<const BlockHash> chain, std::uint32_t* depth) const {
-  return match_all_tiers(chain, DepthColumns{depth, max_workers_});
-}
-
-template <class Depths>
-std::uint32_t PrefixIndex::match_all_tiers(std::span<const BlockHash> chain, Depths depths) const {
   if (!chain.empty()) prefetch_entry(chain[0]);
-  std::memset(depths.depths, 0, static_cast<std::size_t>(max_workers_) * kTierCount * sizeof(std::uint32_t));
-  AllTiers<Depths> tiers(sets_, depths);
+  std::memset(depth, 0, static_cast<std::size_t>(max_workers_) * kTierCount * sizeof(std::uint32_t));
+  AllTiers tiers(sets_, depth);
   const std::uint32_t reached = walk(chain, tiers);
   if (tiers.started) tiers.finish(reached);
   return reached;

@@ -91,8 +91,6 @@ class PrefixIndex {
 
   // Writes depth[worker * kTierCount + tier] for all workers in [0, workers()) and returns the greatest of them.
   std::uint32_t match(std::span<const BlockHash> chain, std::uint32_t* depth) const;
-  // The same with a column a tier, depth[tier * workers() + worker]: for a caller that looks at all workers in one tier.
-  std::uint32_t match_columns(std::span<const BlockHash> chain, std::uint32_t* depth) const;
 
   // A match of this chain follows soon: fetches the table entries that it will look at first.
   void prefetch(std::span<const BlockHash> chain) const;
@@ -173,8 +171,6 @@ class PrefixIndex {
 
   template <class Visitor>
   std::uint32_t walk(std::span<const BlockHash> chain, Visitor& visitor) const;
-  template <class Depths>
-  std::uint32_t match_all_tiers(std::span<const BlockHash> chain, Depths depths) const;
 
   std::uint32_t max_workers_;
   std::uint64_t max_blocks_;

@@ -45,8 +45,11 @@ class ClusterControl {
   // The workers now.
   virtual bool active(WorkerId) const { return true; }  // false: it is gone, nothing may go there
   virtual std::uint32_t active_workers() const { return workers(); }
+  // false: it is gone or drained. No call and no copy goes to a drained one; its calls go on, and pages may leave it.
+  virtual bool accepts(WorkerId worker) const { return active(worker); }
+  virtual std::uint32_t accepting_workers() const { return active_workers(); }
   virtual bool has_host_tier() const { return false; }
-  // Leading cached pages of the prompt, per worker; 0 of those that are not active.
+  // Leading cached pages of the prompt, per worker, as far as its reports are believed; 0 of those that are not active.
   virtual void match(CallId call, std::uint32_t* pages) = 0;
   virtual std::uint32_t open_calls(WorkerId worker) const = 0;     // sent and not yet finished
   virtual std::uint32_t running_pages(WorkerId worker) = 0;        // pages in use by running calls
@@ -56,7 +59,7 @@ class ClusterControl {
   virtual std::uint32_t leased_pages(WorkerId worker) const = 0;  // of these, held against the budget by leases
 
   // Leading pages of the call's prompt (and answer, once it has ended) that the worker holds in GPU memory, and in GPU or
-  // host memory.
+  // host memory, as far as its reports are believed.
   virtual std::uint32_t cached_pages(CallId call, WorkerId worker) = 0;
   virtual std::uint32_t cached_or_host_pages(CallId call, WorkerId worker) = 0;
   // Estimated time of a copy of so many pages between workers, or from a worker's host memory, on an idle link.
@@ -105,6 +108,11 @@ class PlacementPolicy {
   virtual void worker_added(WorkerId, Time, ClusterControl&) {}
   virtual void worker_removed(WorkerId, Time, ClusterControl&) {}
   virtual void call_cancelled(CallId, Time, ClusterControl&) {}
+  // accepts() says so already. call_recalled(): send() was taken back, as the worker is drained and was not told of the
+  // call yet; the policy sends it again. All of these come before worker_drained().
+  virtual void worker_drained(WorkerId, Time, ClusterControl&) {}
+  virtual void worker_resumed(WorkerId, Time, ClusterControl&) {}
+  virtual void call_recalled(CallId, Time, ClusterControl&) {}
   virtual void tenant_changed(std::uint32_t, Time, ClusterControl&) {}
   // A copy of the pages of a call to `to` has come to its end, whether they are there or not.
   virtual void copy_ended(CallId, WorkerId, Time, ClusterControl&) {}

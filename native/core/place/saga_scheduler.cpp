@@ -295,18 +295,19 @@ bool SagaScheduler::has_room(const Thread& thread, double set, WorkerId id, bool
 }
 
 bool SagaScheduler::fits(const Thread& thread, CallId call, Time now, ClusterControl& cluster) {
-  if (cluster.active_workers() == 0) return false;
+  if (cluster.accepting_workers() == 0) return false;
   if (!options_.parts.admission) return true;
   const FairQueue& queue = thread.admitted ? queue_ : admissions_;
   const Time waited = now - queue.waiting_since(thread.entry);
   if (waited > options_.longest_wait) return true;
   const double set = working_set(thread);
   for (WorkerId w = 0; w < options_.workers; ++w) {
-    if (cluster.active(w) && has_room(thread, set, w, thread.admitted)) return true;
-    if (cluster.active(w) && workers_[w].calls == 0 && waited > kLongestIdle)
+    if (cluster.accepts(w) && has_room(thread, set, w, thread.admitted)) return true;
+    if (cluster.accepts(w) && workers_[w].calls == 0 && waited > kLongestIdle)
       return true;  // no GPU idles for the absent
   }
-  if (thread.admitted || thread.worker == kNone || !has_room(thread, set, thread.worker, true)) return false;
+  if (thread.admitted || thread.worker == kNone || !cluster.accepts(thread.worker)) return false;
+  if (!has_room(thread, set, thread.worker, true)) return false;
   return 2.0 * cluster.cached_pages(call, thread.worker) * page_tokens_ >= thread.context;
 }
 
@@ -363,7 +364,7 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
   Alternative best, second, home;
   double enough = kInfinite;  // a price above this changes nothing
   const auto consider = [&](WorkerId w, bool anyone) {
-    if (!cluster.active(w)) return;
+    if (!cluster.accepts(w)) return;
     const bool holds = 2.0 * matched[w] * page_tokens_ >= thread.context;
     const bool stays = w == thread.worker && thread.admitted;
     if (!anyone && options_.parts.admission && !stays && !has_room(thread, set, w, holds)) return;
@@ -813,18 +814,20 @@ void SagaScheduler::note_move(Thread& thread, Time now) {
   thread.moved_at = now;
 }
 
-bool SagaScheduler::may_move(const Thread& thread, Time now) const {
-  return thread.state == State::kPaused && thread.presence >= 0.5 && thread.ready_at <= now &&
-         !(thread.moved && seconds(now - thread.moved_at) < options_.settle_seconds);
+bool SagaScheduler::may_move(const Thread& thread, Time now, ClusterControl& cluster) const {
+  if (thread.state != State::kPaused || thread.presence < 0.5 || thread.ready_at > now) return false;
+  const bool settles = thread.moved && seconds(now - thread.moved_at) < options_.settle_seconds;
+  return !settles || !cluster.accepts(thread.worker);
 }
 
 void SagaScheduler::consider_steal(std::uint32_t id, Time now, ClusterControl& cluster) {
   const Thread& thread = threads_[id];
-  if (!may_move(thread, now)) return;
+  if (!may_move(thread, now, cluster)) return;
   const WorkerId home = thread.worker;
   const Load own = load_of(thread, 1);
   const double set = own.resident;  // the working set
-  const double stay = price(thread, own, home, thread.growth, 0).total();
+  const bool may_stay = cluster.accepts(home);
+  double stay = may_stay ? price(thread, own, home, thread.growth, 0).total() : kInfinite;
   WorkerId best = home;
   double best_price = stay;
   double enough = stay * (1 + kRounding);
@@ -833,7 +836,7 @@ void SagaScheduler::consider_steal(std::uint32_t id, Time now, ClusterControl& c
   const double* const bounds = bounds_.data();
   for (WorkerId w = first_within(bounds, 0, options_.workers, enough); w < options_.workers;
        w = first_within(bounds, w + 1, options_.workers, enough)) {
-    if (w == home || !cluster.active(w)) continue;
+    if (w == home || !cluster.accepts(w)) continue;
     // Where all are full, to one that stays less full than this one.
     if (!has_room(thread, set, w, false) &&
         workers_[w].load.resident + thread.load.resident > workers_[home].load.resident) {
@@ -846,6 +849,8 @@ void SagaScheduler::consider_steal(std::uint32_t id, Time now, ClusterControl& c
       enough = there * (1 + kRounding);
     }
   }
+  // Where it may not go on, it would have to be computed again.
+  if (best != home && !may_stay) stay = price(thread, own, best, thread.context, 0).total();
   if (best != home && stay > best_price * (1 + options_.hysteresis)) {
     move_paused(id, best, stay - best_price, now, cluster);
   }
@@ -853,7 +858,7 @@ void SagaScheduler::consider_steal(std::uint32_t id, Time now, ClusterControl& c
 
 // A worker without calls takes a thread that is due to return from the most loaded one, if that has too much.
 void SagaScheduler::steal_for_idle(WorkerId thief, Time now, ClusterControl& cluster) {
-  if (workers_[thief].calls > 0 || !cluster.active(thief)) return;
+  if (workers_[thief].calls > 0 || !cluster.accepts(thief)) return;
   WorkerId victim = thief;
   double sum = 0;
   for (WorkerId w = 0; w < options_.workers; ++w) {  // those that are gone have no load
@@ -864,7 +869,8 @@ void SagaScheduler::steal_for_idle(WorkerId thief, Time now, ClusterControl& clu
   std::uint32_t best = kNone;
   for (const std::uint32_t id : active_) {
     const Thread& thread = threads_[id];
-    if (thread.worker != victim || !may_move(thread, now) || !has_room(thread, working_set(thread), thief, false))
+    if (thread.worker != victim || !may_move(thread, now, cluster) ||
+        !has_room(thread, working_set(thread), thief, false))
       continue;
     if (best == kNone || thread.paused_at < threads_[best].paused_at ||
         (thread.paused_at == threads_[best].paused_at && id < best)) {
@@ -885,7 +891,7 @@ void SagaScheduler::preempt_for_waiting(Time now, ClusterControl& cluster) {
   if (!options_.parts.fairness || queue_.size() == 0) return;
   for (std::size_t i = 0; i < active_.size(); ++i) {
     Thread& waiting = threads_[active_[i]];
-    if (waiting.state != State::kQueued || !waiting.admitted) continue;
+    if (waiting.state != State::kQueued || !waiting.admitted || !cluster.accepts(waiting.worker)) continue;
     std::uint32_t victim = kNone;
     for (const std::uint32_t id : active_) {
       const Thread& running = threads_[id];
@@ -973,7 +979,7 @@ void SagaScheduler::timer(Time now, ClusterControl& cluster) {
     if (thread.state == State::kArriving) {
       thread.state = State::kRunning;
       send_open(subject, now, cluster);
-    } else if (thread.worker != kNone && thread.ready_at <= now &&
+    } else if (thread.worker != kNone && thread.ready_at <= now && cluster.accepts(thread.worker) &&
                cluster.cached_or_host_pages(thread.call, thread.worker) >
                    cluster.cached_pages(thread.call, thread.worker)) {
       copy_to(thread, thread.call, thread.worker, thread.worker, now, cluster);
@@ -982,6 +988,7 @@ void SagaScheduler::timer(Time now, ClusterControl& cluster) {
   }
   if (next_refresh_ != 0 && now >= next_refresh_) {
     refresh(now, cluster);
+    if (cluster.accepting_workers() < cluster.active_workers()) move_off(kNone, now, cluster);
     grant_waiting(now, cluster, kNone, nullptr);
     preempt_for_waiting(now, cluster);
   }
@@ -1018,16 +1025,8 @@ void SagaScheduler::worker_removed(WorkerId worker, Time now, ClusterControl& cl
     if (thread.lease != kNoLease) cluster.release(thread.lease);
     thread.lease = kNoLease;
     if (state != State::kRunning && state != State::kArriving) continue;
-    uncharge(thread, cluster);
-    clear_timer(id);
-    thread.state = State::kQueued;
-    thread.call = thread.first_open;
     thread.admitted = false;
-    thread.yields = false;
-    const Forecast forecast = estimate(thread, id, now);
-    bool full = false;
-    enqueue(id, false, forecast, now, cluster, &full);
-    SAGA_ASSERT(!full);  // there is an entry for each call
+    queue_again(id, now, cluster);
   }
   workers_[worker].load = {};
   workers_[worker].running = workers_[worker].queued = 0;
@@ -1035,6 +1034,61 @@ void SagaScheduler::worker_removed(WorkerId worker, Time now, ClusterControl& cl
   set_floor(worker);
   clear_timer(options_.threads + worker);
   grant_waiting(now, cluster, kNone, nullptr);
+}
+
+// Its calls are at no worker after all.
+void SagaScheduler::queue_again(std::uint32_t id, Time now, ClusterControl& cluster) {
+  Thread& thread = threads_[id];
+  uncharge(thread, cluster);
+  clear_timer(id);
+  thread.state = State::kQueued;
+  thread.call = thread.first_open;
+  thread.ready_at = 0;
+  thread.yields = false;
+  const Forecast forecast = estimate(thread, id, now);
+  if (thread.admitted) count(thread, 1);
+  bool full = false;
+  enqueue(id, false, forecast, now, cluster, &full);
+  SAGA_ASSERT(!full);  // there is an entry for each call
+}
+
+// Who is about to go there waits again, admitted as before; who pauses there moves, where that is worth it.
+void SagaScheduler::worker_drained(WorkerId worker, Time now, ClusterControl& cluster) {
+  for (std::uint32_t id = 0; id < options_.threads; ++id) {
+    Thread& thread = threads_[id];
+    if (thread.worker != worker) continue;
+    if (thread.state == State::kArriving) {
+      --workers_[worker].calls;
+      queue_again(id, now, cluster);
+    } else if (thread.state == State::kPaused) {
+      clear_timer(id);
+      thread.ready_at = std::min(thread.ready_at, now);
+    }
+  }
+  move_off(worker, now, cluster);
+  grant_waiting(now, cluster, kNone, nullptr);
+}
+
+void SagaScheduler::worker_resumed(WorkerId, Time now, ClusterControl& cluster) {
+  grant_waiting(now, cluster, kNone, nullptr);
+}
+
+// Of a thread with this one open call alone: calls that overlap are not sent to wait.
+void SagaScheduler::call_recalled(CallId call, Time now, ClusterControl& cluster) {
+  const std::uint32_t id = cluster.thread(call);
+  SAGA_ASSERT(threads_[id].state == State::kRunning && threads_[id].open_calls == 1);
+  --workers_[threads_[id].worker].calls;
+  queue_again(id, now, cluster);
+}
+
+// Moves threads that pause on a drained worker (kNone: on any). In order of id, as they share the links.
+void SagaScheduler::move_off(WorkerId worker, Time now, ClusterControl& cluster) {
+  if (!options_.parts.stealing) return;
+  for (std::uint32_t id = 0; id < options_.threads; ++id) {
+    const Thread& thread = threads_[id];
+    if (thread.state != State::kPaused || thread.worker == kNone || cluster.accepts(thread.worker)) continue;
+    if (worker == kNone || thread.worker == worker) consider_steal(id, now, cluster);
+  }
 }
 
 // What the call was charged in advance, it did not take.

@@ -43,6 +43,10 @@
 // threads move. A copy that would keep the link busy for more than `longest_copy` is not made, and a thread stays
 // `settle` where it has come to.
 //
+// **Drain.** A worker that does not accept is no alternative, only a source of pages. Threads that wait for their pages
+// there are queued again, and those that pause there are moved by the same price, against computing them anew elsewhere:
+// when the drain begins, when a call ends there, and with each tick.
+//
 // Cost: place O(workers) and one directory look-up; an end O(workers) (steal check) plus the grants it makes possible;
 // while calls wait each of these also tries them, at most 16 of each of 16 tenants, O(workers) each; a tick (once a
 // second while somebody is paused or waits) O(present threads), and O(their square) where many of them wait with
@@ -163,6 +167,9 @@ class SagaScheduler final : public PlacementPolicy {
   void timer(Time now, ClusterControl& cluster) override;
   void worker_added(WorkerId worker, Time now, ClusterControl& cluster) override;
   void worker_removed(WorkerId worker, Time now, ClusterControl& cluster) override;
+  void worker_drained(WorkerId worker, Time now, ClusterControl& cluster) override;
+  void worker_resumed(WorkerId worker, Time now, ClusterControl& cluster) override;
+  void call_recalled(CallId call, Time now, ClusterControl& cluster) override;
   void call_cancelled(CallId call, Time now, ClusterControl& cluster) override;
   void tenant_changed(std::uint32_t tenant, Time now, ClusterControl& cluster) override;
   void copy_ended(CallId call, WorkerId to, Time now, ClusterControl& cluster) override;
@@ -312,7 +319,7 @@ class SagaScheduler final : public PlacementPolicy {
   void grant_waiting(Time now, ClusterControl& cluster, CallId wanted, WorkerId* placed);
   double transfer_time(std::uint32_t pages, WorkerId to, Time now, ClusterControl& cluster) const;
   void copy_to(Thread& thread, CallId call, WorkerId from, WorkerId to, Time now, ClusterControl& cluster);
-  bool may_move(const Thread& thread, Time now) const;
+  bool may_move(const Thread& thread, Time now, ClusterControl& cluster) const;
   bool move_paused(std::uint32_t id, WorkerId to, double gain, Time now, ClusterControl& cluster);
   void note_move(Thread& thread, Time now);
   void consider_steal(std::uint32_t id, Time now, ClusterControl& cluster);
@@ -332,6 +339,8 @@ class SagaScheduler final : public PlacementPolicy {
   void leave(std::uint32_t id, Time now, ClusterControl& cluster, bool ended);
   void enqueue(std::uint32_t id, bool fresh, const Forecast& forecast, Time now, ClusterControl& cluster, bool* full);
   void uncharge(Thread& thread, ClusterControl& cluster);
+  void queue_again(std::uint32_t id, Time now, ClusterControl& cluster);
+  void move_off(WorkerId worker, Time now, ClusterControl& cluster);
   void learn_capacity(WorkerId worker, ClusterControl& cluster);
   void refresh(Time now, ClusterControl& cluster);
 

@@ -98,6 +98,11 @@ SAGA_API saga_status_t saga_evictor_end(saga_evictor_t* evictor, const saga_evic
                                         uint64_t now);
 /* Calls that lose their blocks and go on later: saga_evictor_start with the same number. */
 SAGA_API saga_status_t saga_evictor_preempt(saga_evictor_t* evictor, const uint32_t* calls, size_t count, uint64_t now);
+/* How the newest call of a thread ended, where that turned out after saga_evictor_end: the gap that it is in goes on by this
+ * outcome, which replaces the one told then. SAGA_ERR_NOT_FOUND: the thread is not in a gap (or not known; the policy lru knows
+ * none). */
+SAGA_API saga_status_t saga_evictor_told(saga_evictor_t* evictor, uint64_t thread, const saga_call_outcome_t* outcome,
+                                         uint64_t now);
 /* These threads will not call again. Those that are not known are passed over. */
 SAGA_API saga_status_t saga_evictor_threads_left(saga_evictor_t* evictor, const uint64_t* threads, size_t count,
                                                  uint64_t now);

@@ -224,11 +224,11 @@ typedef struct saga_decision_t {
   uint32_t reason;                          /* saga_reason_t */
   uint32_t prompt_blocks;                   /* full blocks of the prompt, hashed or not */
   uint32_t matched_blocks[SAGA_TIER_COUNT]; /* leading blocks on that worker: in GPU; in GPU or host; in any tier */
-  uint32_t longest_match;                   /* longest leading match in GPU memory on any active worker */
+  uint32_t longest_match;                   /* longest leading match in GPU memory on any active worker, as reported */
   uint32_t longest_match_worker;            /* the smallest id that has it, or SAGA_NONE */
   uint32_t open_calls;                      /* on that worker, before this one */
   uint32_t blocks_in_use;                   /* there, by running calls, before this one */
-  uint16_t active_workers;
+  uint16_t active_workers;                  /* that take calls */
   int16_t priority;    /* in the worker's queue: smaller goes first; 0 unless the scheduler wants otherwise */
   uint64_t decided_at; /* microseconds */
 } saga_decision_t;
@@ -363,6 +363,8 @@ typedef struct saga_receipt_t {
   uint64_t submitted_at;
   uint64_t queued; /* microseconds from then, or from when its worker was lost, until it was granted */
   uint64_t granted_at;
+  uint32_t trust_per_mille; /* in the worker when the call was granted; matched_blocks are as reported */
+  uint32_t reserved;
 } saga_receipt_t;
 
 typedef struct saga_scheduler_stats_t {
@@ -443,6 +445,15 @@ typedef struct saga_worker_state_t {
   uint32_t active;        /* 0 after saga_engine_remove_worker */
 } saga_worker_state_t;
 
+/* What was told of a worker beyond its load. */
+typedef struct saga_worker_properties_t {
+  uint32_t struct_size;
+  uint32_t trust_per_mille; /* saga_engine_worker_trust */
+  uint32_t accepts;         /* saga_engine_worker_accepts */
+  uint32_t window_blocks;   /* saga_engine_worker_window */
+  uint64_t window_held;     /* distinct blocks that its window groups hold */
+} saga_worker_properties_t;
+
 /* Writes the defaults into a struct of `struct_size` bytes and never a byte behind it. */
 SAGA_API void saga_engine_options_init_sized(saga_engine_options_t* options, uint32_t struct_size);
 /* The same with the size that the program was compiled with, which a newer library cannot know. */
@@ -455,7 +466,7 @@ SAGA_API void saga_engine_destroy(saga_engine_t* engine);
 /* Workers. `capacity_blocks` is the worker's KV room, at least 1. */
 SAGA_API saga_status_t saga_engine_add_worker(saga_engine_t* engine, uint64_t now, uint32_t capacity_blocks,
                                               uint32_t* worker);
-/* The worker is lost or drained: what it held is forgotten and its calls wait to be placed again. */
+/* The worker is lost, or has been drained: what it held is forgotten and its calls wait to be placed again. */
 SAGA_API saga_status_t saga_engine_remove_worker(saga_engine_t* engine, uint64_t now, uint32_t worker);
 /* KV events of a worker, counted per physical copy. `parent`: hash of the block before the first one, 0 where there is none
  * or it is not known (a hint for the layout; never needed for correctness). SAGA_ERR_FULL: nothing was stored. */
@@ -472,6 +483,34 @@ SAGA_API saga_status_t saga_engine_worker_load(saga_engine_t* engine, uint64_t n
                                                uint32_t blocks_in_use);
 SAGA_API saga_status_t saga_engine_worker_state(const saga_engine_t* engine, uint32_t worker,
                                                 saga_worker_state_t* state);
+
+/* How far what the worker reports to hold is believed, 0 to 1,000, default 1,000: a match of n blocks there counts as n *
+ * per_mille / 1,000 wherever a worker is chosen. Matches in decisions, receipts and saga_engine_match stay as reported. */
+SAGA_API saga_status_t saga_engine_worker_trust(saga_engine_t* engine, uint64_t now, uint32_t worker,
+                                                uint32_t per_mille);
+/* accepts 0: the worker is drained. No call is placed there any more and nothing is copied there; placements there that
+ * no decide has handed out are taken back. Calls that were placed go on, and what it holds may be copied away. While no
+ * active worker accepts, calls wait. 1, the default: it takes calls (again). */
+SAGA_API saga_status_t saga_engine_worker_accepts(saga_engine_t* engine, uint64_t now, uint32_t worker,
+                                                  uint32_t accepts);
+/* For models with sliding-window attention, whose window groups keep the last blocks of a prefix only: leading blocks in
+ * GPU memory count as a match up to the longest prefix whose last `window_blocks` blocks (all of them, where it is
+ * shorter) the window groups hold. 0 to 2^24, default 0: no such groups. For a window of t tokens it is
+ * (t - 1) / block_tokens, rounded up. */
+SAGA_API saga_status_t saga_engine_worker_window(saga_engine_t* engine, uint64_t now, uint32_t worker,
+                                                 uint32_t window_blocks);
+/* KV events of the window groups, counted per copy like the others: with several groups, tell a block when all of them
+ * hold it and when the first loses it. Before or after saga_engine_worker_window; forgotten with
+ * saga_engine_blocks_cleared and saga_engine_remove_worker. SAGA_ERR_FULL: more than max_blocks distinct ones of all
+ * workers; nothing was stored. */
+SAGA_API saga_status_t saga_engine_window_stored(saga_engine_t* engine, uint64_t now, uint32_t worker,
+                                                 const uint64_t* hashes, size_t count);
+/* Hashes that the window groups do not hold are ignored. */
+SAGA_API saga_status_t saga_engine_window_removed(saga_engine_t* engine, uint64_t now, uint32_t worker,
+                                                  const uint64_t* hashes, size_t count);
+/* Set struct_size to the size that you compiled with. Also of a worker that was removed. */
+SAGA_API saga_status_t saga_engine_worker_properties(const saga_engine_t* engine, uint32_t worker,
+                                                     saga_worker_properties_t* properties);
 
 /* Workflows and calls. A workflow can be closed when none of its calls is open. */
 SAGA_API saga_status_t saga_engine_open_workflow(saga_engine_t* engine, uint64_t now, uint32_t tenant,
@@ -568,8 +607,9 @@ SAGA_API saga_status_t saga_engine_tenant_state(const saga_engine_t* engine, uin
 SAGA_API saga_status_t saga_engine_worker_forecast(const saga_engine_t* engine, uint32_t worker,
                                                    saga_worker_forecast_t* forecast);
 
-/* Leading blocks of `chain` that each worker holds: depth[worker * SAGA_TIER_COUNT + tier] for all max_workers; tiers are
- * cumulative (in GPU; in GPU or host; in any). `depth_count` must be max_workers * SAGA_TIER_COUNT. */
+/* Leading blocks of `chain` that each worker holds (with window groups: can use), as reported:
+ * depth[worker * SAGA_TIER_COUNT + tier] for all max_workers; tiers are cumulative (in GPU; in GPU or host; in any).
+ * `depth_count` must be max_workers * SAGA_TIER_COUNT. */
 SAGA_API saga_status_t saga_engine_match(const saga_engine_t* engine, const uint64_t* chain, size_t count,
                                          uint32_t* depth, size_t depth_count, uint32_t* longest);
 
@@ -608,7 +648,13 @@ SAGA_API saga_status_t saga_engine_replay(const uint8_t* journal, size_t size, s
 #include "batch.h"
 /* Whose call a prompt is. */
 #include "lineage.h"
+/* Prompts that grow, hashed by what is new. */
+#include "prompt.h"
+/* Where things are in the JSON body of a request. */
+#include "json.h"
 /* Workloads, cache replay and cluster simulation. */
 #include "simulate.h"
+/* KV events of inference engines. */
+#include "kv_events.h"
 
 #endif /* SAGA_SAGA_H */

@@ -1,0 +1,291 @@
+"""The directive channel: a thread with a ZMQ ROUTER that checks messages and hands them to the engine's thread.
+
+The thread does everything that costs time (JSON, signatures, sockets). The engine's thread calls take() at its hooks, carries the
+directives out, and calls answer(); both only touch deques and one pipe. Nothing of the engine is touched from here.
+
+A message waits until the engine takes it or until it expires; who gets it is decided by taking it out of `_waiting`, which is
+atomic. What is not taken within 20 ms is answered `pending`. Messages and what became of them are remembered by message_id, the
+last 4,096, so that a repeated one is answered and not carried out again.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+from . import envelope
+from .envelope import Directive, Envelope, Malformed
+
+REMEMBERED = 4096
+MOST_WAITING = 4096
+PENDING_AFTER = 0.02
+
+
+class CannotBind(RuntimeError):
+    """The endpoint cannot be had."""
+
+
+class Message:
+    """An envelope that came, whom to answer, and what has been answered."""
+
+    __slots__ = ("identity", "envelope", "deadline", "outcomes")
+
+    def __init__(self, identity: bytes | None, given: Envelope, deadline: float) -> None:
+        self.identity = identity
+        self.envelope = given
+        self.deadline = deadline
+        self.outcomes: dict[str, dict[str, Any]] = {}  # by action_id, the newest
+
+
+def is_loopback(endpoint: str) -> bool:
+    """Whether only processes of this machine can reach it."""
+    scheme, _, rest = endpoint.partition("://")
+    if scheme in ("ipc", "inproc"):
+        return True
+    host = rest.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def with_rank(endpoint: str, rank: int) -> str:
+    """The endpoint of a data-parallel rank: the port plus the rank; for others a suffix."""
+    if rank == 0:
+        return endpoint
+    head, colon, port = endpoint.rpartition(":")
+    if endpoint.startswith("tcp://") and port.isdigit():
+        return f"{head}{colon}{int(port) + rank}"
+    return f"{endpoint}_dp{rank}"
+
+
+class Channel:
+    def __init__(self, endpoint: str, key: bytes | None, epoch: int, status: Callable[[], dict[str, Any]],
+                 logger: logging.Logger) -> None:
+        """Binds and starts the thread. Raises CannotBind."""
+        if key is None and not is_loopback(endpoint):
+            raise CannotBind(f"{endpoint} can be reached from other machines and there is no directive_key")
+        try:
+            import zmq
+        except ImportError as error:
+            raise CannotBind("pyzmq is not installed") from error
+        self._zmq = zmq
+        self.endpoint = endpoint
+        self.epoch = epoch
+        self.counters = {"messages": 0, "unsigned": 0, "malformed": 0, "stale": 0, "repeated": 0, "overflow": 0}
+        self._key = key
+        self._status = status
+        self._logger = logger
+        self._inbox: deque[Message] = deque()
+        self._waiting: dict[int, Message] = {}
+        self._seen: OrderedDict[str, Message] = OrderedDict()
+        self._outbox: deque[tuple[Message, dict[str, Any]]] = deque()
+        self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
+        self._stop = False
+        self._refusing = False
+        self._context = zmq.Context(1)
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 200)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, envelope.MOST_BYTES)
+        try:
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            self._context.term()
+            raise CannotBind(f"{endpoint}: {error}") from error
+        self._thread = threading.Thread(target=self._run, name="saga-directives", daemon=True)
+        self._thread.start()
+
+    # ---- The engine's thread
+
+    def waiting(self) -> bool:
+        return bool(self._waiting)
+
+    def take(self) -> list[Message]:
+        """The messages that wait, in order. Costs next to nothing if there are none."""
+        if not self._inbox:
+            return []
+        taken = []
+        while self._inbox:
+            message = self._inbox.popleft()
+            if self._waiting.pop(id(message), None) is not None:
+                taken.append(message)
+        return taken
+
+    def refuse(self) -> None:
+        """From now on nobody takes messages: what waits and what comes is refused, but for saga.status."""
+        self._refusing = True
+        self._wake()
+
+    def answer(self, message: Message, outcome: dict[str, Any]) -> None:
+        """One outcome of one action; may be called later again."""
+        self._outbox.append((message, outcome))
+        self._wake()
+
+    def close(self) -> None:
+        self._stop = True
+        self._wake()
+        self._thread.join(timeout=2)
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._pipe[1], b"x")
+        except OSError:
+            pass  # full: the thread wakes up anyway
+
+    # ---- The channel's thread
+
+    def _run(self) -> None:
+        zmq = self._zmq
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._pipe[0], zmq.POLLIN)
+        reported: set[int] = set()  # waiting messages that were answered `pending`
+        while not self._stop:
+            try:
+                events = dict(poller.poll(self._patience(reported)))
+                if self._pipe[0] in events:
+                    os.read(self._pipe[0], 4096)
+                if self._socket in events:
+                    for _ in range(64):
+                        try:
+                            frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                        except zmq.Again:
+                            break
+                        self._received(frames)
+                self._look_at_waiting(reported)
+                self._send_answers()
+            except Exception:  # noqa: BLE001 - a bad message must not end the channel
+                if self._stop:
+                    break
+                self._logger.exception("SAGA: directive channel")
+                time.sleep(0.1)
+        self._send_answers()
+        self._socket.close()
+        self._context.term()
+        for end in self._pipe:
+            os.close(end)
+
+    def _patience(self, reported: set[int]) -> int:
+        if not self._waiting:
+            return 1000
+        return 10 if any(number not in reported for number in list(self._waiting)) else 100
+
+    def _received(self, frames: list[bytes]) -> None:
+        self.counters["messages"] += 1
+        identity, parts = frames[0], frames[1:]
+        if parts and parts[0] == b"":
+            parts = parts[1:]  # the delimiter of a REQ or a careful DEALER
+        if len(parts) != (1 if self._key is None else 2):
+            self.counters["unsigned" if self._key is not None else "malformed"] += 1
+            return
+        if self._key is not None and not envelope.signature_fits(self._key, parts[0], parts[1]):
+            self.counters["unsigned"] += 1
+            return
+        try:
+            given = envelope.parse(parts[0])
+        except Malformed as error:
+            self.counters["malformed"] += 1
+            if error.message_id is not None:
+                self._send(identity, error.message_id, [{"action_id": "", "status": "refused", "reason": "malformed"}])
+            return
+        if self._key is not None and (given.time is None or abs(time.time() - given.time) > envelope.CLOCK_SKEW):
+            self.counters["stale"] += 1
+            return
+        before = self._seen.get(given.message_id)
+        if before is not None:
+            self.counters["repeated"] += 1
+            before.identity = identity
+            self._send(identity, given.message_id, [
+                before.outcomes.get(action.action_id, {"action_id": action.action_id, "status": "pending"})
+                for action in before.envelope.actions])
+            return
+        message = Message(identity, given, time.monotonic() + given.expires_in)
+        self._seen[given.message_id] = message
+        if len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
+        self._accept(message)
+
+    def _accept(self, message: Message) -> None:
+        given = message.envelope
+        if given.epoch is not None and given.epoch != self.epoch:
+            self._conclude(message, [_refused(action, "epoch") for action in given.actions])
+            return
+        outcomes, left = [], []
+        for action in given.actions:
+            if action.problem is not None:
+                outcomes.append(_refused(action, action.problem))
+            elif action.action_type == "saga.status":
+                outcomes.append({"action_id": action.action_id, "status": "applied", **self._status()})
+            elif action.action_type == "saga.call":
+                outcomes.append(_refused(action, "unsupported"))  # belongs on a request
+            else:
+                left.append(action)
+        if self._refusing:
+            outcomes += [_refused(action, "unsupported") for action in left]
+            left = []
+        elif left and len(self._waiting) >= MOST_WAITING:
+            self.counters["overflow"] += 1
+            outcomes += [_refused(action, "memory") for action in left]
+            left = []
+        if outcomes:
+            self._conclude(message, outcomes)
+        if left:
+            self._waiting[id(message)] = message
+            self._inbox.append(message)
+
+    def _look_at_waiting(self, reported: set[int]) -> None:
+        if not self._waiting:
+            reported.clear()
+            return
+        now = time.monotonic()
+        for number, message in list(self._waiting.items()):
+            left = [action for action in message.envelope.actions if action.action_id not in message.outcomes]
+            if self._refusing:
+                if self._waiting.pop(number, None) is not None:
+                    self._conclude(message, [_refused(action, "unsupported") for action in left])
+            elif now >= message.deadline:
+                if self._waiting.pop(number, None) is not None:
+                    reported.discard(number)
+                    self._conclude(message, [{"action_id": action.action_id, "status": "expired"} for action in left])
+            elif number not in reported and now >= message.deadline - message.envelope.expires_in + PENDING_AFTER:
+                reported.add(number)
+                self._send(message.identity, message.envelope.message_id,
+                           [{"action_id": action.action_id, "status": "pending"} for action in left])
+        reported.intersection_update(list(self._waiting))
+
+    def _send_answers(self) -> None:
+        groups: dict[int, tuple[Message, list[dict[str, Any]]]] = {}
+        while self._outbox:
+            message, outcome = self._outbox.popleft()
+            groups.setdefault(id(message), (message, []))[1].append(outcome)
+        for message, outcomes in groups.values():
+            self._conclude(message, outcomes)
+
+    def _conclude(self, message: Message, outcomes: list[dict[str, Any]]) -> None:
+        for outcome in outcomes:
+            message.outcomes[outcome["action_id"]] = outcome
+        self._send(message.identity, message.envelope.message_id, outcomes)
+
+    def _send(self, identity: bytes | None, message_id: str, outcomes: list[dict[str, Any]]) -> None:
+        if identity is None:
+            return
+        body = json.dumps({"message_id": message_id, "epoch": self.epoch, "outcomes": outcomes}).encode()
+        frames = [identity, body] if self._key is None else [identity, body, envelope.sign(self._key, body)]
+        try:
+            self._socket.send_multipart(frames, self._zmq.NOBLOCK)
+        except self._zmq.ZMQError:
+            pass  # whoever asked has gone
+
+
+def _refused(action: Directive, reason: str) -> dict[str, Any]:
+    return {"action_id": action.action_id, "status": "refused", "reason": reason}

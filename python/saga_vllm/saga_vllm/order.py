@@ -1,0 +1,432 @@
+"""PolicyOrder: the order in which a pool's free blocks go, by SAGA's policy in libsaga.
+
+It follows the pool through what a connector sees and what the pool does to its queue (free_queue.py), and keeps an evictor
+(native.py) in the same state. What is told, and when:
+
+  a request comes            start, and at once preempt: what waits in the queue is certain to come back
+  its blocks are allocated   start again, just before the first block moves: it runs
+  end of a scheduler step    preempt for requests that lost their blocks; store for blocks that got a hash in the step
+  a request ends             store for the last of them; end, before its blocks are freed
+  remove                     pin; kept back until the next operation, so a hit of n blocks is one crossing
+  append, append_n           unpin
+  prepend_n                  unpin and prefer: blocks without a hash
+  popleft, popleft_n         take
+  reset of the cache         clear; seen by the pool's map of hashes being another one
+
+Blocks are hashed by the low 8 bytes of vLLM's block hash. One KV cache group of full attention only.
+
+**Shields.** Blocks of leases are pinned in the evictor while they are free in the pool: they count as free, so admission sees
+all of the memory, and are not taken. When fewer blocks are unshielded than are needed, leases are given up first, the least
+valuable first, until there are enough: a shield never makes an allocation fail.
+
+**Errors.** No method raises. The first error switches the order off: the queue is a stock queue from then on, in the order of
+release, and `on_failure` is told. Invariants: verify().
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from . import native
+from .free_queue import attach, detach
+
+_EMPTY = array("Q")
+HASH_TAIL = slice(-12, -4)  # of a pool's key: digest, then 4 bytes of the group
+
+
+def low8(digests: Iterable[bytes]) -> array:
+    """The low 8 bytes of each digest, as numbers."""
+    hashes = array("Q", b"".join([digest[-8:] for digest in digests]))
+    if sys.byteorder == "little":
+        hashes.byteswap()
+    return hashes
+
+
+class Call:
+    """A request that the evictor knows."""
+
+    __slots__ = ("number", "thread", "request", "hashes", "blocks", "stored", "waiting", "outcome")
+
+    def __init__(self, number: int, thread: int, request: Any, hashes: array) -> None:
+        self.number = number
+        self.thread = thread
+        self.request = request
+        self.hashes = hashes  # of request.block_hashes, as far as converted
+        self.blocks: list[int] = []
+        self.stored = 0  # leading blocks whose hashes were told
+        self.waiting = True  # in the queue, or preempted
+        self.outcome: native.Outcome | None = None  # told before its end
+
+
+class PolicyOrder:
+    def __init__(self, pool: Any, block_size: int, clock: Callable[[], int], *, lru: bool = False,
+                 ghosts: int | None = None, on_failure: Callable[[Exception], None] = lambda error: None,
+                 max_calls: int = 16384) -> None:
+        """Takes over the queue of a pool in which only the null block is in use. Raises what native.Evictor raises."""
+        self.pool = pool
+        self.block_size = block_size
+        self.clock = clock
+        self.on_failure = on_failure
+        self.release_one: Callable[[], bool] = lambda: False  # gives up the least valuable lease; False: there is none
+        self.evictor = native.Evictor(pool.num_gpu_blocks, block_size, lru=lru, ghosts=ghosts, max_calls=max_calls)
+        self.evictor.take(1, clock())  # the null block
+        self.calls: dict[str, Call] = {}
+        self.last_call: dict[int, int] = {}  # thread -> output tokens of its newest call
+        self.untracked = 0  # requests for which there was no number
+        self.active = True
+        self._numbers = list(range(max_calls - 1, -1, -1))
+        self._open: dict[int, Call] = {}  # thread -> its newest call, while it is open
+        self._pins: list[int] = []
+        self._arriving: Call | None = None
+        self._told: set[int] = set()  # blocks that the evictor has a hash for
+        self._by_low: dict[int, int] = {}
+        self._map = pool.cached_block_hash_to_block
+        self._shields: dict[int, int] = {}  # block -> leases that hold it
+        self._idle_shields = 0  # of these, free in the pool: pinned in the evictor
+        self.on_reset: Callable[[], None] = lambda: None
+        self.on_lost: Callable[[int], None] = lambda block: None
+        self.queue = pool.free_block_queue
+        self._stock_class = attach(self.queue, self)
+
+    # ---- The queue's side. See Order in free_queue.py.
+
+    def take(self, count: int) -> list[Any] | None:
+        if not self.active:
+            return None
+        try:
+            self._settle()
+            while self.queue.num_free_blocks - self._idle_shields < count and self.release_one():
+                pass
+            blocks = self.pool.blocks
+            ids = self.evictor.take(count, self.clock())
+            taken = [blocks[i] for i in ids]
+            for block in taken:
+                if block.ref_cnt or block.next_free_block is None:
+                    raise native.NativeError(f"block {block.block_id} is not free in the pool")
+            self._told.difference_update(ids)
+            return taken
+        except Exception as error:  # noqa: BLE001 - whatever it is, the queue has to work
+            self._fail(error)
+            return None
+
+    def removed(self, block: Any) -> None:
+        if not self.active:
+            return
+        try:
+            if self._arriving is not None:
+                self._resume(self._arriving)
+            if block.block_id in self._shields:
+                self._idle_shields -= 1
+            else:
+                self._pins.append(block.block_id)
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
+
+    def freed(self, blocks: list[Any]) -> None:
+        if not self.active or not blocks:
+            return
+        try:
+            self._settle()
+            ids = [block.block_id for block in blocks]
+            if not self._told.issuperset(ids):
+                self._store_strays(blocks)
+            self._unpin(ids)
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
+
+    def freed_first(self, blocks: list[Any]) -> None:
+        if not self.active or not blocks:
+            return
+        try:
+            self._settle()
+            ids = [block.block_id for block in blocks]
+            self._unpin(ids)
+            for block in ids:
+                if block in self._shields:
+                    self.on_lost(block)  # without a hash there is nothing to hold
+            self.evictor.prefer(ids)
+            self._told.difference_update(ids)
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
+
+    # ---- The connector's side
+
+    def request_came(self, request: Any, thread: int, kind: int) -> None:
+        if not self.active:
+            return
+        try:
+            self._settle()
+            if not self._numbers or request.request_id in self.calls:
+                self.untracked += 1
+                return
+            number = self._numbers.pop()
+            call = Call(number, thread, request, low8(request.block_hashes))
+            now = self.clock()
+            self.evictor.start(number, thread, call.hashes, kind, now)
+            self.evictor.preempt((number,), now)
+            self.calls[request.request_id] = call
+            if thread != native.NO_THREAD:
+                self._open[thread] = call
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
+
+    def request_may_start(self, request: Any) -> None:
+        """Its blocks are the next that move, unless there is no room for it."""
+        call = self.calls.get(request.request_id)
+        self._arriving = call if call is not None and call.waiting else None
+
+    def step_ended(self, output: Any) -> None:
+        if not self.active:
+            return
+        try:
+            self._arriving = None
+            self._settle()
+            calls = self.calls
+            if output.preempted_req_ids:
+                lost = [calls[i] for i in sorted(output.preempted_req_ids) if i in calls and not calls[i].waiting]
+                self.evictor.preempt([call.number for call in lost], self.clock())
+                for call in lost:
+                    call.waiting, call.blocks, call.stored = True, [], 0
+            scheduled = output.num_scheduled_tokens
+            for new in output.scheduled_new_reqs:
+                call = calls.get(new.req_id)
+                if call is None:
+                    continue
+                if call.waiting:
+                    self._resume(call)
+                call.blocks, call.stored = list(new.block_ids[0]), 0
+                self._store(call, new.num_computed_tokens + scheduled[new.req_id])
+            cached = output.scheduled_cached_reqs
+            size = self.block_size
+            for request_id, new_ids, computed in zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens):
+                call = calls.get(request_id)
+                if call is None:
+                    continue
+                if new_ids is not None:
+                    if request_id in cached.resumed_req_ids:
+                        if call.waiting:
+                            self._resume(call)
+                        call.blocks, call.stored = list(new_ids[0]), 0
+                    else:
+                        call.blocks.extend(new_ids[0])
+                if computed + scheduled[request_id] >= (call.stored + 1) * size:
+                    self._store(call, computed + scheduled[request_id])
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
+
+    def request_ended(self, request: Any, block_ids: list[int]) -> None:
+        if not self.active:
+            return
+        try:
+            self._settle()
+            call = self.calls.pop(request.request_id, None)
+            if call is None:
+                return
+            if self._arriving is call:
+                self._arriving = None
+            if not call.waiting and len(block_ids) > len(call.blocks):
+                call.blocks = list(block_ids)
+            self._store(call, len(call.blocks) * self.block_size)
+            tokens = request.num_output_tokens
+            outcome = (call.outcome or native.Outcome())._replace(output_tokens=tokens)
+            last = call.blocks[call.stored - 1] if call.stored else native.NONE
+            self.evictor.end(call.number, last, outcome, self.clock())
+            self._numbers.append(call.number)
+            if call.thread != native.NO_THREAD:
+                if self._open.get(call.thread) is call:
+                    del self._open[call.thread]
+                self.last_call.pop(call.thread, None)
+                self.last_call[call.thread] = tokens
+                if len(self.last_call) > 65536:
+                    del self.last_call[next(iter(self.last_call))]
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
+
+    def told(self, thread: int, outcome: native.Outcome) -> bool:
+        """How the newest call of a thread ended. False: it is not known."""
+        if not self.active:
+            return False
+        try:
+            call = self._open.get(thread)
+            if call is not None:  # the answer has gone out, the blocks have not been freed yet
+                call.outcome = outcome
+                return True
+            outcome = outcome._replace(output_tokens=self.last_call.get(thread, 0))
+            return self.evictor.told(thread, outcome, self.clock())
+        except Exception as error:  # noqa: BLE001
+            self._fail(error)
+            return False
+
+    # ---- Directives. Blocks of `ids` hold what was meant; chains from the root to the leaf.
+
+    def evict_first(self, blocks: list[Any]) -> None:
+        """Free blocks are the next victims, the end of the chain before its beginning. They keep their hashes."""
+        self._settle()
+        free = [block for block in reversed(blocks) if block.ref_cnt == 0 and not block.is_null]
+        ids = [block.block_id for block in free]
+        for block in ids:
+            if block in self._shields:
+                self.on_lost(block)
+        self.queue.move_first(free)
+        self.evictor.prefer(ids)
+        self._told.difference_update(ids)
+
+    def dropped(self, blocks: list[Any]) -> None:
+        """Blocks whose hashes the pool has just dropped."""
+        self._settle()
+        used = [block.block_id for block in blocks if block.ref_cnt > 0]
+        for block in used:
+            if block in self._shields:
+                self.on_lost(block)
+        self.evictor.drop(used)
+        self._told.difference_update(used)
+        self.evict_first([block for block in blocks if block.ref_cnt == 0])
+
+    def shield(self, ids: list[int]) -> None:
+        """One more lease holds these blocks."""
+        self._settle()
+        blocks = self.pool.blocks
+        fresh = []
+        for block in ids:
+            holders = self._shields.get(block, 0)
+            self._shields[block] = holders + 1
+            if holders == 0 and blocks[block].ref_cnt == 0:
+                fresh.append(block)
+        self.evictor.pin(fresh)
+        self._idle_shields += len(fresh)
+
+    def unshield(self, ids: list[int]) -> None:
+        """One lease less."""
+        self._settle()
+        blocks = self.pool.blocks
+        bare = []
+        for block in ids:
+            holders = self._shields[block] - 1
+            if holders:
+                self._shields[block] = holders
+                continue
+            del self._shields[block]
+            if blocks[block].ref_cnt == 0 and blocks[block].next_free_block is not None:
+                bare.append(block)
+        self.evictor.unpin(bare)
+        self._idle_shields -= len(bare)
+
+    def block_of(self, low: int) -> Any | None:
+        """A block with this hash, if the order has been told of one."""
+        block = self._by_low.get(low)
+        if block is None:
+            return None
+        key = self.pool.blocks[block].block_hash
+        return self.pool.blocks[block] if key is not None and int.from_bytes(key[HASH_TAIL], "big") == low else None
+
+    def verify(self) -> bool:
+        """Whether queue, pool and evictor agree. Walks everything: for tests."""
+        self._settle()
+        free = self.queue.get_all_free_blocks()
+        stats = self.evictor.stats()
+        shielded = sum(1 for block in free if block.block_id in self._shields)
+        return (self.active and self.evictor.verify() and len(free) == self.queue.num_free_blocks
+                and all(block.ref_cnt == 0 for block in free) and shielded == self._idle_shields
+                and stats["free_blocks"] == len(free) - shielded)
+
+    def stop(self) -> None:
+        """Back to the stock queue."""
+        self.active = False
+        detach(self.queue, self._stock_class)
+        self.evictor.close()
+
+    # ---- Inside
+
+    def _fail(self, error: Exception) -> None:
+        if not self.active:
+            return
+        self.active = False
+        detach(self.queue, self._stock_class)
+        self.on_failure(error)
+
+    def _settle(self) -> None:
+        if self.pool.cached_block_hash_to_block is not self._map:
+            self._flush()
+            self._map = self.pool.cached_block_hash_to_block
+            self.evictor.clear()
+            self._told.clear()
+            self._by_low.clear()
+            self.on_reset()
+        if self._arriving is not None:
+            self._resume(self._arriving)
+        if self._pins:
+            self._flush()
+
+    def _flush(self) -> None:
+        pins, self._pins = self._pins, []
+        self.evictor.pin(pins)
+
+    def _resume(self, call: Call) -> None:
+        self._arriving = None
+        if call.waiting:
+            call.waiting = False
+            self.evictor.start(call.number, call.thread, _EMPTY, native.START, self.clock())
+
+    def _unpin(self, ids: list[int]) -> None:
+        if self._shields:
+            held = [block for block in ids if block in self._shields]
+            self._idle_shields += len(held)
+            if held:
+                ids = [block for block in ids if block not in self._shields]
+        self.evictor.unpin(ids)
+
+    def _store(self, call: Call, tokens: int) -> None:
+        """Tells of the blocks of a call that have got hashes, up to so many tokens."""
+        digests = call.request.block_hashes
+        first = call.stored
+        last = min(tokens // self.block_size, len(call.blocks), len(digests))
+        blocks = self.pool.blocks
+        while last > first:
+            key = blocks[call.blocks[last - 1]].block_hash
+            if key is not None and key[:-4] == digests[last - 1]:
+                break
+            last -= 1
+        if last <= first:
+            return
+        if len(call.hashes) < last:
+            call.hashes.extend(low8(digests[len(call.hashes):last]))
+        call.stored = last
+        ids = call.blocks[first:last]
+        # What was found in the cache is known mostly.
+        known = 0
+        while known < len(ids) and ids[known] in self._told:
+            known += 1
+        if known == len(ids):
+            return
+        first += known
+        ids = ids[known:]
+        hashes = call.hashes[first:last]
+        self.evictor.store(call.hashes[first - 1] if first else None, hashes, ids)
+        self._told.update(ids)
+        self._by_low.update(zip(hashes, ids))
+        if len(self._by_low) > 4 * len(blocks) + 1024:
+            self._by_low = {low: block for low, block in self._by_low.items() if self.block_of(low) is not None}
+
+    def _store_strays(self, blocks: list[Any]) -> None:
+        """Blocks that are freed with a hash that was not told: those of a request that was preempted in the step in which it
+        got them. They come last block first."""
+        untold = [block for block in reversed(blocks) if block.block_id not in self._told and block.block_hash is not None]
+        if not untold:
+            return
+        wanted = {block.block_hash[:-4]: block.block_id for block in untold}
+        for call in self.calls.values():
+            digests = call.request.block_hashes
+            if wanted.keys().isdisjoint(digests):
+                continue
+            hashes = low8(digests)
+            for i, digest in enumerate(digests):
+                block = wanted.pop(digest, None)
+                if block is not None:
+                    self.evictor.store(hashes[i - 1] if i else None, hashes[i:i + 1], (block,))
+                    self._told.add(block)
+                    self._by_low[hashes[i]] = block
+            if not wanted:
+                return

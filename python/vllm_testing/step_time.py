@@ -1,0 +1,61 @@
+"""How long a step of continuous batching would take on a GPU, from what is in it.
+
+    base + per_call * decoding requests + per_context_token * the tokens they attend to
+         + per_prefill_token * new prompt tokens + per_prefill_pair * pairs that their attention compares
+
+Seconds. The same form and the same names as native/core/place/cost_model.hpp; a chunk of t tokens after c computed ones
+compares t * (c + t / 2) pairs. Standard library only.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+
+
+@dataclass(frozen=True)
+class StepTimeModel:
+    base: float = 0.0
+    per_call: float = 0.0
+    per_context_token: float = 0.0
+    per_prefill_token: float = 0.0
+    per_prefill_pair: float = 0.0
+
+    @staticmethod
+    def parse(text: str) -> "StepTimeModel":
+        """From JSON, or from the name of a profile. Coefficients that are not named are 0; an unknown name is an error."""
+        if text in PROFILES:
+            return PROFILES[text]
+        try:
+            given = json.loads(text)
+        except json.JSONDecodeError:
+            given = None
+        if not isinstance(given, dict):
+            raise ValueError(f"a step model is a JSON object or one of {', '.join(PROFILES)}: {text}")
+        known = {field.name for field in fields(StepTimeModel)}
+        unknown = sorted(set(given) - known)
+        if unknown:
+            raise ValueError(f"unknown coefficients {unknown}: {sorted(known)}")
+        coefficients = {name: float(value) for name, value in given.items()}
+        if any(not 0 <= value < 1e6 for value in coefficients.values()):
+            raise ValueError(f"coefficients are seconds, not negative: {text}")
+        return StepTimeModel(**coefficients)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    def seconds(self, calls: int, context_tokens: int, prefill_tokens: int, prefill_pairs: float) -> float:
+        return (
+            self.base
+            + self.per_call * calls
+            + self.per_context_token * context_tokens
+            + self.per_prefill_token * prefill_tokens
+            + self.per_prefill_pair * prefill_pairs
+        )
+
+
+# A dense model of 70 billion parameters: linear fits to published measurements.
+PROFILES = {
+    "h100-tp4": StepTimeModel(20.5e-3, 0.024e-3, 4.8e-8, 0.0626e-3, 1.47e-9),
+    "h100-tp8": StepTimeModel(13.2e-3, 0.031e-3, 2.4e-8, 0.0401e-3, 0.74e-9),
+    "a100-tp4": StepTimeModel(28.6e-3, 0.141e-3, 7.8e-8, 0.178e-3, 4.7e-9),
+    "a100-tp8": StepTimeModel(18.7e-3, 0.105e-3, 3.9e-8, 0.108e-3, 2.3e-9),
+}

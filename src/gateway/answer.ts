@@ -1,0 +1,307 @@
+/**
+ * Reads an answer while it passes: why it ended, which tools it calls, what it used, its id.
+ *
+ * Of a stream nearly every event is forwarded as it came, after a search for a few words; only events with one of them are parsed.
+ * Where the gateway asked for usage and the client did not, the event that brings it is taken out. An event that a chunk cuts in two
+ * is then held until its rest is there; otherwise nothing is ever held back.
+ *
+ * Whatever a worker sends, the answer passes: what cannot be read is counted as not known.
+ */
+export type Endpoint = 'chat' | 'completions' | 'responses' | 'messages';
+
+/** What a scheduler wants to know of an answer. */
+export interface AnswerFacts {
+  /** `tool-use` and `end-turn` as the scheduler's; undefined where it was cut off or nobody said. */
+  stop: 'tool-use' | 'end-turn' | undefined;
+  /** Names of the tools called, in order, at most 16. */
+  tools: string[];
+  outputTokens: number | undefined;
+  promptTokens: number | undefined;
+  cachedTokens: number | undefined;
+  /** Of the answer; `/v1/responses` can be continued by it. */
+  id: string | undefined;
+  /** Events that could not be read. */
+  unread: number;
+}
+
+const newline = 0x0a;
+const carriageReturn = 0x0d;
+const mostTools = 16;
+/** Of an event, or of an answer that is no stream. What is longer passes unread. */
+const mostReadBytes = 8 * 2 ** 20;
+
+/** Words of events that say something; each as bytes, for a search without decoding. */
+const words: Readonly<Record<Endpoint, readonly Buffer[]>> = {
+  chat: bytes('"finish_reason":"', '"finish_reason": "', '"usage":{', '"usage": {', '"name"'),
+  completions: bytes('"finish_reason":"', '"finish_reason": "', '"usage":{', '"usage": {'),
+  responses: bytes('response.created', 'response.completed', 'response.incomplete', 'response.output_item.added'),
+  messages: bytes('message_start', 'message_delta', 'content_block_start'),
+};
+
+function bytes(...texts: string[]): Buffer[] {
+  return texts.map((text) => Buffer.from(text));
+}
+
+/** Reads one answer; `streamed` is known when its head is there. */
+export class AnswerReader {
+  readonly facts: AnswerFacts = {
+    stop: undefined,
+    tools: [],
+    outputTokens: undefined,
+    promptTokens: undefined,
+    cachedTokens: undefined,
+    id: undefined,
+    unread: 0,
+  };
+  readonly #endpoint: Endpoint;
+  readonly #streamed: boolean;
+  readonly #dropUsage: boolean;
+  /** Of a stream: the event that is not complete; else all there is. */
+  #held: Buffer[] = [];
+  #heldBytes = 0;
+  /** Too large to be read: the rest passes. */
+  #blind = false;
+
+  /** `dropUsage`: the event that only brings usage was asked for by the gateway alone. */
+  constructor(endpoint: Endpoint, options: { streamed: boolean; dropUsage: boolean }) {
+    this.#endpoint = endpoint;
+    this.#streamed = options.streamed;
+    this.#dropUsage = options.dropUsage && options.streamed;
+  }
+
+  /** What is to be forwarded for a chunk: the chunk itself, less, or nothing yet. */
+  push(chunk: Buffer): Buffer | undefined {
+    if (this.#blind) return chunk;
+    if (!this.#streamed) {
+      this.#hold(chunk);
+      return chunk;
+    }
+    const end = endOfEvents(chunk);
+    if (this.#heldBytes === 0 && end === chunk.length) {
+      // Whole events, as nearly always.
+      if (!this.#says(chunk)) return chunk;
+      return this.#events(chunk);
+    }
+    if (end === 0) {
+      this.#hold(chunk);
+      if (this.#blind) return this.#release();
+      return this.#dropUsage ? undefined : chunk;
+    }
+    const whole = this.#heldBytes === 0 ? chunk.subarray(0, end) : this.#join(chunk.subarray(0, end));
+    const rest = chunk.subarray(end);
+    if (rest.length > 0) this.#hold(rest);
+    const passed = this.#says(whole) ? this.#events(whole) : whole;
+    return this.#dropUsage ? passed : chunk;
+  }
+
+  /** The answer is complete: what was held back, if there is any. */
+  end(): Buffer | undefined {
+    if (this.#blind || this.#heldBytes === 0) return undefined;
+    const rest = this.#join(Buffer.alloc(0));
+    if (!this.#streamed) {
+      this.#read(rest);
+      return undefined;
+    }
+    const passed = this.#says(rest) ? this.#events(rest) : rest;
+    return this.#dropUsage ? passed : undefined;
+  }
+
+  #hold(chunk: Buffer): void {
+    this.#held.push(chunk);
+    this.#heldBytes += chunk.length;
+    if (this.#heldBytes > mostReadBytes) {
+      this.#blind = true;
+      this.facts.unread += 1;
+      if (!this.#dropUsage) this.#held = [];
+    }
+  }
+
+  #join(chunk: Buffer): Buffer {
+    const joined = Buffer.concat([...this.#held, chunk]);
+    this.#held = [];
+    this.#heldBytes = 0;
+    return joined;
+  }
+
+  #release(): Buffer | undefined {
+    return this.#held.length === 0 ? undefined : this.#join(Buffer.alloc(0));
+  }
+
+  #says(chunk: Buffer): boolean {
+    return words[this.#endpoint].some((word) => chunk.includes(word));
+  }
+
+  /** Reads whole events; returns them without those to be taken out. */
+  #events(whole: Buffer): Buffer | undefined {
+    let kept: Buffer[] | undefined;
+    let from = 0;
+    while (from < whole.length) {
+      const length = endOfEvent(whole, from);
+      const event = whole.subarray(from, from + length);
+      const drop = this.#event(event) && this.#dropUsage;
+      if (drop && kept === undefined) kept = from === 0 ? [] : [whole.subarray(0, from)];
+      else if (!drop) kept?.push(event);
+      from += length;
+    }
+    if (kept === undefined) return whole;
+    return kept.length === 0 ? undefined : Buffer.concat(kept);
+  }
+
+  /** Whether the event brings usage and nothing else. */
+  #event(event: Buffer): boolean {
+    if (!this.#says(event)) return false;
+    return this.#read(dataOf(event));
+  }
+
+  #read(json: Buffer): boolean {
+    if (json.length === 0 || json[0] !== 0x7b) return false;
+    try {
+      return this.#facts(JSON.parse(json.toString('utf8')) as Json);
+    } catch {
+      this.facts.unread += 1;
+      return false;
+    }
+  }
+
+  #facts(value: Json): boolean {
+    switch (this.#endpoint) {
+      case 'chat':
+      case 'completions':
+        return this.#ofChoices(value);
+      case 'responses':
+        return this.#ofResponse(value);
+      case 'messages':
+        return this.#ofMessage(value);
+    }
+  }
+
+  #ofChoices(value: Json): boolean {
+    const { facts } = this;
+    facts.id ??= text(value['id']);
+    const usage = record(value['usage']);
+    if (usage !== undefined) {
+      facts.outputTokens = count(usage['completion_tokens']) ?? facts.outputTokens;
+      facts.promptTokens = count(usage['prompt_tokens']) ?? facts.promptTokens;
+      facts.cachedTokens = count(record(usage['prompt_tokens_details'])?.['cached_tokens']) ?? facts.cachedTokens;
+    }
+    const choices = list(value['choices']);
+    for (const choice of choices.map(record)) {
+      const calls = record(choice?.['delta'] ?? choice?.['message'])?.['tool_calls'];
+      for (const call of list(calls)) this.#tool(record(record(call)?.['function'])?.['name']);
+      const reason = text(choice?.['finish_reason']);
+      if (reason !== undefined) this.#stopped(reason);
+    }
+    return usage !== undefined && choices.length === 0;
+  }
+
+  #ofResponse(value: Json): boolean {
+    const { facts } = this;
+    const type = text(value['type']);
+    if (type === 'response.output_item.added') {
+      const item = record(value['item']);
+      if (item?.['type'] === 'function_call') this.#tool(item['name']);
+      return false;
+    }
+    // An event holds the response; an answer that is no stream is it.
+    const streamed = record(value['response']);
+    const response = streamed ?? value;
+    facts.id ??= text(response['id']);
+    const usage = record(response['usage']);
+    facts.outputTokens = count(usage?.['output_tokens']) ?? facts.outputTokens;
+    facts.promptTokens = count(usage?.['input_tokens']) ?? facts.promptTokens;
+    facts.cachedTokens = count(record(usage?.['input_tokens_details'])?.['cached_tokens']) ?? facts.cachedTokens;
+    if (streamed === undefined) {
+      for (const item of list(value['output']).map(record))
+        if (item?.['type'] === 'function_call') this.#tool(item['name']);
+    }
+    if (response['status'] === 'completed') this.#stopped(facts.tools.length > 0 ? 'tool_calls' : 'stop');
+    return false;
+  }
+
+  #ofMessage(value: Json): boolean {
+    const { facts } = this;
+    const block = record(value['content_block']);
+    if (block?.['type'] === 'tool_use') this.#tool(block['name']);
+    const message = record(value['message']) ?? value;
+    facts.id ??= text(message['id']);
+    for (const item of list(message['content']).map(record))
+      if (item?.['type'] === 'tool_use') this.#tool(item['name']);
+    const usage = record(value['usage']) ?? record(message['usage']);
+    facts.outputTokens = count(usage?.['output_tokens']) ?? facts.outputTokens;
+    facts.cachedTokens = count(usage?.['cache_read_input_tokens']) ?? facts.cachedTokens;
+    const read = count(usage?.['input_tokens']);
+    if (read !== undefined) facts.promptTokens = read + (facts.cachedTokens ?? 0);
+    const reason = text(record(value['delta'])?.['stop_reason']) ?? text(message['stop_reason']);
+    if (reason !== undefined) this.#stopped(reason);
+    return false;
+  }
+
+  #tool(name: unknown): void {
+    const { tools } = this.facts;
+    if (typeof name === 'string' && name !== '' && tools.length < mostTools) tools.push(name.slice(0, 256));
+  }
+
+  #stopped(reason: string): void {
+    if (reason === 'tool_calls' || reason === 'tool_use' || reason === 'function_call') this.facts.stop = 'tool-use';
+    // Some templates end a turn that calls tools with `stop`.
+    else if (reason === 'stop' || reason === 'end_turn' || reason === 'stop_sequence')
+      this.facts.stop = this.facts.tools.length > 0 ? 'tool-use' : 'end-turn';
+  }
+}
+
+type Json = Record<string, unknown>;
+
+function record(value: unknown): Json | undefined {
+  return typeof value === 'object' && value !== null && !Array.isArray(value) ? (value as Json) : undefined;
+}
+
+function list(value: unknown): readonly unknown[] {
+  return Array.isArray(value) ? (value as unknown[]) : [];
+}
+
+function text(value: unknown): string | undefined {
+  return typeof value === 'string' ? value : undefined;
+}
+
+function count(value: unknown): number | undefined {
+  return typeof value === 'number' && Number.isSafeInteger(value) && value >= 0 ? value : undefined;
+}
+
+/** Where the last whole event of a chunk ends: behind its empty line; 0 if none ends here. */
+function endOfEvents(chunk: Buffer): number {
+  const { length } = chunk;
+  if (length >= 2 && chunk[length - 1] === newline && chunk[length - 2] === newline) return length;
+  for (let at = length - 1; at > 0; --at) if (chunk[at] === newline && blankBefore(chunk, at)) return at + 1;
+  return 0;
+}
+
+/** Whether the line that ends at `at` is empty. */
+function blankBefore(chunk: Buffer, at: number): boolean {
+  const before = chunk[at - 1] === carriageReturn ? at - 2 : at - 1;
+  return before >= 0 && chunk[before] === newline;
+}
+
+/** Length of the event that begins at `from`. */
+function endOfEvent(whole: Buffer, from: number): number {
+  for (let at = whole.indexOf(newline, from); at >= 0; at = whole.indexOf(newline, at + 1))
+    if (at > from && blankBefore(whole, at)) return at + 1 - from;
+  return whole.length - from;
+}
+
+/** The data of an event: what its `data:` lines hold, as a rule one. */
+function dataOf(event: Buffer): Buffer {
+  const lines: Buffer[] = [];
+  for (let from = 0; from < event.length;) {
+    const at = event.indexOf(newline, from);
+    const end = at < 0 ? event.length : at;
+    if (event.subarray(from, from + 5).equals(dataField)) {
+      let begin = from + 5;
+      if (event[begin] === 0x20) begin += 1;
+      lines.push(event.subarray(begin, end > begin && event[end - 1] === carriageReturn ? end - 1 : end));
+    }
+    from = end + 1;
+  }
+  return lines.length === 1 ? (lines[0] as Buffer) : Buffer.concat(lines);
+}
+
+const dataField = Buffer.from('data:');

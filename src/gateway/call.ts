@@ -1,0 +1,422 @@
+/**
+ * One call to a model, from its body to the last byte of its answer.
+ *
+ *     tokens and hashes -> identity -> a worker (ModelPool) -> the worker's answer, chunk by chunk -> what became of it
+ *
+ * The body goes on as the client sent it but for a few members; the answer too. A worker that fails before its first byte is replaced by
+ * another one; after it the connection is broken off, which tells the client that its answer is not complete. When the client goes,
+ * the worker's request is aborted at once. Nothing of the answer is kept but facts (`answer.ts`).
+ */
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import { withMembers } from '../json-outline.js';
+import type { PromptKind } from '../scheduler.js';
+import type { Logger, VllmWorker, WorkerRoute } from '../vllm/index.js';
+import { AnswerReader, type Endpoint } from './answer.js';
+import type { Body } from './body.js';
+import { GatewayError } from './errors.js';
+import { nameOf, type Tenant } from './identity.js';
+import type { ModelPool, Placed } from './model-pool.js';
+import type { PromptSource } from './tokens/types.js';
+import type { Upstream, UpstreamCall } from './upstream.js';
+
+export const endpointPaths: Readonly<Record<string, Endpoint>> = {
+  '/v1/chat/completions': 'chat',
+  '/v1/completions': 'completions',
+  '/v1/responses': 'responses',
+  '/v1/messages': 'messages',
+};
+
+const routeOf: Readonly<Record<Endpoint, WorkerRoute>> = {
+  chat: 'chat',
+  completions: 'completions',
+  responses: 'responses',
+  messages: 'messages',
+};
+
+/** What a call needs of its gateway. */
+export interface CallContext {
+  readonly pool: ModelPool;
+  readonly upstream: Upstream;
+  readonly prompts: PromptSource;
+  readonly tenant: Tenant;
+  /** LoRA adapter by which the client called the model. */
+  readonly loraName: string | undefined;
+  /** The name by which the workers know what the client named; `undefined`: the client's. */
+  readonly modelName: string | undefined;
+  readonly requestId: string;
+  readonly retries: number;
+  readonly firstByteSeconds: number;
+  readonly chunkSeconds: number;
+  readonly deadlineSeconds: number;
+  readonly log: Logger;
+  /** Which worker has a response that this one goes on from. */
+  readonly responses: ResponseWorkers;
+  /** Timings and figures of the call, when it has ended. */
+  readonly ended: (record: CallRecord) => void;
+}
+
+/** What is measured of a call. */
+export interface CallRecord {
+  endpoint: Endpoint;
+  model: string;
+  tenant: string;
+  /** Of the answer; 499 where the client went first. */
+  status: number;
+  /** Milliseconds since its body was there. */
+  placedAfter: number | undefined;
+  firstByteAfter: number | undefined;
+  endedAfter: number;
+  worker: number | undefined;
+  promptTokens: number | undefined;
+  outputTokens: number | undefined;
+  cachedTokens: number | undefined;
+  callId: number | undefined;
+}
+
+/** The newest answers of `/v1/responses` by id, and which worker gave them. */
+export class ResponseWorkers {
+  readonly #workers = new Map<string, VllmWorker>();
+  readonly #most: number;
+
+  constructor(most = 65_536) {
+    this.#most = most;
+  }
+
+  remember(id: string, worker: VllmWorker): void {
+    this.#workers.delete(id);
+    this.#workers.set(id, worker);
+    if (this.#workers.size > this.#most) this.#workers.delete(this.#workers.keys().next().value as string);
+  }
+
+  of(id: string): VllmWorker | undefined {
+    const worker = this.#workers.get(id);
+    return worker === undefined || worker.condition === 'lost' ? undefined : worker;
+  }
+}
+
+/** Serves a call; throws what the client is to be told, where nothing was told yet. */
+export async function serveCall(
+  context: CallContext,
+  endpoint: Endpoint,
+  request: IncomingMessage,
+  response: ServerResponse,
+  body: Body,
+): Promise<void> {
+  const begun = performance.now();
+  const record: CallRecord = {
+    endpoint,
+    model: context.pool.name,
+    tenant: context.tenant.name,
+    status: 500,
+    placedAfter: undefined,
+    firstByteAfter: undefined,
+    endedAfter: 0,
+    worker: undefined,
+    promptTokens: undefined,
+    outputTokens: undefined,
+    cachedTokens: undefined,
+    callId: undefined,
+  };
+  const gone = new AbortController();
+  const onClose = (): void => {
+    if (!response.writableFinished) gone.abort(clientGone);
+  };
+  response.once('close', onClose);
+  const deadline = setTimeout(() => {
+    gone.abort(new GatewayError('deadline_exceeded', `the call did not end within ${context.deadlineSeconds} seconds`));
+  }, context.deadlineSeconds * 1000);
+  let placed: Placed | undefined;
+  try {
+    const streamed = body.flag('stream') ?? false;
+    checkChoices(body);
+    const named = nameOf(request.headers, body);
+    const prompt = await context.prompts.prepare({
+      endpoint,
+      body,
+      cacheSalt: saltOf(context.tenant, body),
+      loraName: context.loraName,
+      workflow: named.workflow,
+      worker: anyWorker(context.pool, routeOf[endpoint]),
+      signal: gone.signal,
+    });
+    record.promptTokens = prompt.promptTokens;
+    placed = await context.pool.submit({
+      tenant: context.tenant,
+      named,
+      prompt,
+      kind: kindOf(endpoint, body),
+      signal: gone.signal,
+    });
+    for (let tries = 0; ; ++tries) {
+      const { worker, call } = placed;
+      record.placedAfter ??= performance.now() - begun;
+      record.worker = worker.worker.id;
+      record.callId = call.id;
+      const failed = await passThrough(placed, streamed);
+      if (failed === undefined) {
+        record.status = response.statusCode;
+        break;
+      }
+      gone.signal.throwIfAborted();
+      if (tries >= context.retries) {
+        worker.unreachable(failed);
+        throw new GatewayError('worker_lost', 'the worker failed before its first byte, and so did those before it', {
+          cause: failed,
+        });
+      }
+      context.log.warn(
+        { requestId: context.requestId, worker: worker.server.url, err: failed },
+        'the worker failed before its first byte; another one is tried',
+      );
+      await placed.again(failed);
+    }
+  } catch (error) {
+    placed?.cancel();
+    record.status = error === clientGone ? 499 : error instanceof GatewayError ? error.status : 500;
+    if (error !== clientGone) throw error;
+  } finally {
+    clearTimeout(deadline);
+    response.off('close', onClose);
+    record.endedAfter = performance.now() - begun;
+    context.ended(record);
+  }
+
+  /** One worker's answer. Resolves with an error where it failed before its first byte and nothing was sent to the client. */
+  async function passThrough(call: Placed, streamed: boolean): Promise<Error | undefined> {
+    const { upstream, chunkSeconds, firstByteSeconds } = context;
+    const { signal } = gone;
+    const { worker } = call;
+    const usageAsked = streamed && (endpoint === 'chat' || endpoint === 'completions') && !asksForUsage(body);
+    const sent = upstreamBody(context, endpoint, body, call, usageAsked);
+    return await new Promise((resolve, reject) => {
+      let reader: AnswerReader | undefined;
+      let first = true;
+      let stalled: NodeJS.Timeout | undefined;
+      let upstreamCall: UpstreamCall | undefined = undefined;
+      const stop = (): void => {
+        clearTimeout(stalled);
+        clearTimeout(firstByte);
+        signal.removeEventListener('abort', onAbort);
+        response.off('drain', onDrain);
+      };
+      const giveUp = (error: Error): void => {
+        stop();
+        upstreamCall?.abort(error);
+        reject(error);
+      };
+      const onAbort = (): void => {
+        giveUp(signal.reason as Error);
+      };
+      const onDrain = (): void => {
+        clearTimeout(stalled);
+        stalled = undefined;
+        upstreamCall?.resume();
+      };
+      const firstByte = setTimeout(() => {
+        const error = new GatewayError('deadline_exceeded', `no answer began within ${firstByteSeconds} seconds`);
+        giveUp(error);
+      }, firstByteSeconds * 1000);
+      signal.addEventListener('abort', onAbort, { once: true });
+      response.on('drain', onDrain);
+      /** `false`: the client reads too slowly. It is given as long as a worker between two chunks. */
+      const write = (chunk: Buffer): boolean => {
+        if (response.write(chunk)) return true;
+        stalled ??= setTimeout(() => {
+          giveUp(new GatewayError('deadline_exceeded', `the client read nothing for ${chunkSeconds} seconds`));
+        }, chunkSeconds * 1000);
+        return false;
+      };
+      upstreamCall = upstream.send(
+        {
+          origin: worker.origin,
+          path: worker.path + pathOf(endpoint),
+          method: 'POST',
+          headers: upstreamHeaders(context, request, worker, sent.length),
+          body: sent,
+        },
+        {
+          head: (status, headers) => {
+            const load = headers['endpoint-load-metrics'];
+            if (typeof load === 'string') worker.loadHeader(load);
+            delete headers['endpoint-load-metrics'];
+            if (status === 502 || status === 503) {
+              // Nothing was sent yet: another worker may do better.
+              stop();
+              upstreamCall?.abort(retriable);
+              resolve(new Error(`the worker answered with status ${status}`));
+              return;
+            }
+            clearTimeout(firstByte);
+            const events = String(headers['content-type'] ?? '').startsWith('text/event-stream');
+            reader = new AnswerReader(endpoint, { streamed: events, dropUsage: usageAsked });
+            // What is taken out makes the answer shorter than the worker said.
+            if (events) delete headers['content-length'];
+            headers['x-request-id'] = context.requestId;
+            headers['x-saga-call'] = callName(context.pool, call.call.id);
+            response.writeHead(status, headers);
+            if (events) response.flushHeaders();
+          },
+          data: (chunk) => {
+            if (first) {
+              first = false;
+              record.firstByteAfter ??= performance.now() - begun;
+              call.firstByte();
+            }
+            const passed = reader === undefined ? chunk : reader.push(chunk);
+            return passed === undefined || passed.length === 0 || write(passed);
+          },
+          end: () => {
+            stop();
+            const rest = reader?.end();
+            if (rest !== undefined) response.write(rest);
+            response.end();
+            const facts = reader?.facts;
+            if (facts === undefined || response.statusCode >= 400) call.cancel();
+            else {
+              if (endpoint === 'responses' && facts.id !== undefined) context.responses.remember(facts.id, worker);
+              record.outputTokens = facts.outputTokens;
+              record.cachedTokens = facts.cachedTokens;
+              call.finish(facts);
+            }
+            resolve(undefined);
+          },
+          failed: (error) => {
+            stop();
+            if (!response.headersSent) {
+              resolve(error);
+              return;
+            }
+            worker.unreachable(error);
+            reject(new GatewayError('worker_lost', 'the worker broke off its answer', { cause: error }));
+          },
+        },
+      );
+      if (signal.aborted) onAbort();
+    });
+  }
+}
+
+/** The client closed its connection: there is nobody to be told. */
+const clientGone = new Error('the client has gone');
+const retriable = new Error('another worker is tried');
+
+/** By which a client asks why its call went where it did. */
+export function callName(pool: ModelPool, id: number): string {
+  return `${encodeURIComponent(pool.name)}.${id}`;
+}
+
+function pathOf(endpoint: Endpoint): string {
+  return endpoint === 'chat' ? '/v1/chat/completions' : `/v1/${endpoint}`;
+}
+
+/** One that is ready and has the route, to ask for tokens: the least loaded would do no better. */
+function anyWorker(pool: ModelPool, route: WorkerRoute): VllmWorker | undefined {
+  return pool.workers.workers.find(
+    ({ condition, features }) => condition === 'ready' && features.routes[route] !== false,
+  );
+}
+
+function checkChoices(body: Body): void {
+  // Several answers to one prompt share its blocks on one worker: they are one call.
+  body.integer('n', 1, 128);
+}
+
+function saltOf(tenant: Tenant, body: Body): string | undefined {
+  const own = body.text('cache_salt');
+  if (tenant.cacheSalt === undefined) return own;
+  return own === undefined ? tenant.cacheSalt : `${tenant.cacheSalt}\n${own}`;
+}
+
+function asksForUsage(body: Body): boolean {
+  return body.object('stream_options')?.['include_usage'] === true;
+}
+
+/** What the newest message brings, told by its first bytes: roles stand there in every client's messages. */
+function kindOf(endpoint: Endpoint, body: Body): PromptKind | undefined {
+  const name = endpoint === 'responses' ? 'input' : 'messages';
+  const messages = body.outline.elements(name);
+  if (messages === undefined || !messages.listed || messages.count === 0) return undefined;
+  const last = messages.at(messages.count - 1);
+  const start = body.bytes.toString('latin1', last.start, Math.min(last.end, last.start + 512));
+  if (/"(?:role"\s*:\s*"tool"|type"\s*:\s*"(?:function_call_output|tool_result)")/.test(start)) return 'tool';
+  return messages.count === 1 ? undefined : /"role"\s*:\s*"user"/.test(start) ? 'user' : undefined;
+}
+
+/** The client's body with what the worker needs besides. */
+function upstreamBody(
+  context: CallContext,
+  endpoint: Endpoint,
+  body: Body,
+  placed: Placed,
+  usageAsked: boolean,
+): Buffer {
+  const { worker, receipt, request, session } = placed;
+  const members: Record<string, unknown> = {};
+  if (context.modelName !== undefined) members['model'] = context.modelName;
+  if (usageAsked) members['stream_options'] = { ...body.object('stream_options'), include_usage: true };
+  const salt = saltOf(context.tenant, body);
+  if (context.tenant.cacheSalt !== undefined) members['cache_salt'] = salt;
+  const { features } = worker;
+  if (context.pool.config.priority === true && features.priority !== false && body.member('priority') === undefined)
+    members['priority'] = receipt.priority;
+  if (request.named.session !== undefined && endpoint !== 'messages' && body.member('session_id') === undefined)
+    members['session_id'] = request.named.session;
+  if (features.connector !== undefined && endpoint !== 'messages') {
+    const seconds = request.named.hints?.expectedSeconds;
+    members['kv_transfer_params'] = {
+      ...body.object('kv_transfer_params'),
+      saga: {
+        protocol_version: '0.1',
+        message_id: `call-${placed.call.id}-${receipt.placement}`,
+        actions: [
+          {
+            action_id: '0',
+            action_type: 'saga.call',
+            action_version: '1.0',
+            payload: {
+              thread: placed.thread,
+              prompt_kind: session.calls === 1 ? 'start' : (request.kind ?? 'tool'),
+              ...(seconds === undefined ? {} : { expected_seconds: seconds }),
+            },
+          },
+        ],
+      },
+    };
+  }
+  if (Object.keys(members).length === 0) return body.bytes;
+  return Buffer.concat(withMembers(body.bytes, body.outline, members));
+}
+
+/** Of a client's headers those that tell the worker something; never its key, its cookies or its address. */
+const forwarded = [
+  'accept',
+  'traceparent',
+  'tracestate',
+  'baggage',
+  'anthropic-version',
+  'anthropic-beta',
+  'openai-beta',
+];
+
+export function upstreamHeaders(
+  context: Pick<CallContext, 'requestId'>,
+  request: IncomingMessage,
+  worker: VllmWorker,
+  length: number | undefined,
+): Record<string, string> {
+  const headers: Record<string, string> = {
+    'x-request-id': context.requestId,
+    'endpoint-load-metrics-format': 'TEXT',
+    'user-agent': 'saga',
+    ...worker.headers,
+  };
+  if (length !== undefined) {
+    headers['content-type'] = 'application/json';
+    headers['content-length'] = String(length);
+  }
+  for (const name of forwarded) {
+    const value = request.headers[name];
+    if (typeof value === 'string') headers[name] = value;
+  }
+  return headers;
+}

@@ -1,0 +1,157 @@
+/**
+ * Whose call a request is: its tenant, the workflow and agent that its client names, and what it says of what comes next.
+ *
+ * Nothing here can fail a request but a wrong key: clients send what they like.
+ */
+import { createHash, timingSafeEqual } from 'node:crypto';
+import type { IncomingHttpHeaders } from 'node:http';
+import type { CallHints } from '../graph/call-hints.js';
+import { workflowIdOf } from '../lineage.js';
+import type { Body } from './body.js';
+import type { GatewayConfig, TenantConfig } from './config.js';
+import { GatewayError } from './errors.js';
+
+/** Who sends a request. */
+export interface Tenant {
+  readonly name: string;
+  readonly cacheSalt: string | undefined;
+}
+
+/** A request as far as its client describes it. */
+export interface Named {
+  /** The workflow's name; `undefined`: told by lineage. */
+  workflow: string | undefined;
+  agent: string | undefined;
+  /** Nothing follows of this agent, or of the workflow where no agent is named. */
+  final: boolean;
+  /** What engines know as `session_id`. */
+  session: string | undefined;
+  hints: CallHints | undefined;
+}
+
+const mostTenantNames = 60;
+
+/** Checks keys and tells tenants apart. */
+export class Tenants {
+  /** Digests, so that comparing takes the same time for every key. */
+  readonly #keys: { digest: Buffer; tenant: Tenant }[] = [];
+  readonly #byName = new Map<string, Tenant>();
+  readonly #trustHeader: boolean;
+  readonly #default: Tenant = { name: 'default', cacheSalt: undefined };
+
+  constructor(config: Pick<GatewayConfig, 'apiKeys' | 'tenants' | 'trustTenantHeader'>) {
+    this.#trustHeader = config.trustTenantHeader ?? false;
+    for (const { name, cacheSalt, apiKeys } of config.tenants ?? ([] as readonly TenantConfig[])) {
+      const tenant: Tenant = { name, cacheSalt };
+      this.#byName.set(name, tenant);
+      for (const key of apiKeys ?? []) this.#keys.push({ digest: digestOf(key), tenant });
+    }
+    this.#default = this.#byName.get('default') ?? this.#default;
+    for (const key of config.apiKeys ?? []) this.#keys.push({ digest: digestOf(key), tenant: this.#default });
+  }
+
+  /** Whether keys are asked for. */
+  get closed(): boolean {
+    return this.#keys.length > 0;
+  }
+
+  /**
+   * The tenant of a request, by its headers alone.
+   *
+   * @throws GatewayError `invalid_api_key`
+   */
+  of(headers: IncomingHttpHeaders): Tenant {
+    let tenant = this.#default;
+    if (this.closed) {
+      const key = keyOf(headers);
+      if (key === undefined) {
+        throw new GatewayError('invalid_api_key', 'a key is needed: "Authorization: Bearer KEY" or "X-API-Key: KEY"', {
+          closes: true,
+        });
+      }
+      const digest = digestOf(key);
+      let found: Tenant | undefined;
+      for (const known of this.#keys) if (timingSafeEqual(known.digest, digest)) found = known.tenant;
+      if (found === undefined) throw new GatewayError('invalid_api_key', 'the key is not known', { closes: true });
+      tenant = found;
+    }
+    if (!this.#trustHeader || tenant !== this.#default) return tenant;
+    const name = one(headers['x-saga-tenant']) ?? one(headers['x-llm-d-inference-fairness-id']);
+    if (name === undefined || name === '' || name.length > 256) return tenant;
+    const known = this.#byName.get(name);
+    if (known !== undefined) return known;
+    // Names that nobody configured: the scheduler keeps them for good, so only so many.
+    if (this.#byName.size >= mostTenantNames) return tenant;
+    const made: Tenant = { name, cacheSalt: undefined };
+    this.#byName.set(name, made);
+    return made;
+  }
+}
+
+function keyOf(headers: IncomingHttpHeaders): string | undefined {
+  const bearer = /^bearer +(\S+)\s*$/i.exec(headers.authorization ?? '');
+  return bearer?.[1] ?? one(headers['x-api-key']);
+}
+
+function digestOf(key: string): Buffer {
+  return createHash('sha256').update(key).digest();
+}
+
+function one(value: string | string[] | undefined): string | undefined {
+  return Array.isArray(value) ? value[0] : value;
+}
+
+/** Reads headers and body. */
+export function nameOf(headers: IncomingHttpHeaders, body: Body): Named {
+  const id = workflowIdOf(headers);
+  const session = id === undefined ? sessionOf(body) : undefined;
+  return {
+    workflow: id?.workflow ?? session,
+    agent: id?.agent,
+    final: id?.final ?? isTrue(one(headers['x-saga-session-final'])),
+    session: id?.workflow ?? session,
+    hints: hintsOf(headers, body),
+  };
+}
+
+/** A session that the body names: vLLM's `session_id`, or the key by which OpenAI's clients name a conversation. */
+function sessionOf(body: Body): string | undefined {
+  for (const name of ['session_id', 'prompt_cache_key']) {
+    const member = body.member(name);
+    if (member?.type !== 'string' || member.end - member.start > 1026) continue;
+    const value = body.value(name) as string;
+    if (value !== '') return value;
+  }
+  return undefined;
+}
+
+function hintsOf(headers: IncomingHttpHeaders, body: Body): CallHints | undefined {
+  const hints: { -readonly [Field in keyof CallHints]: CallHints[Field] } = {};
+  const tool = one(headers['x-saga-next-tool']);
+  if (tool !== undefined && tool !== '' && tool.length <= 256) hints.nextTool = tool;
+  const seconds = numberOf(headers['x-saga-expected-seconds'], 1e9);
+  if (seconds !== undefined) hints.expectedSeconds = seconds;
+  const output = numberOf(headers['x-saga-expected-output-tokens'], 2 ** 31) ?? outputOf(body);
+  if (output !== undefined) hints.expectedOutputTokens = Math.floor(output);
+  return Object.keys(hints).length === 0 ? undefined : hints;
+}
+
+/** Dynamo's `nvext.agent_hints.osl`: the length that the client expects of the answer. */
+function outputOf(body: Body): number | undefined {
+  const member = body.member('nvext');
+  if (member?.type !== 'object' || member.end - member.start > 4096) return undefined;
+  const hints = (body.value('nvext') as { agent_hints?: { osl?: unknown } | null }).agent_hints;
+  const osl = hints?.osl;
+  return typeof osl === 'number' && osl >= 0 && osl <= 2 ** 31 ? osl : undefined;
+}
+
+function numberOf(value: string | string[] | undefined, most: number): number | undefined {
+  const text = one(value);
+  if (text === undefined || !/^\d{1,12}(?:\.\d{1,9})?$/.test(text)) return undefined;
+  const number = Number(text);
+  return number <= most ? number : undefined;
+}
+
+function isTrue(value: string | undefined): boolean {
+  return value !== undefined && /^(?:true|1)$/i.test(value);
+}

@@ -1,0 +1,639 @@
+/**
+ * One model: its scheduler, its workers, and the calls that wait for a worker.
+ *
+ * After every event the pool is pumped: `decide` places calls, whose requests go on; directives go to the workers; a timer is set for the
+ * scheduler's next wake. A call passes
+ *
+ *     submit -> waiting -> placed -> firstByte -> finished | cancelled
+ *
+ * and may go back to waiting while no byte of its answer is there, when its worker fails. Each ends exactly once, whoever gives up first.
+ */
+import { createHash } from 'node:crypto';
+import { SagaError, SagaStateError } from '../errors.js';
+import { classifyTool } from '../graph/tool-class.js';
+import { Lineage, type LineageKind } from '../lineage.js';
+import { Scheduler, type Call, type PromptKind, type Receipt, type Workflow } from '../scheduler.js';
+import { WorkerSet, type Logger, type VllmWorker } from '../vllm/index.js';
+import type { AnswerFacts } from './answer.js';
+import type { GatewayConfig, ModelConfig } from './config.js';
+import { GatewayError } from './errors.js';
+import type { Named, Tenant } from './identity.js';
+import type { Prompt } from './tokens/types.js';
+
+export interface SubmitRequest {
+  tenant: Tenant;
+  named: Named;
+  prompt: Prompt;
+  kind: PromptKind | undefined;
+  signal: AbortSignal;
+}
+
+/** A workflow that is open. */
+export interface Session {
+  /** Of the lineage; used again when it was closed. */
+  readonly number: number;
+  readonly workflow: Workflow;
+  readonly tenant: Tenant;
+  /** The client's name for it. */
+  readonly name: string | undefined;
+  /** What the workers' policy knows its agents as: agent to thread. */
+  readonly threads: Map<string, number>;
+  readonly openedAt: number;
+  lastCallAt: number;
+  calls: number;
+  openCalls: number;
+  toolRuns: boolean;
+  /** Its number is gone, or nothing follows: it is closed with its last call. */
+  closing: boolean;
+}
+
+/** Counted since the start. */
+export interface PoolCounters {
+  submitted: number;
+  placed: number;
+  finished: number;
+  cancelled: number;
+  retried: number;
+  queueTimeouts: number;
+  queueFull: number;
+  lineage: Record<LineageKind, number>;
+  /** By what the client sends, or by the prompt. */
+  namedCalls: number;
+  predictedTokens: number;
+  cachedTokens: number;
+  promptTokens: number;
+  outputTokens: number;
+  tokenizedTokens: number;
+  hashedBlocks: number;
+  promptsBySource: Record<Prompt['source'], number>;
+}
+
+const keptCalls = 4096;
+const longestName = 900;
+const mostAgents = 1024;
+
+/** A call that has a worker. Ends by {@link finish} or {@link cancel}, once. */
+export class Placed {
+  readonly session: Session;
+  readonly request: SubmitRequest;
+  /** The lineage's number of the line it belongs to. */
+  readonly head: number;
+  readonly lineage: LineageKind;
+  readonly thread: number;
+  call: Call;
+  receipt: Receipt;
+  worker: VllmWorker;
+  /** Milliseconds that it waited, in all. */
+  waited: number;
+  ended = false;
+  readonly #pool: ModelPool;
+
+  /** @internal */
+  constructor(
+    pool: ModelPool,
+    from: { session: Session; request: SubmitRequest; head: number; lineage: LineageKind; thread: number },
+    call: Call,
+    receipt: Receipt,
+    worker: VllmWorker,
+    waited: number,
+  ) {
+    this.#pool = pool;
+    this.session = from.session;
+    this.request = from.request;
+    this.head = from.head;
+    this.lineage = from.lineage;
+    this.thread = from.thread;
+    this.call = call;
+    this.receipt = receipt;
+    this.worker = worker;
+    this.waited = waited;
+  }
+
+  /** Prompt tokens that the worker is thought to have: never the last one, which is always computed. */
+  get predictedTokens(): number {
+    const { blockTokens } = this.#pool.scheduler;
+    const most = Math.floor((this.call.promptTokens - 1) / blockTokens);
+    return Math.min(this.receipt.matchedBlocks.gpu, most) * blockTokens;
+  }
+
+  firstByte(): void {
+    if (!this.ended) this.#pool.firstByte(this);
+  }
+
+  finish(facts: AnswerFacts): void {
+    if (!this.ended) this.#pool.finish(this, facts);
+  }
+
+  cancel(): void {
+    if (!this.ended) this.#pool.cancel(this);
+  }
+
+  /**
+   * Its worker failed before the first byte: another one.
+   *
+   * @throws GatewayError as {@link ModelPool.submit}; the call has ended then
+   */
+  async again(error: Error): Promise<void> {
+    await this.#pool.again(this, error);
+  }
+}
+
+interface Waiter {
+  resolve: (call: Call) => void;
+  reject: (error: Error) => void;
+}
+
+/** See the head of this file. */
+export class ModelPool {
+  readonly name: string;
+  readonly config: ModelConfig;
+  readonly scheduler: Scheduler;
+  readonly workers: WorkerSet;
+  readonly sessions = new Map<number, Session>();
+  readonly counters: PoolCounters = {
+    submitted: 0,
+    placed: 0,
+    finished: 0,
+    cancelled: 0,
+    retried: 0,
+    queueTimeouts: 0,
+    queueFull: 0,
+    lineage: { new: 0, continued: 0, forked: 0, 'rolled-back': 0, compacted: 0 },
+    namedCalls: 0,
+    predictedTokens: 0,
+    cachedTokens: 0,
+    promptTokens: 0,
+    outputTokens: 0,
+    tokenizedTokens: 0,
+    hashedBlocks: 0,
+    promptsBySource: { ids: 0, worker: 0, local: 0, unknown: 0 },
+  };
+  readonly #lineage: Lineage;
+  readonly #queueSeconds: number;
+  readonly #log: Logger;
+  readonly #manyTenants: boolean;
+  readonly #salts = new Map<string, number>();
+  readonly #waiting = new Map<number, Waiter>();
+  /** The newest calls by id, for explanations. */
+  readonly #calls = new Map<number, Call>();
+  #threads = 0;
+  #timer: NodeJS.Timeout | undefined;
+  #pumping = false;
+  #pumpAgain = false;
+  #closed = false;
+  readonly #microsecondsScale: number;
+
+  constructor(config: ModelConfig, gateway: GatewayConfig, log: Logger) {
+    this.name = config.name;
+    this.config = config;
+    this.#log = log;
+    this.#queueSeconds = gateway.queueSeconds ?? 120;
+    this.#manyTenants = (gateway.tenants?.length ?? 0) > 0 || gateway.trustTenantHeader === true;
+    const timeScale = gateway.timeScale ?? 1;
+    this.#microsecondsScale = timeScale * 1000;
+    const started = performance.now();
+    const algorithm = config.hashAlgorithm ?? 'saga';
+    this.scheduler = new Scheduler({
+      clock: () => (performance.now() - started) * this.#microsecondsScale,
+      blockTokens: config.blockTokens ?? 16,
+      maxCalls: gateway.maxCalls ?? 8192,
+      maxWorkflows: 4096,
+      maxBlocks: 2 ** 22,
+      maxOpenBlocks: 2 ** 22,
+      policy: config.policy ?? 'saga',
+      without: config.without ?? ['stealing', 'prefetch'],
+      ...(config.stepSeconds === undefined ? {} : { stepSeconds: config.stepSeconds }),
+      ...(config.kvBytesPerToken === undefined ? {} : { kvBytesPerToken: config.kvBytesPerToken }),
+    });
+    if (this.scheduler.policy === 'saga')
+      for (const { name, weight } of gateway.tenants ?? [])
+        if (weight !== undefined) this.scheduler.tenant(name, { weight });
+    this.#lineage = new Lineage({ maxHeads: 4096, maxBlocks: 2 ** 20 });
+    this.workers = new WorkerSet({
+      scheduler: this.scheduler,
+      model: config.upstreamName ?? config.name,
+      ...(config.servers === undefined ? {} : { servers: config.servers }),
+      ...(config.discover === undefined ? {} : { discover: config.discover }),
+      hash: algorithm === 'saga' ? { algorithm } : { algorithm, seed: config.hashSeed ?? '0' },
+      probe: gateway.probe ?? true,
+      timeScale,
+      log,
+    });
+    this.workers.onChange = () => {
+      this.pump();
+    };
+  }
+
+  async start(): Promise<void> {
+    await this.workers.start();
+    this.pump();
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    clearTimeout(this.#timer);
+    for (const waiter of this.#waiting.values())
+      waiter.reject(new GatewayError('shutting_down', 'the gateway is shutting down'));
+    this.#waiting.clear();
+    await this.workers.close();
+    this.#lineage.close();
+    this.scheduler.close();
+  }
+
+  /** Calls that have no worker yet. */
+  get waitingCalls(): number {
+    return this.#waiting.size;
+  }
+
+  /** One of the newest calls. */
+  call(id: number): Call | undefined {
+    return this.#calls.get(id);
+  }
+
+  /**
+   * Puts a call into its workflow and waits until it has a worker.
+   *
+   * @throws GatewayError `queue_full`, `queue_timeout`, `no_worker`, `shutting_down`; the signal's reason when that aborts
+   */
+  async submit(request: SubmitRequest): Promise<Placed> {
+    this.#open();
+    const { tenant, named, prompt } = request;
+    const identity = this.#identify(tenant, named, prompt.chain);
+    let session: Session;
+    try {
+      session = this.#session(identity.workflow, identity.kind, tenant, named);
+    } catch (error) {
+      this.#lineage.ended(identity.head);
+      throw error;
+    }
+    const { counters } = this;
+    counters.lineage[identity.kind] += 1;
+    counters.submitted += 1;
+    counters.promptTokens += prompt.promptTokens;
+    counters.tokenizedTokens += prompt.tokenizedTokens;
+    counters.hashedBlocks += prompt.hashedBlocks;
+    counters.promptsBySource[prompt.source] += 1;
+    if (named.workflow !== undefined) counters.namedCalls += 1;
+    session.openCalls += 1;
+    session.calls += 1;
+    session.lastCallAt = Date.now();
+    session.closing = false;
+    const from = {
+      session,
+      request,
+      head: identity.head,
+      lineage: identity.kind,
+      thread: this.#thread(session, named.agent),
+    };
+    try {
+      if (session.toolRuns) {
+        session.toolRuns = false;
+        session.workflow.toolFinished();
+      }
+      const kind = identity.kind === 'new' ? 'start' : request.kind;
+      const placed = await this.#place(session, request, kind);
+      return new Placed(this, from, placed.call, placed.receipt, placed.worker, placed.waited);
+    } catch (error) {
+      this.#left(session, identity.head);
+      throw error;
+    }
+  }
+
+  /** @internal */
+  firstByte(placed: Placed): void {
+    this.#tell(placed, () => {
+      placed.call.firstToken({ placement: placed.receipt.placement });
+    });
+    this.pump();
+  }
+
+  /** @internal */
+  finish(placed: Placed, facts: AnswerFacts): void {
+    placed.ended = true;
+    const { session, call, receipt, worker, request } = placed;
+    const { counters } = this;
+    const toolName = facts.tools[0];
+    const tool = toolName === undefined ? 'none' : classifyTool(toolName);
+    const final = request.named.final;
+    counters.finished += 1;
+    counters.outputTokens += facts.outputTokens ?? 0;
+    if (facts.cachedTokens !== undefined && request.prompt.source !== 'unknown') {
+      counters.cachedTokens += facts.cachedTokens;
+      counters.predictedTokens += placed.predictedTokens;
+      worker.observe(placed.predictedTokens, facts.cachedTokens);
+    }
+    const stop = facts.stop ?? 'unknown';
+    this.#tell(placed, () => {
+      call.finish({
+        stop,
+        tool,
+        outputTokens: Math.min(facts.outputTokens ?? 0, 2 ** 31),
+        placement: receipt.placement,
+        ...(final ? { hints: { finalStep: true } } : {}),
+      });
+    });
+    const seconds = request.named.hints?.expectedSeconds;
+    this.workers.directives.ended({
+      worker,
+      thread: placed.thread,
+      stop,
+      tool,
+      sessionEnd: final,
+      ...(seconds === undefined ? {} : { expectedSeconds: seconds }),
+    });
+    if (stop === 'tool-use' && !session.toolRuns && !final) {
+      session.toolRuns = true;
+      session.workflow.toolStarted({ tool });
+    }
+    if (final && request.named.agent === undefined) session.closing = true;
+    this.#left(session, placed.head);
+    this.pump();
+  }
+
+  /** @internal */
+  cancel(placed: Placed): void {
+    placed.ended = true;
+    this.counters.cancelled += 1;
+    this.#tell(placed, () => {
+      placed.call.cancel();
+    });
+    this.#left(placed.session, placed.head);
+    this.pump();
+  }
+
+  /** @internal */
+  async again(placed: Placed, error: Error): Promise<void> {
+    const { session, request } = placed;
+    this.counters.retried += 1;
+    placed.worker.unreachable(error);
+    try {
+      this.#open();
+      let next: { call: Call; receipt: Receipt; worker: VllmWorker; waited: number };
+      const { receipt } = placed.call;
+      const worker = receipt === undefined ? undefined : this.workers.of(receipt.worker);
+      if (receipt !== undefined && receipt.placement !== placed.receipt.placement && worker !== undefined) {
+        // The scheduler knew that the worker was lost, and has placed the call anew meanwhile.
+        next = { call: placed.call, receipt, worker, waited: 0 };
+      } else if (receipt === undefined && !placed.call.ended) {
+        next = await this.#wait(placed.call, request.signal);
+      } else {
+        this.#tell(placed, () => {
+          placed.call.cancel();
+        });
+        next = await this.#place(session, request, request.kind);
+      }
+      placed.call = next.call;
+      placed.receipt = next.receipt;
+      placed.worker = next.worker;
+      placed.waited += next.waited;
+    } catch (thrown) {
+      placed.ended = true;
+      this.#left(session, placed.head);
+      this.pump();
+      throw thrown;
+    }
+  }
+
+  /** Decides, hands over what was decided, and sets the timer for the next time. */
+  pump(): void {
+    // A directive that is refused at once, or a waiter, may come back here.
+    if (this.#pumping) {
+      this.#pumpAgain = true;
+      return;
+    }
+    if (this.#closed) return;
+    this.#pumping = true;
+    try {
+      do {
+        this.#pumpAgain = false;
+        for (const call of this.scheduler.decide()) {
+          const waiter = this.#waiting.get(call.id);
+          this.#waiting.delete(call.id);
+          waiter?.resolve(call);
+        }
+        for (const directive of this.scheduler.directives()) this.workers.directives.carryOut(directive);
+      } while (this.#pumpAgain);
+    } catch (error) {
+      this.#log.error({ err: error, model: this.name }, 'scheduling failed');
+    } finally {
+      this.#pumping = false;
+    }
+    clearTimeout(this.#timer);
+    const { nextWake } = this.scheduler;
+    if (nextWake !== undefined) {
+      const milliseconds = (nextWake - this.scheduler.now()) / this.#microsecondsScale;
+      this.#timer = setTimeout(
+        () => {
+          this.pump();
+        },
+        Math.min(Math.max(milliseconds, 0), 2 ** 31 - 1),
+      ).unref();
+    }
+  }
+
+  #open(): void {
+    if (this.#closed) throw new GatewayError('shutting_down', 'the gateway is shutting down');
+  }
+
+  #identify(tenant: Tenant, named: Named, chain: BigUint64Array): ReturnType<Lineage['identify']> {
+    try {
+      const own = this.#manyTenants ? this.#apart(tenant, chain) : chain;
+      if (named.workflow === undefined) return this.#lineage.identify(own);
+      // Two tenants' sessions of the same name are two.
+      const name = `${tenant.name}\n${named.workflow}`;
+      const short = Buffer.byteLength(name) <= longestName ? name : createHash('sha256').update(name).digest('hex');
+      return this.#lineage.identify(own, { workflow: Buffer.from(short).toString() });
+    } catch (error) {
+      throw this.#refused(error);
+    }
+  }
+
+  /** The chain with other hashes for each tenant: nobody continues the workflow of another one by sending the same prompt. */
+  #apart(tenant: Tenant, chain: BigUint64Array): BigUint64Array {
+    let salt = this.#salts.get(tenant.name);
+    if (salt === undefined) {
+      salt = createHash('sha256').update(tenant.name).digest().readUInt32LE();
+      this.#salts.set(tenant.name, salt);
+    }
+    const own = chain.slice();
+    const halves = new Uint32Array(own.buffer);
+    for (let i = 0; i < halves.length; i += 2) halves[i] = (halves[i] as number) ^ salt;
+    return own;
+  }
+
+  #session(number: number, kind: LineageKind, tenant: Tenant, named: Named): Session {
+    // They made room; the number of a new one may be one of theirs.
+    for (const gone of this.#lineage.forgotten()) this.#forget(gone);
+    if (kind === 'new') this.#forget(number);
+    const known = this.sessions.get(number);
+    if (known !== undefined) return known;
+    try {
+      const workflow = this.scheduler.openWorkflow({ tenant: tenant.name });
+      const opened: Session = {
+        number,
+        workflow,
+        tenant,
+        name: named.workflow,
+        threads: new Map(),
+        openedAt: Date.now(),
+        lastCallAt: Date.now(),
+        calls: 0,
+        openCalls: 0,
+        toolRuns: false,
+        closing: false,
+      };
+      this.sessions.set(number, opened);
+      return opened;
+    } catch (error) {
+      throw this.#refused(error);
+    }
+  }
+
+  #thread(session: Session, agent: string | undefined): number {
+    const name = agent ?? '';
+    let thread = session.threads.get(name);
+    if (thread === undefined) {
+      thread = ++this.#threads;
+      if (session.threads.size < mostAgents) session.threads.set(name, thread);
+    }
+    return thread;
+  }
+
+  async #place(
+    session: Session,
+    { named, prompt, signal }: SubmitRequest,
+    kind: PromptKind | undefined,
+  ): Promise<{ call: Call; receipt: Receipt; worker: VllmWorker; waited: number }> {
+    signal.throwIfAborted();
+    if (this.workers.workers.every(({ condition }) => condition !== 'ready' && condition !== 'draining'))
+      throw new GatewayError('no_worker', `no worker of model ${this.name} is ready`, { retryAfter: 5 });
+    let call: Call;
+    try {
+      call = session.workflow.submit(
+        { chain: prompt.chain, promptTokens: prompt.promptTokens },
+        {
+          ...(named.agent === undefined ? {} : { agent: named.agent }),
+          ...(kind === undefined ? {} : { kind }),
+          ...(named.hints === undefined ? {} : { hints: named.hints }),
+        },
+      );
+    } catch (error) {
+      throw this.#refused(error);
+    }
+    this.#calls.set(call.id, call);
+    if (this.#calls.size > keptCalls) this.#calls.delete(this.#calls.keys().next().value as number);
+    return await this.#wait(call, signal);
+  }
+
+  /** Until a call that is submitted is placed; it is cancelled when that does not happen. */
+  async #wait(
+    call: Call,
+    signal: AbortSignal,
+  ): Promise<{ call: Call; receipt: Receipt; worker: VllmWorker; waited: number }> {
+    const begun = performance.now();
+    for (;;) {
+      let placedNow = false;
+      const placed = new Promise<Call>((resolve, reject) => {
+        this.#waiting.set(call.id, {
+          resolve: (found) => {
+            placedNow = true;
+            resolve(found);
+          },
+          reject,
+        });
+      });
+      placed.catch(() => undefined);
+      this.pump();
+      // Most calls are placed at once: no timer, no listener.
+      if (!placedNow) await this.#patience(call, placed, signal, begun);
+      const { receipt } = call;
+      const worker = receipt === undefined ? undefined : this.workers.of(receipt.worker);
+      if (receipt !== undefined && worker !== undefined) {
+        this.counters.placed += 1;
+        return { call, receipt, worker, waited: performance.now() - begun };
+      }
+      // Placed, and its worker lost before anybody could look: it waits again.
+      if (call.ended) throw new GatewayError('worker_lost', 'the worker was lost');
+    }
+  }
+
+  async #patience(call: Call, placed: Promise<Call>, signal: AbortSignal, begun: number): Promise<void> {
+    const seconds = this.#queueSeconds;
+    let timer: NodeJS.Timeout | undefined;
+    let onAbort: (() => void) | undefined;
+    const givenUp = new Promise<never>((_, reject) => {
+      const left = Math.max(0, seconds * 1000 - (performance.now() - begun));
+      timer = setTimeout(() => {
+        this.counters.queueTimeouts += 1;
+        reject(
+          new GatewayError('queue_timeout', `the call waited for ${seconds} seconds and got no worker`, {
+            retryAfter: 10,
+          }),
+        );
+      }, left);
+      onAbort = () => {
+        reject(signal.reason as Error);
+      };
+      signal.addEventListener('abort', onAbort, { once: true });
+      if (signal.aborted) onAbort();
+    });
+    try {
+      await Promise.race([placed, givenUp]);
+    } catch (error) {
+      this.#waiting.delete(call.id);
+      if (!this.#closed && !call.ended) call.cancel();
+      throw error;
+    } finally {
+      clearTimeout(timer);
+      if (onAbort !== undefined) signal.removeEventListener('abort', onAbort);
+    }
+  }
+
+  /** An event about a call that the scheduler may have placed anew since: then it is not about the present placement, and the call ends. */
+  #tell(placed: Placed, event: () => void): void {
+    if (this.#closed || placed.call.ended) return;
+    try {
+      event();
+    } catch (error) {
+      if (!(error instanceof SagaStateError)) throw error;
+      if (placed.ended && !placed.call.ended) placed.call.cancel();
+    }
+  }
+
+  /** A call of the session has ended. */
+  #left(session: Session, head: number): void {
+    session.openCalls -= 1;
+    if (this.#closed) return;
+    this.#lineage.ended(head);
+    if (!session.closing || session.openCalls > 0) return;
+    if (this.sessions.get(session.number) === session) {
+      this.#lineage.closed(session.number);
+      this.sessions.delete(session.number);
+    }
+    session.workflow.close();
+  }
+
+  /** The lineage needs the number for another one. */
+  #forget(number: number): void {
+    const session = this.sessions.get(number);
+    if (session === undefined) return;
+    this.sessions.delete(number);
+    session.closing = true;
+    if (session.openCalls === 0) session.workflow.close();
+  }
+
+  #refused(error: unknown): Error {
+    if (error instanceof SagaError) {
+      const { code } = error;
+      if (code === 'SAGA_ERR_FULL') {
+        this.counters.queueFull += 1;
+        return new GatewayError('queue_full', `model ${this.name} has as many calls as it can take; try again`, {
+          retryAfter: 1,
+          cause: error,
+        });
+      }
+      if (code === 'SAGA_ERR_INVALID_ARGUMENT') return new GatewayError('invalid_request', error.message);
+    }
+    return error as Error;
+  }
+}

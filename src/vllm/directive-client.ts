@@ -1,0 +1,224 @@
+/**
+ * Carries out the scheduler's directives on vLLM workers, by the protocol of docs/directives.md.
+ *
+ * | directive | is carried out as | reported |
+ * |---|---|---|
+ * | retain | `kv.retain` of the call's request | applied, refused, expired, revoked |
+ * | release | `kv.release` | no |
+ * | drop | `kv.evict`, mode `first` | no |
+ * | copy | nothing moves blocks between vLLM workers here: refused at once | refused |
+ * | priority | nothing: a call that was sent has its priority | no, counted |
+ *
+ * A worker without a channel, or with a connector that can do nothing, refuses everything. Whatever happens to a connection, each
+ * retain is reported.
+ */
+import { randomBytes } from 'node:crypto';
+import type { CopyDirective, Directive, DropDirective, RetainDirective } from '../scheduler/directive.js';
+import type { Worker } from '../scheduler/worker.js';
+import type { DirectiveChannel, Report } from './directive-channel.js';
+import {
+  endedPayload,
+  statusReport,
+  targetPayload,
+  type DirectiveOutcome,
+  type DirectiveStatusReport,
+  type DirectiveTarget,
+  type EndedCall,
+} from './envelope.js';
+import type { CallReference, Logger } from './options.js';
+import type { VllmWorker } from './vllm-worker.js';
+
+/** Seconds in which an action may begin. */
+const expiresIn = 30;
+const statusSeconds = 5;
+/** A lease without an end. */
+const longestLease = 86_400;
+
+/** @internal What the client needs of its set. */
+export interface DirectiveHost {
+  of(worker: Worker): VllmWorker | undefined;
+  channel(worker: VllmWorker): DirectiveChannel | undefined;
+  /** Scheduler time, microseconds. */
+  now(): number;
+  /** Something was reported to the scheduler. */
+  changed(): void;
+  countPriority(worker: VllmWorker): void;
+  readonly timeScale: number;
+  readonly log: Logger;
+  readonly requestIdOf: (call: CallReference) => string | undefined;
+  readonly threadOf: (call: CallReference) => number | undefined;
+}
+
+export class DirectiveClient {
+  readonly #host: DirectiveHost;
+  /** Several schedulers may use a worker: their claims are told apart. */
+  readonly #claims = randomBytes(6).toString('hex');
+
+  /** @internal */
+  constructor(host: DirectiveHost) {
+    this.#host = host;
+  }
+
+  /** Carries out a directive of the scheduler, and reports to it what became of it. Never throws. */
+  carryOut(directive: Directive): void {
+    const worker = this.#host.of(directive.worker);
+    switch (directive.type) {
+      case 'copy':
+        this.#report(directive, { status: 'refused' });
+        break;
+      case 'retain':
+        this.#retain(directive, worker);
+        break;
+      case 'release':
+        if (worker) this.#send(worker, 'kv.release', { claim_id: this.#claimOf(directive.id) }, ignore);
+        break;
+      case 'drop':
+        if (worker) this.#drop(directive, worker);
+        break;
+      case 'priority':
+        if (worker) this.#host.countPriority(worker);
+        break;
+    }
+  }
+
+  /** Tells the engine's own policy what follows a call: `saga.ended`. */
+  ended(call: EndedCall): void {
+    if (this.#usable(call.worker)) this.#send(call.worker, 'saga.ended', endedPayload(call), ignore);
+  }
+
+  /** `now`: the blocks lose their hashes. `first`: they are the next victims. */
+  evict(worker: VllmWorker, target: DirectiveTarget, mode: 'now' | 'first' = 'first'): Promise<DirectiveOutcome> {
+    return this.#ask(worker, 'kv.evict', { target: targetPayload(target), mode });
+  }
+
+  /** A lease. Resolves when it holds or was refused; `onEnd` is told how one that held ends. */
+  retain(
+    worker: VllmWorker,
+    target: DirectiveTarget,
+    options: { claimId: string; ttlSeconds: number; value?: number; onEnd?: (outcome: DirectiveOutcome) => void },
+  ): Promise<DirectiveOutcome> {
+    const { claimId, ttlSeconds, value = 0.5, onEnd } = options;
+    return new Promise((resolve) => {
+      let held = false;
+      this.#send(
+        worker,
+        'kv.retain',
+        { claim_id: claimId, target: targetPayload(target), ttl_seconds: ttlSeconds, value },
+        (outcome, last) => {
+          if (held) onEnd?.(outcome);
+          else resolve(outcome);
+          held = !last;
+        },
+        ttlSeconds,
+      );
+    });
+  }
+
+  release(worker: VllmWorker, claimId: string): Promise<DirectiveOutcome> {
+    return this.#ask(worker, 'kv.release', { claim_id: claimId });
+  }
+
+  /** What the worker's connector can do. */
+  status(worker: VllmWorker): Promise<DirectiveStatusReport> {
+    return new Promise((resolve) => {
+      const channel = this.#host.channel(worker);
+      if (channel === undefined) resolve({ ...unreachable, fields: {} });
+      channel?.send('saga.status', {}, statusSeconds, (outcome, _, fields) => resolve(statusReport(outcome, fields)));
+    });
+  }
+
+  #retain(directive: RetainDirective, worker: VllmWorker | undefined): void {
+    const requestId = this.#host.requestIdOf({ id: directive.callId });
+    if (worker === undefined || requestId === undefined || !this.#usable(worker)) {
+      this.#report(directive, { status: 'refused' });
+      return;
+    }
+    const seconds = (directive.until - this.#host.now()) / 1e6 / this.#host.timeScale;
+    if (!(seconds > 0)) {
+      this.#report(directive, { status: 'expired' });
+      return;
+    }
+    const ttl = Math.min(seconds, longestLease);
+    this.#send(
+      worker,
+      'kv.retain',
+      {
+        claim_id: this.#claimOf(directive.id),
+        target: targetPayload({ requestId }),
+        ttl_seconds: ttl,
+        value: Math.min(1, Math.max(0, directive.value)),
+      },
+      (outcome) => this.#report(directive, outcome),
+      ttl,
+    );
+  }
+
+  #drop(directive: DropDirective, worker: VllmWorker): void {
+    if (!this.#usable(worker)) return;
+    const call = { id: directive.callId };
+    const thread = this.#host.threadOf(call);
+    const requestId = this.#host.requestIdOf(call);
+    const target: DirectiveTarget | undefined =
+      thread !== undefined ? { thread } : requestId === undefined ? undefined : { requestId };
+    if (target) this.#send(worker, 'kv.evict', { target: targetPayload(target), mode: 'first' }, ignore);
+  }
+
+  #claimOf(id: number): string {
+    return `${this.#claims}-${id}`;
+  }
+
+  /** Whether anything can come of a directive there. */
+  #usable(worker: VllmWorker): boolean {
+    return worker.features.connector !== 'none' && this.#host.channel(worker) !== undefined;
+  }
+
+  #ask(worker: VllmWorker, type: string, payload: Record<string, unknown>): Promise<DirectiveOutcome> {
+    return new Promise((resolve) => {
+      this.#send(worker, type, payload, (outcome) => resolve(outcome));
+    });
+  }
+
+  #send(
+    worker: VllmWorker,
+    type: string,
+    payload: Record<string, unknown>,
+    report: Report,
+    leaseSeconds?: number,
+  ): void {
+    const channel = this.#host.channel(worker);
+    if (channel === undefined) report(unreachable, true, {});
+    else channel.send(type, payload, expiresIn, report, leaseSeconds);
+  }
+
+  #report(directive: RetainDirective | CopyDirective, outcome: DirectiveOutcome): void {
+    try {
+      switch (outcome.status) {
+        case 'applied':
+          directive.applied();
+          break;
+        case 'refused':
+          directive.refused();
+          break;
+        case 'expired':
+          directive.expired();
+          break;
+        case 'revoked':
+          if (directive.type === 'retain') directive.revoked();
+          break;
+        case 'released': // by its own order
+        case 'pending':
+          break;
+      }
+    } catch (error) {
+      // A scheduler that is closed, or whose journal is full, lets the directive run out.
+      this.#host.log.warn(
+        { err: error, directive: directive.type, worker: directive.worker.id },
+        'a directive was not reported',
+      );
+    }
+    this.#host.changed();
+  }
+}
+
+const ignore: Report = () => {};
+const unreachable: DirectiveOutcome = { status: 'refused', reason: 'unreachable' };

@@ -1,0 +1,146 @@
+/**
+ * A worker of the scheduler that is a data-parallel rank of a vLLM server: how to reach it, what it can do, and how well it is
+ * known. Made by a {@link WorkerSet} when its server is healthy; when it is lost it stays lost, and the server that comes back is a
+ * new worker.
+ *
+ *   starting -> ready <-> draining -> lost
+ */
+import type { Worker } from '../scheduler/worker.js';
+import { Drift } from './drift.js';
+import type { ServerOptions } from './options.js';
+import { Doubts, type Doubt, type Reason } from './trust.js';
+
+/**
+ * - `starting`: in the scheduler, but takes no calls: its events are being read and its hashes probed
+ * - `ready`: takes calls
+ * - `draining`: takes no more
+ * - `lost`: removed from the scheduler
+ */
+export type WorkerCondition = 'starting' | 'ready' | 'draining' | 'lost';
+
+/**
+ * - `connecting`: was not reached yet, or not since its workers were lost
+ * - `up`: has workers
+ * - `refused`: cannot be used as it is configured
+ */
+export type ServerCondition = 'connecting' | 'up' | 'refused';
+
+/** What a worker can do; `undefined`: not known. */
+export interface WorkerFeatures {
+  /** Of vLLM. */
+  version: string | undefined;
+  /** Routes of generation by name, whether the server has them. */
+  routes: Readonly<Partial<Record<WorkerRoute, boolean>>>;
+  /** It takes `priority`: `--scheduling-policy priority`. */
+  priority: boolean | undefined;
+  /** Answers tell `cached_tokens`: `--enable-prompt-tokens-details`. */
+  promptTokensDetails: boolean | undefined;
+  /** What the connector saga_vllm can do; `undefined` also where there is none. */
+  connector: 'policy' | 'leases' | 'none' | undefined;
+  /** Algorithm of the engine's block hashes. */
+  hashAlgorithm: string | undefined;
+}
+
+export const workerRoutes = {
+  completions: '/v1/completions',
+  chat: '/v1/chat/completions',
+  responses: '/v1/responses',
+  messages: '/v1/messages',
+  completionsRender: '/v1/completions/render',
+  chatRender: '/v1/chat/completions/render',
+  tokenize: '/tokenize',
+} as const;
+export type WorkerRoute = keyof typeof workerRoutes;
+
+/** @internal What the set does for its workers. */
+export interface WorkerOwner {
+  /** A request to it failed. */
+  unreachable(worker: VllmWorker, error: Error): void;
+  /** Its trust is another one. */
+  trustChanged(worker: VllmWorker): void;
+  /** Predictions have drifted, or no longer. */
+  driftChanged(worker: VllmWorker): void;
+  /** A load header of an answer. */
+  load(worker: VllmWorker, header: string): void;
+}
+
+export class VllmWorker {
+  /** Of the scheduler. */
+  readonly worker: Worker;
+  readonly server: ServerOptions;
+  /** Data-parallel rank. */
+  readonly rank: number;
+  /** Of the server's URL: `http://127.0.0.1:8000`. */
+  readonly origin: string;
+  /** What stands before `/v1` in its path, `''` as a rule. */
+  readonly path: string;
+  /** For every request to it: `authorization`, `x-data-parallel-rank`. */
+  readonly headers: Readonly<Record<string, string>>;
+  readonly #owner: WorkerOwner;
+  readonly #doubts = new Doubts();
+  /** @internal */
+  readonly drift: Drift;
+  /** @internal */
+  features_: WorkerFeatures;
+  /** @internal */
+  condition_: WorkerCondition = 'starting';
+
+  /** @internal */
+  constructor(worker: Worker, server: ServerOptions, rank: number, features: WorkerFeatures, owner: WorkerOwner) {
+    const url = new URL(server.url);
+    this.worker = worker;
+    this.server = server;
+    this.rank = rank;
+    this.origin = url.origin;
+    this.path = url.pathname === '/' ? '' : url.pathname;
+    this.features_ = features;
+    this.headers = {
+      ...(server.apiKey === undefined ? {} : { authorization: `Bearer ${server.apiKey}` }),
+      ...((server.dataParallelRanks ?? 1) > 1 ? { 'x-data-parallel-rank': String(rank) } : {}),
+    };
+    this.drift = new Drift(server.blockTokens ?? 16);
+    this.#owner = owner;
+  }
+
+  get condition(): WorkerCondition {
+    return this.condition_;
+  }
+
+  get features(): WorkerFeatures {
+    return this.features_;
+  }
+
+  /** Why it is not trusted, or not of full use, in words: `events: no endpoint is configured`. Empty: all is well. */
+  get degraded(): readonly string[] {
+    return this.#doubts.words;
+  }
+
+  /** How far its pages are believed, 0 to 1: as the scheduler was told. */
+  get trust(): number {
+    return this.#doubts.trust;
+  }
+
+  /**
+   * An answer came: the cached tokens that were predicted for its prompt, and what its usage reports. Where predictions are wrong
+   * time and again the worker is trusted less.
+   */
+  observe(predictedTokens: number, reportedTokens: number): void {
+    if (this.condition_ === 'lost') return;
+    if (this.drift.observe(predictedTokens, reportedTokens)) this.#owner.driftChanged(this);
+  }
+
+  /** A request could not connect, or its connection died: its health is checked at once. */
+  unreachable(error: Error): void {
+    if (this.condition_ !== 'lost') this.#owner.unreachable(this, error);
+  }
+
+  /** The header `endpoint-load-metrics` of an answer of this worker (ask for it by `endpoint-load-metrics-format: TEXT`). */
+  loadHeader(text: string): void {
+    if (this.condition_ !== 'lost') this.#owner.load(this, text);
+  }
+
+  /** @internal */
+  doubt(doubt: Doubt, reason: Reason | undefined): void {
+    if (this.#doubts.set(doubt, reason) && this.condition_ !== 'lost') this.#owner.trustChanged(this);
+  }
+}
