@@ -83,8 +83,9 @@ export class EventSequence {
   #bytes = 0;
   /** A live batch was thrown away since the replay was asked for. */
   #lost = false;
-  /** Of the replay: the first number asked for, and whether a batch has come. */
+  /** Of the replay: the first number asked for, whether that was all there is, and whether a batch has come. */
   #from = 0;
+  #everything = false;
   #begun = false;
 
   constructor(actions: SequenceActions, limits: SequenceLimits) {
@@ -118,14 +119,35 @@ export class EventSequence {
     return this.#kept.length;
   }
 
-  /** Begins, or has begun: to be called when the subscription stands, and again whenever it was lost in between. */
+  /** The subscription stands: for the first time, or again after it was lost. */
   connected(): void {
-    if (this.#state === 'idle') {
-      if (this.#canReplay) this.#anew();
-      else this.#state = 'live';
-    } else if (this.#state === 'live' && this.#canReplay) {
-      this.#gapped();
+    switch (this.#state) {
+      case 'idle':
+        if (this.#canReplay) this.#anew();
+        else this.#state = 'live';
+        break;
+      case 'replaying':
+        // What was kept, and what is on its way, may be of the engine before.
+        this.#clearKept();
+        this.#ask(Math.max(0, this.#next - 1));
+        break;
+      case 'live':
+        if (this.#canReplay) {
+          this.#gapped();
+        } else if (this.#next > 0) {
+          // Whether it is the engine of before cannot be told.
+          this.#forget();
+          this.#next = 0;
+        }
+        break;
+      case 'cooling':
+        break;
     }
+  }
+
+  /** Asks for the last batch again: was one missed behind it? */
+  audit(): void {
+    if (this.#state === 'live' && this.#canReplay) this.#gapped();
   }
 
   /** A batch was published. */
@@ -167,9 +189,9 @@ export class EventSequence {
     }
     if (sequence < this.#next) {
       if (this.#known(sequence, payload)) return;
-      // What a replay from 0 brought cannot be of another start than what it brings later.
-      if (this.#from > 0) this.#restart();
-      else this.replayFailed();
+      // What a replay of everything brought cannot be of another start than what it brings later.
+      if (this.#everything) this.replayFailed();
+      else this.#restart();
     } else {
       // A hole within a replay will not be filled: the publisher could not encode that batch.
       if (sequence > this.#next) this.#incomplete(sequence);
@@ -225,6 +247,7 @@ export class EventSequence {
 
   #take(sequence: number, payload: Uint8Array): void {
     if (sequence === this.#next) {
+      if (sequence === 0) this.#partial = false;
       this.#apply(sequence, payload);
     } else if (sequence < this.#next) {
       if (this.#known(sequence, payload)) {
@@ -289,6 +312,7 @@ export class EventSequence {
     this.#partial = false;
     this.#fingerprints.fill(0);
     this.#ask(0);
+    this.#everything = true;
   }
 
   #gapped(): void {
@@ -300,6 +324,7 @@ export class EventSequence {
     ++this.replays;
     this.#state = 'replaying';
     this.#from = from;
+    this.#everything = false;
     this.#begun = false;
     this.#actions.replay(from);
   }
