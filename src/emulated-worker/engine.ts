@@ -63,6 +63,8 @@ export interface EngineRequest {
   cacheSalt?: string | undefined;
   loraName?: string | undefined;
   sessionId?: string | undefined;
+  /** What ends the answer, for the counters. Default `stop`. */
+  finish?: 'stop' | 'length';
   /** For directives. */
   requestId?: string | undefined;
   thread?: number | undefined;
@@ -247,10 +249,6 @@ export class Engine {
     return this.#batch !== undefined;
   }
 
-  get stepsNothing(): boolean {
-    return this.#open.size === 0;
-  }
-
   /** Hashes of every cached block in order of block number, copies counted. */
   cachedHashes(): BigUint64Array {
     return this.#table.cachedHashes('gpu');
@@ -371,8 +369,10 @@ export class Engine {
     for (const call of owners) {
       counters.generationTokens++;
       const known = call.promptTokens + call.generated;
-      if (known === call.tokens.length) this.#end(call);
-      else if (prefixCaching && known % blockTokens === 0) {
+      if (known === call.tokens.length) {
+        counters.finished[call.request.finish ?? 'stop']++;
+        this.#end(call);
+      } else if (prefixCaching && known % blockTokens === 0) {
         const before = call.hashCount;
         this.#hash(call, known);
         former.addHashes(call.id, call.hashes.subarray(before, call.hashCount));

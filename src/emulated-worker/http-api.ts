@@ -380,6 +380,7 @@ export class HttpApi {
         cacheSalt: fields.cacheSalt,
         loraName: generation.loraName,
         sessionId: fields.sessionId,
+        finish,
         requestId: generation.id,
         thread: generation.thread,
         onToken: (now) => answer.token(now),
