@@ -114,6 +114,11 @@ export class EventSequence {
     return this.#gap;
   }
 
+  /** As far as is known nothing is missing: it is live, or looks whether it is. */
+  get inSequence(): boolean {
+    return this.#state === 'live' || (this.#state === 'replaying' && !this.#gap && !this.#everything);
+  }
+
   /** The number of kept live batches. */
   get kept(): number {
     return this.#kept.length;
@@ -147,7 +152,7 @@ export class EventSequence {
 
   /** Asks for the last batch again: was one missed behind it? */
   audit(): void {
-    if (this.#state === 'live' && this.#canReplay) this.#gapped();
+    if (this.#state === 'live' && this.#canReplay) this.#ask(Math.max(0, this.#next - 1));
   }
 
   /** A batch was published. */
@@ -207,27 +212,18 @@ export class EventSequence {
       this.#restart();
       return;
     }
-    this.#state = 'live';
-    this.#gap = false;
-    const kept = this.#kept;
-    const lost = this.#lost;
-    this.#kept = [];
-    this.#bytes = 0;
-    this.#lost = false;
-    // One of them may ask for another replay: those behind it are kept again.
-    for (const { sequence, payload } of kept) {
-      // So far back that its fingerprint is gone: it was kept while the replay brought it, too.
-      if (sequence < this.#next - remembered) ++this.duplicates;
-      else this.live(sequence, payload);
-    }
-    if (this.state === 'replaying') this.#lost ||= lost;
-    else if (lost) this.#gapped();
+    this.#goOn();
   }
 
   /** It did not come to its end, and will not. */
   replayFailed(): void {
     if (this.#state !== 'replaying') return;
     ++this.replayFailures;
+    if (this.inSequence) {
+      // It was only to show whether something is missing.
+      this.#goOn();
+      return;
+    }
     this.dropped += this.#kept.length;
     this.#forget();
     this.#clearKept();
@@ -243,6 +239,25 @@ export class EventSequence {
   /** Everything that the worker had before is known to be gone: it said so. */
   cleared(): void {
     this.#partial = false;
+  }
+
+  /** Live batches again, those first that were kept. */
+  #goOn(): void {
+    this.#state = 'live';
+    this.#gap = false;
+    const kept = this.#kept;
+    const lost = this.#lost;
+    this.#kept = [];
+    this.#bytes = 0;
+    this.#lost = false;
+    // One of them may ask for another replay: those behind it are kept again.
+    for (const { sequence, payload } of kept) {
+      // So far back that its fingerprint is gone: it was kept while the replay brought it, too.
+      if (sequence < this.#next - remembered) ++this.duplicates;
+      else this.live(sequence, payload);
+    }
+    if (this.state === 'replaying') this.#lost ||= lost;
+    else if (lost) this.#gapped();
   }
 
   #take(sequence: number, payload: Uint8Array): void {

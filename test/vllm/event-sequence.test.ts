@@ -151,6 +151,22 @@ describe('with a replay endpoint', () => {
     expect(probe.sequence.partial).toBe(false);
   });
 
+  it('a look whether something is missing costs nothing when it fails', () => {
+    const probe = new Probe();
+    probe.sequence.connected();
+    probe.replay(1, 0, 2);
+    probe.sequence.audit();
+    expect(probe.asked).toEqual([0, 2]);
+    expect(probe.sequence).toMatchObject({ state: 'replaying', inSequence: true, gap: false });
+    probe.live(1, 3);
+    probe.sequence.replayFailed();
+    expect(probe.known).toEqual(names(1, 0, 3));
+    expect(probe.sequence).toMatchObject({ state: 'live', resets: 0, replayFailures: 1 });
+    probe.sequence.audit();
+    probe.replay(1, 3, 4);
+    expect(probe.known).toEqual(names(1, 0, 4));
+  });
+
   it('keeps so many batches and bytes during a replay, and asks again for the others', () => {
     const probe = new Probe({ replay: true, keptBatches: 2 });
     probe.sequence.connected();
@@ -228,6 +244,7 @@ type Step =
   | { do: 'malformed' }
   | { do: 'restart' }
   | { do: 'reconnect' }
+  | { do: 'audit' }
   | { do: 'serve'; count: number; buffer: number; end: boolean }
   | { do: 'fail' }
   | { do: 'cool' };
@@ -240,6 +257,7 @@ const step: fc.Arbitrary<Step> = fc.oneof(
   fc.constant({ do: 'malformed' as const }),
   fc.constant({ do: 'restart' as const }),
   fc.constant({ do: 'reconnect' as const }),
+  fc.constant({ do: 'audit' as const }),
   {
     weight: 5,
     arbitrary: fc.record({
@@ -300,6 +318,9 @@ function run(steps: readonly Step[], limits: SequenceLimits): void {
         break;
       case 'reconnect':
         sequence.connected();
+        break;
+      case 'audit':
+        sequence.audit();
         break;
       case 'serve':
         if (sequence.state === 'replaying') serve(one.count, one.buffer, one.end);
