@@ -230,6 +230,10 @@ BlockHash KvEventSource::name_of(std::uint32_t slot) const {
 
 std::uint32_t KvEventSource::acquire(BlockHash key) {
   if (free_ == kNone && fresh_ == options_.max_blocks) {
+    // A block that is gone keeps its slot until the sink has heard of it.
+    if (oldest_ == kNone) flush();
+  }
+  if (free_ == kNone && fresh_ == options_.max_blocks) {
     if (oldest_ == kNone) return kNone;
     const std::uint32_t forgotten = oldest_;
     unlink_forgettable(forgotten);
