@@ -16,6 +16,7 @@ export const smallEngine: EngineOptions = {
   maxLeases: 16,
   hashAlgorithm: 'sha256_cbor',
   hashSeed: '0',
+  taggedKeys: false,
   wholeHashes: false,
   priorityScheduling: false,
   prefixCaching: true,
