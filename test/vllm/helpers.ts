@@ -1,4 +1,5 @@
 /** What the tests of the adapters share. */
+import { createServer, type AddressInfo } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { EmulatedWorker } from '../../src/emulated-worker/index.js';
 import type { Logger, ServerOptions, VllmWorker, WorkerSet } from '../../src/vllm/index.js';
@@ -62,4 +63,15 @@ export async function complete(worker: EmulatedWorker, prompt: readonly number[]
   });
   await response.arrayBuffer();
   return response.status;
+}
+
+/** A port that nobody listened at a moment ago. */
+export function freePort(): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const server = createServer().once('error', reject);
+    server.listen(0, '127.0.0.1', () => {
+      const { port } = server.address() as AddressInfo;
+      server.close(() => resolve(port));
+    });
+  });
 }
