@@ -15,8 +15,9 @@ sys.path.insert(0, str(PYTHON))
 
 STEP_MODEL = {"base": 0.02, "per_call": 0.001, "per_prefill_token": 0.0001}
 TIME_SCALE = 10
-BLOCK_SIZE = 16
-BLOCKS = 128
+ENVIRONMENT = os.environ.get("SAGA_VLLM_TEST_ENV", "latest")
+BLOCK_SIZE = 32 if ENVIRONMENT == "cpu" else 16
+BLOCKS = 2048 // BLOCK_SIZE
 
 SCRIPT = [
     {"last": "<tool_response>", "say": "It is sunny in Paris."},
@@ -48,7 +49,7 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vllm")
     script = folder / "script.json"
     script.write_text(json.dumps(SCRIPT))
-    command = [sys.executable, "-m", "vllm_testing.server", "--env", os.environ.get("SAGA_VLLM_TEST_ENV", "latest")]
+    command = [sys.executable, "-m", "vllm_testing.server", "--env", ENVIRONMENT, "--executor", "fake"]
     command += ["--work-folder", str(folder / "work"), "--tokenizer", "--script", str(script), "--byte-hashes"]
     command += ["--blocks", str(BLOCKS), "--block-size", str(BLOCK_SIZE)]
     command += ["--step-model", json.dumps(STEP_MODEL), "--time-scale", str(TIME_SCALE)]

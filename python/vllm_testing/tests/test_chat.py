@@ -2,6 +2,8 @@
 
 import json
 
+from conftest import BLOCK_SIZE
+
 TOOLS = [
     {
         "type": "function",
@@ -29,7 +31,7 @@ def test_tool_call_and_its_result(server):
     assert second["choices"][0]["finish_reason"] == "stop"
     # The second prompt begins with the whole first one and its answer: all their full blocks are found, save the last.
     known = first["usage"]["total_tokens"] - 1
-    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] >= known // 16 * 16 - 16
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] >= (known // BLOCK_SIZE - 1) * BLOCK_SIZE
 
 
 def test_tokenize_gives_the_prompt(server):

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from vllm_testing import make_model, tokens
-from vllm_testing.step_time import PROFILES, StepTimeModel
+from vllm_testing.step_time import PROFILES, StepClock, StepTimeModel
 
 
 def test_step_time_is_the_sum_of_its_terms():
@@ -17,6 +17,24 @@ def test_step_time_is_the_sum_of_its_terms():
     # 32 decoding calls of 10,000 tokens each on two numbers of GPUs, milliseconds.
     assert PROFILES["h100-tp4"].seconds(32, 320_000, 0, 0) * 1e3 == pytest.approx(36.628)
     assert PROFILES["h100-tp8"].seconds(32, 320_000, 0, 0) * 1e3 == pytest.approx(21.872)
+
+
+def test_scheduling_hides_behind_the_step_before():
+    clock = StepClock()
+    assert clock.end_of_step(100.0, 2.0, continued=False) == 102.0
+    assert clock.end_of_step(102.5, 2.0, continued=True) == 104.0  # half a second of scheduling costs nothing
+    assert clock.late_seconds == 0
+    assert clock.end_of_step(109.0, 2.0, continued=True) == 109.0  # five seconds: two are hidden, three are not
+    assert clock.late_seconds == 3.0
+    assert clock.end_of_step(120.0, 2.0, continued=False) == 122.0  # an idle engine is not late
+    assert clock.late_seconds == 3.0
+
+
+def test_without_overlap_scheduling_and_steps_add_up():
+    clock = StepClock(overlap=False)
+    clock.end_of_step(100.0, 2.0, continued=False)
+    assert clock.end_of_step(102.5, 2.0, continued=True) == 104.5
+    assert clock.late_seconds == 0.5
 
 
 @pytest.mark.parametrize("text", ["h100", "[]", '{"bass": 1}', '{"base": -1}', '{"base": NaN}'])
