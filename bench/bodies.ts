@@ -51,7 +51,11 @@ function bytes(): Measurement[] {
   const same = Uint8Array.from(body);
   const megabytes = body.length / 1e6;
   const outline = new JsonOutline().scan(body);
+  const scanner = new JsonOutline();
+  const small = Buffer.from('{"model":"m","messages":[{"role":"user","content":"hello"}],"stream":true}');
+  const wanted = ['messages'];
   return [
+    measure('bodies', 'outline of 70 bytes', 'body', 1, () => scanner.scan(small, wanted)),
     measure('bodies', 'common prefix of two equal bodies', 'MB', megabytes, () => commonPrefix(body, same), 500),
     measure('bodies', 'hash of a body', 'MB', megabytes, () => hash64(body), 500),
     measure('bodies', 'two members changed (withMembers)', 'body', 1, () =>

@@ -1,5 +1,6 @@
 /**
- * `npm run bench [-- --json]`: what the border, the index, an eviction decision, batch formation and hashing cost on this machine.
+ * `npm run bench [-- --json]`: what the border, the index, an eviction decision, batch formation, hashing and bodies of requests
+ * cost on this machine.
  *
  * Every input is made before the clock starts. The index is measured through the public engine, so a figure is what a caller
  * of the library pays, the crossing from JavaScript included; `native/bench/` measures the core alone.
@@ -9,6 +10,7 @@ import native from '../dist/esm/native.cjs';
 import { BlockHasher, Scheduler, version, type Worker } from '../dist/esm/index.js';
 import { measure, type Measurement } from './measure.js';
 import { batchFormation } from './batch.js';
+import { bodies } from './bodies.js';
 import { evictionDecisions } from './eviction.js';
 
 const workers = 128;
@@ -126,7 +128,14 @@ function table(results: readonly Measurement[]): string {
     .join('\n');
 }
 
-const results = [...border(), ...index(), ...(await evictionDecisions()), ...batchFormation(), ...hashing()];
+const results = [
+  ...border(),
+  ...index(),
+  ...(await evictionDecisions()),
+  ...batchFormation(),
+  ...hashing(),
+  ...bodies(),
+];
 const machine = { processor: cpus()[0]?.model ?? 'unknown', cores: cpus().length, node: process.versions.node };
 if (process.argv.includes('--json')) {
   console.log(JSON.stringify({ schema: 'saga.bench/1', version, machine, results }));

@@ -346,7 +346,7 @@ function textOf(name: string, value: unknown): string | undefined {
   if (value === undefined) return undefined;
   let text: string | undefined;
   try {
-    text = JSON.stringify(value) as string | undefined;
+    text = JSON.stringify(value);
   } catch (cause) {
     throw new SagaArgumentError(`member ${describe(name)} must have a value that JSON can express`, { cause });
   }

@@ -74,6 +74,7 @@ const scheduler = exampleOf('src/scheduler/scheduler.ts', '@example');
 const pageTable = exampleOf('src/page-table.ts', '@example');
 const batchFormer = exampleOf('src/batch.ts', '@example');
 const lineage = exampleOf('src/lineage.ts', '@example');
+const promptChain = exampleOf('src/prompt-chain.ts', '@example');
 const batches = exampleBehind(read('docs/batch.md'), '## One step');
 const scheduling = [...read('docs/scheduling.md').matchAll(/```ts\n([\s\S]*?)```/g)].map(([, code = '']) => code);
 const graphs = [...read('docs/graphs.md').matchAll(/```ts\n([\s\S]*?)```/g)].map(([, code = '']) => code);
@@ -208,7 +209,7 @@ void simulateCluster(columns, { rate: 1, trace: 'file' });
 describe('the types', () => {
   it('fit every example and every use, as ESM and as CommonJS, and refuse what is wrong', () => {
     const given = `
-      import { BatchFormer, PageTable, BlockHasher, Lineage, Scheduler } from 'saga-scheduler';
+      import { BatchFormer, PageTable, BlockHasher, Lineage, PromptChain, Scheduler } from 'saga-scheduler';
       declare const hasher: BlockHasher; declare const prompt: Uint32Array; declare const tokenIds: Uint32Array;
       declare const longerPrompt: Uint32Array;`;
     expect(
@@ -219,6 +220,7 @@ describe('the types', () => {
         'example-page-table.cts': `${given}\n${pageTable}`,
         'example-batch-former.mts': `${given}\n${batchFormer}`,
         'example-lineage.mts': `${given}\n${lineage}`,
+        'example-prompt-chain.mts': `${given}\n${promptChain}`,
         'example-batches.mts': batches,
         ...Object.fromEntries(graphs.map((code, at) => [`example-graphs-${at}.mts`, code])),
         ...Object.fromEntries(scheduling.map((code, at) => [`example-scheduling-${at}.mts`, code])),

@@ -309,6 +309,20 @@ TEST(JsonOutline, ReportsMembersAndElements) {
   EXPECT_EQ(made.elements[2].type, static_cast<std::uint32_t>(JsonType::kString));
 }
 
+TEST(JsonOutline, ListsNoArrayThatBeginsWithANumber) {
+  const std::string_view text = "{\"a\":[\"x\",1],\"b\":[1,\"x\"],\"c\":[[1],2]}";
+  const Scan made = scan(text, {"a", "b", "c"});
+  ASSERT_EQ(made.members.size(), 3u);
+  EXPECT_EQ(made.members[0].first_element, 0u);
+  EXPECT_EQ(made.members[1].first_element, kNone);
+  EXPECT_EQ(made.members[2].first_element, 2u);
+  for (const JsonMember& member : made.members) EXPECT_EQ(member.element_count, 2u);
+  ASSERT_EQ(made.elements.size(), 4u);
+  EXPECT_EQ(part(text, made.elements[1].start, made.elements[1].end), "1");
+  EXPECT_EQ(part(text, made.elements[2].start, made.elements[2].end), "[1]");
+  EXPECT_EQ(part(text, made.elements[3].start, made.elements[3].end), "2");
+}
+
 TEST(JsonOutline, ATopLevelArrayHasNoMembers) {
   const Scan made = scan("[[1,2],{\"a\":1,\"a\":2},{\"a\":[3]}]", {"a"});
   EXPECT_EQ(made.outline.error, JsonError::kNone);

@@ -9,10 +9,8 @@ it had generated). Which token: see tokens.py; a function of the prompt and the 
 same answer, as a real model at temperature 0 would.
 
 Time. With a step-time model each step takes, from its beginning, what the model says divided by the time scale. The process
-sleeps, it does not compute. Without a model no step sleeps. While requests go on from one step to the next, a step is taken
-to have begun when the one before it ended, but at most its own length ago: that is how an engine hides its scheduling behind
-the accelerator's work (asynchronous scheduling). What could not be hidden is counted in `late_seconds`; SAGA_STEP_OVERLAP=0
-turns it off, then scheduling and steps add up.
+sleeps, it does not compute. Without a model no step sleeps. Scheduling hides behind the step before, as with asynchronous
+scheduling (step_time.StepClock); with SAGA_STEP_OVERLAP=0 scheduling and steps add up.
 
 Settings, all environment variables, read once:
 
@@ -41,7 +39,7 @@ from vllm.v1.executor.abstract import Executor
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import ModelRunnerOutput
 
-from .step_time import StepTimeModel
+from .step_time import StepClock, StepTimeModel
 from .tokens import TokenSource
 
 REPORT_INTERVAL = 0.2
@@ -106,8 +104,7 @@ class FakeExecutor(Executor):
         self._time_scale = float(os.environ.get("SAGA_TIME_SCALE") or 1)
         if not self._time_scale > 0:
             raise ValueError("SAGA_TIME_SCALE must be above 0")
-        self._overlap = os.environ.get("SAGA_STEP_OVERLAP", "1") != "0"
-        self._free_at = 0.0  # when the modelled accelerator ends its last step
+        self._clock = StepClock(overlap=os.environ.get("SAGA_STEP_OVERLAP", "1") != "0")
         self._running: dict[str, _Running] = {}
         self._tokens = TokenSource(
             vocabulary=self.model_config.get_vocab_size(),
@@ -248,7 +245,10 @@ class FakeExecutor(Executor):
             if self._model:
                 seconds = self._model.seconds(calls, context, prefill, pairs)
                 counts["busy_seconds"] += seconds
-                self._wait(begin, seconds / self._time_scale, continued)
+                remaining = self._clock.end_of_step(begin, seconds / self._time_scale, continued) - time.monotonic()
+                counts["late_seconds"] = self._clock.late_seconds
+                if remaining > 0:
+                    time.sleep(remaining)
         self._report.changed()
         return ModelRunnerOutput(
             req_ids=request_ids,
@@ -258,19 +258,6 @@ class FakeExecutor(Executor):
             prompt_logprobs_dict={},
             pooler_output=[],
         )
-
-    def _wait(self, begin: float, seconds: float, continued: bool) -> None:
-        if continued and self._overlap:
-            started = max(self._free_at, begin - seconds)
-            self._report.counts["late_seconds"] += started - self._free_at
-        else:
-            if continued:
-                self._report.counts["late_seconds"] += max(0.0, begin - self._free_at)
-            started = begin
-        self._free_at = started + seconds
-        remaining = self._free_at - time.monotonic()
-        if remaining > 0:
-            time.sleep(remaining)
 
 
 def _completed(value) -> Future:

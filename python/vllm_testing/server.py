@@ -200,6 +200,8 @@ class Server:
         command += ["--enable-prompt-tokens-details", "--kv-events-config", json.dumps(self.events_config)]
         if arguments.executor == "fake":
             command += ["--distributed-executor-backend", "vllm_testing.fake_executor.FakeExecutor"]
+        if arguments.env != "baseline":
+            command += ["--enable-scale-out"]  # /v1/*/render and /inference/v1/generate
         if arguments.tokenizer:
             command += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
         else:

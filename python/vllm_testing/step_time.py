@@ -52,6 +52,30 @@ class StepTimeModel:
         )
 
 
+class StepClock:
+    """When the modelled accelerator ends each step. All times in seconds of the wall clock.
+
+    While requests go on from one step to the next, a step is taken to have begun when the one before it ended, but at most its
+    own length ago: that is how an engine hides its scheduling behind the accelerator's work. What could not be hidden is added
+    to `late_seconds`.
+    """
+
+    def __init__(self, overlap: bool = True):
+        self._overlap = overlap
+        self._free_at = 0.0
+        self.late_seconds = 0.0
+
+    def end_of_step(self, now: float, seconds: float, continued: bool) -> float:
+        """The end of a step of this length that is ready to begin now. `continued`: the engine was not idle before it."""
+        begin = now
+        if continued:
+            if self._overlap:
+                begin = max(self._free_at, now - seconds)
+            self.late_seconds += max(0.0, begin - self._free_at)
+        self._free_at = begin + seconds
+        return self._free_at
+
+
 # A dense model of 70 billion parameters: linear fits to published measurements.
 PROFILES = {
     "h100-tp4": StepTimeModel(20.5e-3, 0.024e-3, 4.8e-8, 0.0626e-3, 1.47e-9),

@@ -9,6 +9,7 @@ import { build, type BuildOptions } from './build.js';
 import { doctor, type DoctorOptions } from './doctor.js';
 import { registerEvaluate } from './evaluate.js';
 import { registerReplay } from './replay.js';
+import { registerServe } from './serve.js';
 import { registerSimulate } from './simulate.js';
 import { registerWorker } from './worker.js';
 
@@ -34,6 +35,7 @@ Examples:
 registerSimulate(program);
 registerReplay(program);
 registerEvaluate(program);
+registerServe(program);
 registerWorker(program);
 program
   .command('doctor')

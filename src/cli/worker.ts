@@ -34,6 +34,7 @@ interface WorkerCommandOptions {
   dataParallelSize: number;
   hashAlgo: 'sha256_cbor' | 'xxhash_cbor';
   seed: string;
+  taggedKeys?: boolean;
   wholeHashes?: boolean;
   priorityScheduling?: boolean;
   eviction: 'lru' | 'saga';
@@ -73,6 +74,7 @@ async function optionsOf(given: WorkerCommandOptions): Promise<EmulatedWorkerOpt
     dataParallelRanks: given.dataParallelSize,
     hashAlgorithm: given.hashAlgo,
     hashSeed: given.seed,
+    taggedKeys: given.taggedKeys ?? false,
     wholeHashes: given.wholeHashes ?? false,
     priorityScheduling: given.priorityScheduling ?? false,
     eviction: given.eviction,
@@ -155,6 +157,7 @@ export function registerWorker(program: Command): void {
     .option('--data-parallel-size <n>', 'engines behind this server', whole, 1)
     .option('--hash-algo <name>', 'sha256_cbor or xxhash_cbor', 'sha256_cbor')
     .option('--seed <text>', 'PYTHONHASHSEED', '0')
+    .option('--tagged-keys', 'hash salts and adapters with their names, as vLLM 0.33 does')
     .option('--whole-hashes', 'events carry whole hashes')
     .option('--priority-scheduling', 'by priority instead of first come, first served')
     .option('--eviction <name>', 'lru or saga', 'lru')

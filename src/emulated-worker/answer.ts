@@ -50,8 +50,8 @@ export function planAnswer(
   most: number,
   bounded: boolean,
 ): PlannedAnswer {
-  const tokens: number[] = [];
   if (answer === undefined) {
+    const tokens: number[] = [];
     const count = bounded ? most : Math.min(most, defaultWords);
     randomWords(fingerprint(prompt), count, tokens);
     if (bounded) return { tokens: Uint32Array.from(tokens), finish: 'length' };
@@ -70,7 +70,7 @@ export function planAnswer(
   const wanted = answer.outputTokens ?? (answer.content === undefined && calls.length === 0 ? defaultWords : 0);
   const missing = Math.max(0, Math.min(wanted, most) - content.length - rest.length);
   randomWords(fingerprint(prompt), missing, content);
-  tokens.push(...content, ...rest);
+  const tokens = content.concat(rest);
   if (tokens.length === 0) tokens.push(markers.end);
   const cut = tokens.length > most;
   return {

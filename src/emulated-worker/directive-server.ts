@@ -193,12 +193,16 @@ export class DirectiveServer {
   /** What is answered at once. */
   #accept(action: Action, epoch: unknown): Outcome {
     if (epoch !== undefined && epoch !== null && epoch !== this.#epoch) return this.#refusal(action, 'epoch');
+    // Who has a key for directives does not take those of whoever may send requests.
+    const rides = action.message.from === undefined;
+    if (rides && this.#options.key !== undefined && action.type !== 'saga.call')
+      return this.#refusal(action, 'unsupported');
     switch (action.type) {
       case 'saga.status':
         return this.#status(action);
       case 'saga.call':
-        // The thread was taken from the request that it rides on.
-        return { action_id: action.id, status: 'applied' };
+        // The thread was taken from the request that it rides on; by itself it says nothing.
+        return rides ? { action_id: action.id, status: 'applied' } : this.#refusal(action, 'unsupported');
       case 'saga.ended':
         return this.#refusal(action, 'unsupported');
       case 'kv.prefetch':
@@ -231,7 +235,7 @@ export class DirectiveServer {
           : action.type === 'kv.release'
             ? this.#release(action)
             : this.#evict(action);
-      if (outcome.status === 'applied') this.#counters.applied++;
+      if (outcome.status === 'applied' || outcome.status === 'released') this.#counters.applied++;
       this.#report(action, outcome);
     }
   }
@@ -282,7 +286,7 @@ export class DirectiveServer {
     const held = this.#claims.get(claim);
     if (held === undefined) return this.#refusal(action, 'not_resident');
     this.#endClaim(claim, held, 'released');
-    return { action_id: action.id, status: 'applied', blocks: held.lease.hashes.length, missing: 0 };
+    return { action_id: action.id, status: 'released' };
   }
 
   #evict(action: Action): Outcome {

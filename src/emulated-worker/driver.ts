@@ -46,7 +46,7 @@ export class Driver {
     const { engine } = this;
     const sliceEnd = performance.now() + sliceMs;
     let ended = false;
-    let sleep = 0;
+    let sleep: number;
     for (;;) {
       let now = performance.now();
       let begin = now;

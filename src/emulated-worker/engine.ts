@@ -9,9 +9,10 @@
  * vLLM's block 0 is the null block that nobody uses: of `blocks` one less can be filled.
  */
 import { BatchFormer, type Batch } from '../batch.js';
-import { BlockHasher } from '../hasher.js';
+import { BlockHasher, type RequestKeys } from '../hasher.js';
 import { PageTable, type BlockEvents } from '../page-table.js';
 import type { StepSeconds } from '../scheduler.js';
+import { TaggedHasher } from './tagged-hasher.js';
 
 /** Events of a step, as vLLM puts them into one batch. */
 export type EngineEvent = StoredEvent | RemovedEvent | { readonly type: 'AllBlocksCleared' };
@@ -46,6 +47,8 @@ export interface EngineOptions {
   maxLeases: number;
   hashAlgorithm: 'sha256_cbor' | 'xxhash_cbor';
   hashSeed: string;
+  /** Salts and adapters are hashed with their names, as by vLLM 0.33. */
+  taggedKeys: boolean;
   /** Events carry whole hashes instead of their low 64 bits. */
   wholeHashes: boolean;
   priorityScheduling: boolean;
@@ -63,6 +66,8 @@ export interface EngineRequest {
   cacheSalt?: string | undefined;
   loraName?: string | undefined;
   sessionId?: string | undefined;
+  /** What ends the answer, for the counters. Default `stop`. */
+  finish?: 'stop' | 'length';
   /** For directives. */
   requestId?: string | undefined;
   thread?: number | undefined;
@@ -90,7 +95,7 @@ export interface EngineCall {
   /** @internal */
   id: number;
   /** @internal */
-  hasher: BlockHasher;
+  hasher: BlockHasher | TaggedHasher;
   /** @internal */
   computed: number;
   /** @internal */
@@ -247,10 +252,6 @@ export class Engine {
     return this.#batch !== undefined;
   }
 
-  get stepsNothing(): boolean {
-    return this.#open.size === 0;
-  }
-
   /** Hashes of every cached block in order of block number, copies counted. */
   cachedHashes(): BigUint64Array {
     return this.#table.cachedHashes('gpu');
@@ -263,9 +264,8 @@ export class Engine {
     const tokens = new Uint32Array(promptTokens + request.answer.length);
     tokens.set(request.prompt);
     tokens.set(request.answer, promptTokens);
-    const hasher = this.#hashers.pop() ?? this.#newHasher();
     const { loraName, cacheSalt } = request;
-    hasher.reset({
+    const hasher = this.#hasherFor({
       ...(loraName === undefined ? {} : { loraName }),
       ...(cacheSalt === undefined ? {} : { cacheSalt }),
     });
@@ -371,8 +371,10 @@ export class Engine {
     for (const call of owners) {
       counters.generationTokens++;
       const known = call.promptTokens + call.generated;
-      if (known === call.tokens.length) this.#end(call);
-      else if (prefixCaching && known % blockTokens === 0) {
+      if (known === call.tokens.length) {
+        counters.finished[call.request.finish ?? 'stop']++;
+        this.#end(call);
+      } else if (prefixCaching && known % blockTokens === 0) {
         const before = call.hashCount;
         this.#hash(call, known);
         former.addHashes(call.id, call.hashes.subarray(before, call.hashCount));
@@ -421,8 +423,8 @@ export class Engine {
   }
 
   /** Hashes of the full blocks of tokens. */
-  hashesOf(tokens: Uint32Array, keys: { cacheSalt?: string; loraName?: string }): BigUint64Array {
-    return this.#newHasher().reset(keys).update(tokens);
+  hashesOf(tokens: Uint32Array, keys: RequestKeys): BigUint64Array {
+    return this.#hasherFor(keys).update(tokens);
   }
 
   /**
@@ -479,9 +481,11 @@ export class Engine {
 
   // ---- Within
 
-  #newHasher(): BlockHasher {
-    const { hashAlgorithm, hashSeed, blockTokens } = this.options;
-    return new BlockHasher({ algorithm: hashAlgorithm, blockTokens, hashSeed });
+  #hasherFor(keys: RequestKeys): BlockHasher | TaggedHasher {
+    const { hashAlgorithm, hashSeed, blockTokens, taggedKeys } = this.options;
+    if (taggedKeys && (keys.loraName || keys.cacheSalt)) return new TaggedHasher(blockTokens, hashSeed).reset(keys);
+    const hasher = this.#hashers.pop() ?? new BlockHasher({ algorithm: hashAlgorithm, blockTokens, hashSeed });
+    return hasher.reset(keys);
   }
 
   /** Hashes what is full of the first `known` tokens. */
@@ -650,7 +654,7 @@ export class Engine {
 
   #release(call: EngineCall): void {
     if (this.#calls[call.id] === call) this.#calls[call.id] = undefined;
-    this.#hashers.push(call.hasher);
+    if (call.hasher instanceof BlockHasher) this.#hashers.push(call.hasher);
     this.#recent.push(call);
     if (this.#recent.length > 256) this.#recent = this.#recent.slice(128);
   }

@@ -33,7 +33,6 @@ export class EventPublisher {
   readonly options: PublisherOptions;
   #publisher: Publisher;
   #router: Router | undefined;
-  readonly #encoder = new Encoder({ useBigInt64: true });
   #topic: Buffer;
   #sequence = 0;
   #buffer: Batch[] = [];
@@ -83,9 +82,7 @@ export class EventPublisher {
   publish(events: readonly EngineEvent[]): void {
     const sequence = Buffer.alloc(8);
     sequence.writeBigUInt64BE(BigInt(this.#sequence++));
-    const payload = Buffer.from(
-      this.#encoder.encode([unixSeconds(), events.map((event) => this.#wire(event)), this.options.rank]),
-    );
+    const payload = encodeBatch(unixSeconds(), events, this.options);
     const batch = { sequence, payload };
     this.#buffer.push(batch);
     // Cut in halves, so that it costs nothing per batch.
@@ -167,30 +164,43 @@ export class EventPublisher {
       if (!this.#closed) throw error;
     }
   }
+}
 
-  /** Keys in the order in which vLLM declares them; those that equal their default are left out, as it does. */
-  #wire(event: EngineEvent): Record<string, unknown> {
-    switch (event.type) {
-      case 'AllBlocksCleared':
-        return { type: 'AllBlocksCleared' };
-      case 'BlockRemoved':
-        return { type: 'BlockRemoved', block_hashes: [event.hash], medium: 'GPU', group_idx: 0 };
-      case 'BlockStored':
-        return {
-          type: 'BlockStored',
-          block_hashes: event.hashes,
-          parent_block_hash: event.parent ?? null,
-          token_ids: Array.from(event.tokens),
-          block_size: this.options.blockTokens,
-          lora_id: event.loraName === undefined ? null : 1,
-          medium: 'GPU',
-          lora_name: event.loraName ?? null,
-          extra_keys: event.extraKeys.map((keys) => keys ?? null),
-          group_idx: 0,
-          kv_cache_spec_kind: 'full_attention',
-          ...(event.sessionId === undefined ? {} : { session_id: event.sessionId }),
-        };
-    }
+const encoder = new Encoder({ useBigInt64: true });
+
+/** @internal The payload of a message. `seconds` must not be a whole number: msgpack would make an integer of it. */
+export function encodeBatch(
+  seconds: number,
+  events: readonly EngineEvent[],
+  options: { blockTokens: number; rank: number },
+): Buffer {
+  return Buffer.from(
+    encoder.encode([seconds, events.map((event) => wireOf(event, options.blockTokens)), options.rank]),
+  );
+}
+
+/** Keys in the order in which vLLM declares them; those that equal their default are left out, as it does. */
+function wireOf(event: EngineEvent, blockTokens: number): Record<string, unknown> {
+  switch (event.type) {
+    case 'AllBlocksCleared':
+      return { type: 'AllBlocksCleared' };
+    case 'BlockRemoved':
+      return { type: 'BlockRemoved', block_hashes: [event.hash], medium: 'GPU', group_idx: 0 };
+    case 'BlockStored':
+      return {
+        type: 'BlockStored',
+        block_hashes: event.hashes,
+        parent_block_hash: event.parent ?? null,
+        token_ids: Array.from(event.tokens),
+        block_size: blockTokens,
+        lora_id: event.loraName === undefined ? null : 1,
+        medium: 'GPU',
+        lora_name: event.loraName ?? null,
+        extra_keys: event.extraKeys.map((keys) => keys ?? null),
+        group_idx: 0,
+        kv_cache_spec_kind: 'full_attention',
+        ...(event.sessionId === undefined ? {} : { session_id: event.sessionId }),
+      };
   }
 }
 

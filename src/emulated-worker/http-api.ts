@@ -184,7 +184,9 @@ export class HttpApi {
       });
       request.on('end', () => resolve(parts.length === 1 ? (parts[0] as Buffer) : Buffer.concat(parts)));
       request.on('error', reject);
-      request.on('close', () => reject(new Error('the client went away')));
+      request.on('close', () => {
+        if (!request.complete) reject(new Error('the client went away'));
+      });
     });
   }
 
@@ -280,7 +282,9 @@ export class HttpApi {
         const prompt = promptOf(body);
         tokens = typeof prompt === 'string' ? encode(prompt) : prompt;
         if (typeof prompt === 'string') lastText = prompt;
-        maxTokens = optionalInteger(body, 'max_tokens') ?? completionTokens;
+        maxTokens =
+          optionalInteger(body, 'max_tokens') ??
+          Math.max(1, Math.min(completionTokens, this.#options.maxModelTokens - tokens.length));
         break;
       }
       case 'chat':
@@ -380,6 +384,7 @@ export class HttpApi {
         cacheSalt: fields.cacheSalt,
         loraName: generation.loraName,
         sessionId: fields.sessionId,
+        finish,
         requestId: generation.id,
         thread: generation.thread,
         onToken: (now) => answer.token(now),

@@ -41,6 +41,11 @@ export interface EmulatedWorkerOptions {
   hashAlgorithm?: 'sha256_cbor' | 'xxhash_cbor';
   /** `PYTHONHASHSEED`. Default `0`. */
   hashSeed?: string;
+  /**
+   * Salts and adapters enter block hashes with their names, as in vLLM 0.33; `sha256_cbor` only. Default `false`: bare, as in
+   * releases before it.
+   */
+  taggedKeys?: boolean;
   /** Events carry whole hashes, as with `VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES=0`. Default: their low 64 bits. */
   wholeHashes?: boolean;
   /** Default `true`. */
@@ -92,6 +97,9 @@ export function resolveOptions(options: EmulatedWorkerOptions): ResolvedOptions 
   const room = (blocks - 1) * blockTokens;
   const hashAlgorithm = options.hashAlgorithm ?? 'sha256_cbor';
   checkOneOf('hashAlgorithm', hashAlgorithm, ['sha256_cbor', 'xxhash_cbor']);
+  const taggedKeys = options.taggedKeys ?? false;
+  if (taggedKeys && hashAlgorithm !== 'sha256_cbor')
+    throw new SagaArgumentError('taggedKeys needs hashAlgorithm sha256_cbor');
   const eviction = options.eviction ?? 'lru';
   checkOneOf('eviction', eviction, ['lru', 'saga']);
   const timeScale = options.timeScale ?? 1;
@@ -133,6 +141,7 @@ export function resolveOptions(options: EmulatedWorkerOptions): ResolvedOptions 
     dataParallelRanks: ranks,
     hashAlgorithm,
     hashSeed: checkText('hashSeed', options.hashSeed ?? '0', 64),
+    taggedKeys,
     wholeHashes: options.wholeHashes ?? false,
     prefixCaching: options.prefixCaching ?? true,
     priorityScheduling: options.priorityScheduling ?? false,

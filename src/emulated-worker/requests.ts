@@ -59,7 +59,7 @@ export function optionalArray(body: Body, name: string): unknown[] | undefined {
   const value = body[name];
   if (value === undefined || value === null) return undefined;
   if (!Array.isArray(value)) throw wrong(name, 'a valid list');
-  return value;
+  return value as unknown[];
 }
 
 /** What all generating routes have in common. */

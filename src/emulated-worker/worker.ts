@@ -27,6 +27,7 @@ export function engineOptions(options: ResolvedOptions): EngineOptions {
     maxLeases: Math.max(16, Math.min(1024, Math.floor(leaseWords / longest))),
     hashAlgorithm: options.hashAlgorithm,
     hashSeed: options.hashSeed,
+    taggedKeys: options.taggedKeys,
     wholeHashes: options.wholeHashes,
     priorityScheduling: options.priorityScheduling,
     prefixCaching: options.prefixCaching,

@@ -1,7 +1,7 @@
 /** Bodies of requests: read within bounds, then outlined. */
 import type { IncomingMessage } from 'node:http';
 import { SagaError } from '../errors.js';
-import type { JsonOutline} from '../json-outline.js';
+import type { JsonOutline } from '../json-outline.js';
 import { MalformedJsonError, type JsonMember, type OutlineResult } from '../json-outline.js';
 import { GatewayError } from './errors.js';
 

@@ -263,7 +263,7 @@ export class Gateway {
     }
     if (path.startsWith('/saga/explain/')) {
       allow(request, 'GET');
-      sendJson(response, 200, explanation(this.pools, path.slice('/saga/explain/'.length)));
+      sendJson(response, 200, explanation(this.pools, path.slice('/saga/explain/'.length), tenant));
       return;
     }
     if (path.startsWith('/v1/models/')) {

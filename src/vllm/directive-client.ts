@@ -30,7 +30,7 @@ import type { VllmWorker } from './vllm-worker.js';
 
 /** Seconds in which an action may begin. */
 const expiresIn = 30;
-const statusSeconds = 5;
+const statusSeconds = 2;
 /** A lease without an end. */
 const longestLease = 86_400;
 

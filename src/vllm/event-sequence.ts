@@ -83,8 +83,9 @@ export class EventSequence {
   #bytes = 0;
   /** A live batch was thrown away since the replay was asked for. */
   #lost = false;
-  /** Of the replay: the first number asked for, and whether a batch has come. */
+  /** Of the replay: the first number asked for, whether that was all there is, and whether a batch has come. */
   #from = 0;
+  #everything = false;
   #begun = false;
 
   constructor(actions: SequenceActions, limits: SequenceLimits) {
@@ -113,19 +114,45 @@ export class EventSequence {
     return this.#gap;
   }
 
+  /** As far as is known nothing is missing: it is live, or looks whether it is. */
+  get inSequence(): boolean {
+    return this.#state === 'live' || (this.#state === 'replaying' && !this.#gap && !this.#everything);
+  }
+
   /** The number of kept live batches. */
   get kept(): number {
     return this.#kept.length;
   }
 
-  /** Begins, or has begun: to be called when the subscription stands, and again whenever it was lost in between. */
+  /** The subscription stands: for the first time, or again after it was lost. */
   connected(): void {
-    if (this.#state === 'idle') {
-      if (this.#canReplay) this.#anew();
-      else this.#state = 'live';
-    } else if (this.#state === 'live' && this.#canReplay) {
-      this.#gapped();
+    switch (this.#state) {
+      case 'idle':
+        if (this.#canReplay) this.#anew();
+        else this.#state = 'live';
+        break;
+      case 'replaying':
+        // What was kept, and what is on its way, may be of the engine before.
+        this.#clearKept();
+        this.#ask(Math.max(0, this.#next - 1));
+        break;
+      case 'live':
+        if (this.#canReplay) {
+          this.#gapped();
+        } else if (this.#next > 0) {
+          // Whether it is the engine of before cannot be told.
+          this.#forget();
+          this.#next = 0;
+        }
+        break;
+      case 'cooling':
+        break;
     }
+  }
+
+  /** Asks for the last batch again: was one missed behind it? */
+  audit(): void {
+    if (this.#state === 'live' && this.#canReplay) this.#ask(Math.max(0, this.#next - 1));
   }
 
   /** A batch was published. */
@@ -167,9 +194,9 @@ export class EventSequence {
     }
     if (sequence < this.#next) {
       if (this.#known(sequence, payload)) return;
-      // What a replay from 0 brought cannot be of another start than what it brings later.
-      if (this.#from > 0) this.#restart();
-      else this.replayFailed();
+      // What a replay of everything brought cannot be of another start than what it brings later.
+      if (this.#everything) this.replayFailed();
+      else this.#restart();
     } else {
       // A hole within a replay will not be filled: the publisher could not encode that batch.
       if (sequence > this.#next) this.#incomplete(sequence);
@@ -185,27 +212,18 @@ export class EventSequence {
       this.#restart();
       return;
     }
-    this.#state = 'live';
-    this.#gap = false;
-    const kept = this.#kept;
-    const lost = this.#lost;
-    this.#kept = [];
-    this.#bytes = 0;
-    this.#lost = false;
-    // One of them may ask for another replay: those behind it are kept again.
-    for (const { sequence, payload } of kept) {
-      // So far back that its fingerprint is gone: it was kept while the replay brought it, too.
-      if (sequence < this.#next - remembered) ++this.duplicates;
-      else this.live(sequence, payload);
-    }
-    if (this.state === 'replaying') this.#lost ||= lost;
-    else if (lost) this.#gapped();
+    this.#goOn();
   }
 
   /** It did not come to its end, and will not. */
   replayFailed(): void {
     if (this.#state !== 'replaying') return;
     ++this.replayFailures;
+    if (this.inSequence) {
+      // It was only to show whether something is missing.
+      this.#goOn();
+      return;
+    }
     this.dropped += this.#kept.length;
     this.#forget();
     this.#clearKept();
@@ -223,8 +241,28 @@ export class EventSequence {
     this.#partial = false;
   }
 
+  /** Live batches again, those first that were kept. */
+  #goOn(): void {
+    this.#state = 'live';
+    this.#gap = false;
+    const kept = this.#kept;
+    const lost = this.#lost;
+    this.#kept = [];
+    this.#bytes = 0;
+    this.#lost = false;
+    // One of them may ask for another replay: those behind it are kept again.
+    for (const { sequence, payload } of kept) {
+      // So far back that its fingerprint is gone: it was kept while the replay brought it, too.
+      if (sequence < this.#next - remembered) ++this.duplicates;
+      else this.live(sequence, payload);
+    }
+    if (this.state === 'replaying') this.#lost ||= lost;
+    else if (lost) this.#gapped();
+  }
+
   #take(sequence: number, payload: Uint8Array): void {
     if (sequence === this.#next) {
+      if (sequence === 0) this.#partial = false;
       this.#apply(sequence, payload);
     } else if (sequence < this.#next) {
       if (this.#known(sequence, payload)) {
@@ -289,6 +327,7 @@ export class EventSequence {
     this.#partial = false;
     this.#fingerprints.fill(0);
     this.#ask(0);
+    this.#everything = true;
   }
 
   #gapped(): void {
@@ -300,6 +339,7 @@ export class EventSequence {
     ++this.replays;
     this.#state = 'replaying';
     this.#from = from;
+    this.#everything = false;
     this.#begun = false;
     this.#actions.replay(from);
   }

@@ -149,9 +149,11 @@ export class EventSubscriber {
   async start(): Promise<void> {
     const { events, bind, metrics } = this.#options;
     this.#socket.events.on('handshake', () => {
+      if (this.#closed) return;
       ++metrics.connections;
       this.#up = true;
-      this.#connected();
+      this.sequence.connected();
+      this.#changed();
       // Its subscription may reach the publisher later than the replay: what was published in between shows now.
       this.#auditIn(this.#limits.settleMs);
     });
@@ -175,19 +177,14 @@ export class EventSubscriber {
     this.#socket.close();
   }
 
-  #connected(): void {
-    if (this.#closed) return;
-    this.sequence.connected();
-    this.#changed();
-  }
-
   #auditIn(ms: number): void {
     clearTimeout(this.#audit);
     if (this.#options.replay === undefined || this.#closed) return;
     this.#audit = setTimeout(() => {
       const silence = performance.now() - this.#heardAt;
       if (ms < this.#limits.auditMs || silence >= this.#limits.auditMs) {
-        if (this.#up) this.#connected();
+        if (this.#up) this.sequence.audit();
+        this.#changed();
         this.#auditIn(this.#limits.auditMs);
       } else {
         this.#auditIn(this.#limits.auditMs - silence);

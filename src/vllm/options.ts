@@ -5,7 +5,7 @@
 import { checkInteger, checkOneOf, checkOptions, checkText, describe } from '../check.js';
 import { SagaArgumentError } from '../errors.js';
 import type { Call } from '../scheduler/call.js';
-import { Scheduler } from '../scheduler/scheduler.js';
+import type { Scheduler } from '../scheduler/scheduler.js';
 import type { HashAlgorithm } from '../hasher.js';
 
 /** Where log lines go; pino's loggers fit. */

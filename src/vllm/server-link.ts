@@ -300,7 +300,7 @@ export class ServerLink implements WorkerOwner {
   }
 
   async #joinRank(number: number, blocks: number, facts: ServerFacts): Promise<void> {
-    const { options, times, directives: client } = this.#host;
+    const { options, times } = this.#host;
     const { scheduler, hash, log } = options;
     const server = this.server.options;
     const added = scheduler.addWorker({ blocks });
@@ -346,7 +346,6 @@ export class ServerLink implements WorkerOwner {
     };
     this.#ranks.push(rank);
     this.#host.joined(this, worker);
-    void client;
     if (rank.feed === undefined) worker.doubt('events', { words: 'no endpoint is configured', factor: factors.blind });
     this.#trust(rank);
     await rank.feed?.start();
@@ -396,7 +395,10 @@ export class ServerLink implements WorkerOwner {
     this.#ranks = [];
     if (ranks.length === 0) return;
     ++this.metrics.lost;
-    this.#host.options.log.warn({ url: this.url, reason: why }, 'a server left');
+    this.#host.options.log[this.#stop.signal.aborted ? 'info' : 'warn'](
+      { url: this.url, reason: why },
+      'a server left',
+    );
     for (const { worker, feed, channel } of ranks) {
       worker.condition_ = 'lost';
       feed?.close();
@@ -512,7 +514,7 @@ export class ServerLink implements WorkerOwner {
   // ---- Small things
 
   #state(condition: ServerCondition, reason: string | undefined): void {
-    if (this.reason !== reason && condition !== 'up')
+    if (this.reason !== reason && condition !== 'up' && !this.#stop.signal.aborted)
       this.#host.options.log.warn({ url: this.url, condition, reason }, 'a server cannot be used');
     this.condition = condition;
     this.metrics.condition = condition;

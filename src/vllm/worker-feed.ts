@@ -67,7 +67,7 @@ export class WorkerFeed {
 
   /** Whether everything that was published until now is known. */
   get settled(): boolean {
-    return this.subscriber.connected && this.subscriber.sequence.state === 'live';
+    return this.subscriber.connected && this.subscriber.sequence.inSequence;
   }
 
   close(): void {
@@ -126,18 +126,12 @@ export class WorkerFeed {
   #reason(): Reason | undefined {
     const { sequence, connected } = this.subscriber;
     if (this.#resetOwed) return reasons.behind;
-    switch (sequence.state) {
-      case 'idle':
-        return reasons.idle;
-      case 'cooling':
-        return reasons.cooling;
-      case 'replaying':
-        return sequence.gap ? reasons.gap : reasons.reading;
-      case 'live':
-        if (!connected) return reasons.disconnected;
-        if (!sequence.partial) return undefined;
-        return this.#options.worker.server.replay === undefined ? reasons.noReplay : reasons.partial;
-    }
+    if (sequence.state === 'idle') return reasons.idle;
+    if (sequence.state === 'cooling') return reasons.cooling;
+    if (!sequence.inSequence) return sequence.gap ? reasons.gap : reasons.reading;
+    if (!connected) return reasons.disconnected;
+    if (!sequence.partial) return undefined;
+    return this.#options.worker.server.replay === undefined ? reasons.noReplay : reasons.partial;
   }
 }
 

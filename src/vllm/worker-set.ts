@@ -10,6 +10,7 @@ import { SagaArgumentError, SagaStateError } from '../errors.js';
 import type { Worker } from '../scheduler/worker.js';
 import { DirectiveClient } from './directive-client.js';
 import { startDiscovery, type Discovery } from './discovery.js';
+import type { KvEventSource } from './kv-event-source.js';
 import type { WorkerSetMetrics } from './metrics.js';
 import {
   checkServer,
@@ -92,6 +93,11 @@ export class WorkerSet {
 
   of(worker: Worker): VllmWorker | undefined {
     return this.#byWorker.get(worker)?.worker;
+  }
+
+  /** @internal What its events have told. */
+  sourceOf(worker: VllmWorker): KvEventSource | undefined {
+    return this.#byWorker.get(worker.worker)?.link.feed(worker)?.source;
   }
 
   /** Resolves when every listed server, and what the discovery finds first, was tried once: it is ready, or cannot be reached now. */

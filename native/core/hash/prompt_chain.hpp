@@ -18,7 +18,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -76,9 +75,9 @@ class PromptChain {
   static constexpr std::size_t kMostRestWords = 3;
 
   struct Chunk {
-    std::unique_ptr<std::uint32_t[]> tokens;
-    std::unique_ptr<std::uint64_t[]> keys;
-    std::unique_ptr<std::uint64_t[]> rests;  // what the state behind a block has besides its key
+    std::vector<std::uint32_t> tokens;
+    std::vector<std::uint64_t> keys;
+    std::vector<std::uint64_t> rests;  // what the state behind a block has besides its key
   };
 
   // The state of the hash between two blocks.

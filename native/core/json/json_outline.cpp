@@ -38,6 +38,8 @@ constexpr std::array<JsonType, 256> kTypeOfFirstByte = [] {
 bool is_space(Byte byte) { return byte == ' ' || byte == '\n' || byte == '\r' || byte == '\t'; }
 bool is_digit(Byte byte) { return byte >= '0' && byte <= '9'; }
 
+Byte closing_of(bool object) { return object ? Byte{'}'} : Byte{']'}; }
+
 // Value of a hexadecimal digit, or a value above 15.
 unsigned hex_value(Byte byte) {
   if (is_digit(byte)) return byte - unsigned{'0'};
@@ -489,7 +491,7 @@ class Scanner {
         const bool object = type == JsonType::kObject;
         if (!open(p, object)) return false;
         p = skip_space(p + 1);
-        if (p == end_ || *p != (object ? '}' : ']')) {
+        if (p == end_ || *p != closing_of(object)) {
           if (object) p = name(p);
           if (p == nullptr) return false;
           continue;
@@ -512,7 +514,7 @@ class Scanner {
           if (p == nullptr) return false;
           break;
         }
-        if (p == end_ || *p != (object ? '}' : ']')) {
+        if (p == end_ || *p != closing_of(object)) {
           return fail(object ? JsonError::kCommaOrBrace : JsonError::kCommaOrBracket, p) != nullptr;
         }
         --depth_;

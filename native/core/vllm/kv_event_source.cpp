@@ -230,6 +230,10 @@ BlockHash KvEventSource::name_of(std::uint32_t slot) const {
 
 std::uint32_t KvEventSource::acquire(BlockHash key) {
   if (free_ == kNone && fresh_ == options_.max_blocks) {
+    // A block that is gone keeps its slot until the sink has heard of it.
+    if (oldest_ == kNone) flush();
+  }
+  if (free_ == kNone && fresh_ == options_.max_blocks) {
     if (oldest_ == kNone) return kNone;
     const std::uint32_t forgotten = oldest_;
     unlink_forgettable(forgotten);
@@ -682,9 +686,9 @@ void KvEventSource::extend_chain(ChainCursor& chain) {
       mix(chain.state, from, static_cast<std::size_t>(keys.position() - from));
     }
   }
-  for (std::uint32_t i = 0; i < options_.block_tokens; ++i) {
-    if (chain.tokens.read_unsigned32(&tokens_[i])) continue;
-    chain.tokens.skip(options_.block_tokens - i);
+  const std::uint32_t read = chain.tokens.read_unsigned32(tokens_.data(), options_.block_tokens);
+  if (read != options_.block_tokens) {
+    chain.tokens.skip(options_.block_tokens - read);
     chain.is_known = false;
     uncertain_ |= KvUncertain::kEventRefused;
     return;
@@ -700,38 +704,46 @@ void KvEventSource::apply_stored(const KvEvent& event) {
   const auto group = static_cast<std::uint32_t>(event.group);
   ChainCursor chain = begin_chain(event);
   MsgpackReader hashes = event.hashes.first;
-  constexpr std::uint32_t kAhead = 64;  // keys whose entries are fetched before they are needed
-  BlockHash keys[kAhead];
-  for (std::uint32_t done = 0; done < event.hashes.count; done += kAhead) {
-    const std::uint32_t count = std::min(kAhead, event.hashes.count - done);
+  // In stretches: first the names of all blocks, then the changes; so the entries of both tables are fetched ahead.
+  constexpr std::uint32_t kStretch = 64;
+  BlockHash keys[kStretch];
+  ChainHash names[kStretch];
+  bool has_name[kStretch];
+  for (std::uint32_t done = 0; done < event.hashes.count; done += kStretch) {
+    const std::uint32_t count = std::min(kStretch, event.hashes.count - done);
     for (std::uint32_t i = 0; i < count; ++i) {
       read_kv_hash(hashes, &keys[i]);
       by_key_.prefetch(keys[i]);
+      has_name[i] = false;
+    }
+    for (std::uint32_t i = 0; chain.advances && i < count; ++i) {
+      const std::uint32_t slot = find(keys[i]);
+      if (slot != kNone && (blocks_[slot].flags & kNamed) != 0) {
+        chain.tokens.skip(options_.block_tokens);
+        if (event.extra_keys.count != 0) chain.extra_keys.skip();
+        chain.state = names_[slot];
+        chain.is_known = true;
+      } else if (chain.is_known) {
+        extend_chain(chain);
+      } else {
+        chain.tokens.skip(options_.block_tokens);
+        if (event.extra_keys.count != 0) chain.extra_keys.skip();
+      }
+      chain.at_root = false;
+      has_name[i] = chain.is_known;
+      names[i] = chain.state;
+      if (chain.is_known) by_name_.prefetch(chain.state.low);
     }
     for (std::uint32_t i = 0; i < count; ++i) {
       std::uint32_t slot = find(keys[i]);
-      const bool has_name = slot != kNone && (blocks_[slot].flags & kNamed) != 0;
-      if (chain.advances) {
-        if (chain.is_known && !has_name) {
-          extend_chain(chain);
-        } else {
-          chain.tokens.skip(options_.block_tokens);
-          if (event.extra_keys.count != 0) chain.extra_keys.skip();
-        }
-        chain.at_root = false;
-        if (has_name) {
-          chain.state = names_[slot];
-          chain.is_known = true;
-        }
-      }
       if (slot == kNone) slot = acquire(keys[i]);
       if (slot == kNone) {
         uncertain_ |= KvUncertain::kSourceFull;
         ++counts.dropped_blocks;
-        chain.name = chain.is_known ? chain.state.low : 0;
+        chain.name = has_name[i] ? names[i].low : 0;
         continue;
       }
-      if (chain.advances && chain.is_known && !has_name) set_name(slot, chain.state);
+      if (has_name[i] && (blocks_[slot].flags & kNamed) == 0) set_name(slot, names[i]);
       const bool is_usable = (blocks_[slot].flags & kNamed) != 0;
       if (!is_usable) ++counts.unusable_blocks;
       add_copy(slot, tier, group);

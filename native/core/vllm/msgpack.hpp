@@ -46,28 +46,9 @@ class MsgpackReader {
   // Any integer, as the 64 bits of its two's complement; *negative tells which of the two it is.
   bool read_integer(std::uint64_t* bits, bool* negative);
   // An integer in [0, 2^32).
-  bool read_unsigned32(std::uint32_t* value) {
-    // Token ids are nearly all of these three sizes.
-    if (end_ - at_ >= 5) {
-      const std::uint8_t first = *at_;
-      if (first == 0xCE) {
-        *value = big_endian32(at_ + 1);
-        at_ += 5;
-        return true;
-      }
-      if (first == 0xCD) {
-        *value = static_cast<std::uint32_t>(at_[1] << 8 | at_[2]);
-        at_ += 3;
-        return true;
-      }
-      if (first < 0x80) {
-        *value = first;
-        ++at_;
-        return true;
-      }
-    }
-    return read_unsigned32_slowly(value);
-  }
+  bool read_unsigned32(std::uint32_t* value) { return read_unsigned32(value, 1) == 1; }
+  // Several of them: returns how many there were before one that is none, and stands before that.
+  std::uint32_t read_unsigned32(std::uint32_t* values, std::uint32_t count);
   bool read_number(double* value);  // integer or float
   bool read_text(std::string_view* text);
   bool read_bytes(std::span<const std::uint8_t>* bytes);
@@ -76,11 +57,6 @@ class MsgpackReader {
   void skip(std::uint64_t values);
 
  private:
-  static std::uint32_t big_endian32(const std::uint8_t* from) {
-    return static_cast<std::uint32_t>(from[0]) << 24 | static_cast<std::uint32_t>(from[1]) << 16 |
-           static_cast<std::uint32_t>(from[2]) << 8 | from[3];
-  }
-  bool read_unsigned32_slowly(std::uint32_t* value);
   bool read_length(std::uint8_t fixed, std::uint8_t fixed_most, std::uint8_t wide, std::uint32_t* length);
 
   const std::uint8_t* at_ = nullptr;

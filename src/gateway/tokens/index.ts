@@ -14,8 +14,9 @@ export function createPromptSource(pool: ModelPool, _upstream: Upstream): Prompt
   return {
     prepare(request: PromptRequest): Promise<Prompt> {
       const { body } = request;
-      const prompt = body.member('prompt');
-      const elements = body.outline.elements('prompt');
+      const name = request.endpoint === 'ids' ? 'token_ids' : 'prompt';
+      const prompt = body.member(name);
+      const elements = body.outline.elements(name);
       if (prompt === undefined || elements?.type !== 'number') {
         const promptTokens = Math.max(1, Math.ceil(body.bytes.length / 4));
         return Promise.resolve({

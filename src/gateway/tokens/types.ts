@@ -4,7 +4,8 @@ import type { Endpoint } from '../answer.js';
 import type { Body } from '../body.js';
 
 export interface PromptRequest {
-  endpoint: Endpoint;
+  /** `ids`: nothing but `token_ids`. */
+  endpoint: Endpoint | 'ids';
   body: Body;
   /** Enter the hashes of blocks, so prompts with other ones share nothing. */
   cacheSalt: string | undefined;

@@ -1,0 +1,186 @@
+"""The directive channel, with an engine thread that is this test. Without vLLM."""
+
+import json
+import logging
+import time
+
+import pytest
+
+zmq = pytest.importorskip("zmq")
+
+from saga_vllm import envelope
+from saga_vllm.channel import CannotBind, Channel
+
+EPOCH = 12345
+KEY = b"0123456789abcdef"
+
+
+class Peer:
+    """A scheduler's end: a DEALER."""
+
+    def __init__(self, endpoint, key=None):
+        self.key = key
+        self.socket = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.connect(endpoint)
+
+    def send(self, message_id, *actions, **given):
+        body = json.dumps({"protocol_version": "0.1", "message_id": message_id, "actions": list(actions),
+                           "time": time.time(), **given}).encode()
+        self.socket.send_multipart([body] if self.key is None else [body, envelope.sign(self.key, body)])
+
+    def answer(self, patience=2.0):
+        if not self.socket.poll(patience * 1000):
+            return None
+        frames = self.socket.recv_multipart()
+        if self.key is not None:
+            assert envelope.signature_fits(self.key, *frames)
+        return json.loads(frames[0])
+
+    def outcome(self, patience=2.0):
+        answer = self.answer(patience)
+        assert answer is not None
+        assert len(answer["outcomes"]) == 1
+        return answer["outcomes"][0]
+
+
+def release(action_id="a", claim="c"):
+    return {"action_id": action_id, "action_type": "kv.release", "payload": {"claim_id": claim}}
+
+
+@pytest.fixture
+def opened(tmp_path):
+    made = []
+
+    def make(key=None):
+        channel = Channel(f"ipc://{tmp_path}/{len(made)}", key, EPOCH, lambda: {"strength": "policy"},
+                          logging.getLogger("test"))
+        peer = Peer(channel.endpoint, key)
+        made.append((channel, peer))
+        return channel, peer
+
+    yield make
+    for channel, peer in made:
+        peer.socket.close()
+        channel.close()
+
+
+def take(channel, patience=2.0):
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        messages = channel.take()
+        if messages:
+            return messages
+        time.sleep(0.005)
+    return []
+
+
+def test_pending_then_applied(opened):
+    channel, peer = opened()
+    peer.send("m", release())
+    assert peer.outcome() == {"action_id": "a", "status": "pending"}
+    assert channel.waiting()
+    (message,) = take(channel)
+    assert not channel.waiting()
+    channel.answer(message, {"action_id": "a", "status": "released"})
+    answer = peer.answer()
+    assert answer == {"message_id": "m", "epoch": EPOCH, "outcomes": [{"action_id": "a", "status": "released"}]}
+
+
+def test_a_message_is_carried_out_once(opened):
+    channel, peer = opened()
+    peer.send("m", release())
+    (message,) = take(channel)
+    channel.answer(message, {"action_id": "a", "status": "released"})
+    assert peer.outcome()["status"] in ("pending", "released")
+    time.sleep(0.1)
+    while peer.answer(0.05):
+        pass
+    peer.send("m", release())
+    assert peer.outcome() == {"action_id": "a", "status": "released"}
+    assert take(channel, 0.1) == []
+    assert channel.counters["repeated"] == 1
+
+
+def test_epoch(opened):
+    channel, peer = opened()
+    peer.send("old", release(), epoch=EPOCH - 1)
+    assert peer.outcome() == {"action_id": "a", "status": "refused", "reason": "epoch"}
+    peer.send("new", release(), epoch=EPOCH)
+    (message,) = take(channel)
+    assert message.envelope.message_id == "new"
+
+
+def test_expiry_in_an_idle_engine(opened):
+    channel, peer = opened()
+    peer.send("m", release(), expires_in=0.15)
+    assert peer.outcome()["status"] == "pending"
+    assert peer.outcome()["status"] == "expired"
+    assert not channel.waiting() and channel.take() == []
+
+
+def test_what_is_answered_without_the_engine(opened):
+    channel, peer = opened()
+    peer.send("m", {"action_id": "s", "action_type": "saga.status"},
+              {"action_id": "p", "action_type": "kv.prefetch", "payload": {}},
+              {"action_id": "u", "action_type": "kv.other", "payload": {}},
+              {"action_id": "w", "action_type": "kv.retain", "payload": {}})
+    outcomes = {outcome["action_id"]: outcome for outcome in peer.answer()["outcomes"]}
+    assert outcomes["s"] == {"action_id": "s", "status": "applied", "strength": "policy"}
+    assert outcomes["p"]["reason"] == "synthetic_request"
+    assert outcomes["u"]["reason"] == "unknown_action"
+    assert outcomes["w"]["reason"] == "malformed"
+    assert not channel.waiting()
+
+
+def test_malformed_messages_do_not_end_the_channel(opened):
+    channel, peer = opened()
+    for frames in [[b""], [b"{"], [b"[]"], [b"x", b"y"], [b"\xff" * 100], [b"", b"", b""]]:
+        peer.socket.send_multipart(frames)
+    peer.send("m", release(), expires_in="soon")  # has a message_id: is answered
+    answer = peer.answer()
+    assert answer["message_id"] == "m" and answer["outcomes"][0]["reason"] == "malformed"
+    peer.send("good", release())
+    assert len(take(channel)) == 1
+    assert channel.counters["malformed"] == 7
+
+
+def test_signatures(opened):
+    channel, peer = opened(KEY)
+    body = json.dumps({"protocol_version": "0.1", "message_id": "x", "actions": [release()], "time": time.time()}).encode()
+    peer.socket.send_multipart([body])
+    peer.socket.send_multipart([body, b"\0" * 32])
+    peer.socket.send_multipart([body, envelope.sign(b"another key 1234", body)])
+    peer.send("late", release(), time=time.time() - 301)
+    peer.send("no time", release(), time=None)
+    peer.send("good", release())
+    (message,) = take(channel)
+    assert message.envelope.message_id == "good"
+    assert channel.counters["unsigned"] == 3 and channel.counters["stale"] == 2
+    channel.answer(message, {"action_id": "a", "status": "released"})
+    while (outcome := peer.outcome())["status"] == "pending":
+        pass
+    assert outcome["status"] == "released"
+
+
+def test_refusing(opened):
+    channel, peer = opened()
+    peer.send("before", release())
+    assert peer.outcome()["status"] == "pending"
+    channel.refuse()
+    assert peer.outcome() == {"action_id": "a", "status": "refused", "reason": "unsupported"}
+    peer.send("after", release())
+    assert peer.outcome()["reason"] == "unsupported"
+    assert channel.take() == [] and not channel.waiting()
+
+
+def test_endpoints_that_others_can_reach_need_a_key():
+    with pytest.raises(CannotBind, match="directive_key"):
+        Channel("tcp://0.0.0.0:0", None, EPOCH, dict, logging.getLogger("test"))
+
+
+def test_an_endpoint_that_is_taken():
+    with zmq.Context.instance().socket(zmq.ROUTER) as other:
+        other.bind("tcp://127.0.0.1:*")
+        with pytest.raises(CannotBind, match="in use"):
+            Channel(other.getsockopt(zmq.LAST_ENDPOINT).decode(), None, EPOCH, dict, logging.getLogger("test"))

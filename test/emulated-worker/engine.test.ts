@@ -1,0 +1,175 @@
+/** The engine under random requests: its events, counted, are what its cache holds. */
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import type { EngineCall } from '../../src/emulated-worker/engine.js';
+import { Bench, range } from './helpers.js';
+
+/** Copies of each hash by the events so far. */
+function counts(bench: Bench): Map<string, number> {
+  const copies = new Map<string, number>();
+  for (const event of bench.batches.flat()) {
+    if (event.type === 'AllBlocksCleared') copies.clear();
+    else if (event.type === 'BlockRemoved') {
+      const left = (copies.get(String(event.hash)) ?? 0) - 1;
+      expect(left).toBeGreaterThanOrEqual(0);
+      if (left === 0) copies.delete(String(event.hash));
+      else copies.set(String(event.hash), left);
+    } else {
+      expect(event.tokens.length).toBe(event.hashes.length * bench.engine.options.blockTokens);
+      for (const hash of event.hashes) copies.set(String(hash), (copies.get(String(hash)) ?? 0) + 1);
+    }
+  }
+  return copies;
+}
+
+function held(bench: Bench): Map<string, number> {
+  const copies = new Map<string, number>();
+  for (const hash of bench.engine.cachedHashes()) copies.set(String(hash), (copies.get(String(hash)) ?? 0) + 1);
+  return copies;
+}
+
+const action = fc.oneof(
+  {
+    weight: 6,
+    arbitrary: fc.record({
+      do: fc.constant('submit' as const),
+      // Prompts of few families, so that they share prefixes.
+      family: fc.integer({ min: 0, max: 2 }),
+      length: fc.integer({ min: 1, max: 40 }),
+      answer: fc.integer({ min: 1, max: 12 }),
+      salt: fc.option(fc.constantFrom('a', 'b'), { nil: undefined }),
+      priority: fc.integer({ min: -2, max: 2 }),
+    }),
+  },
+  { weight: 12, arbitrary: fc.record({ do: fc.constant('step' as const) }) },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant('abort' as const), which: fc.nat(), inStep: fc.boolean() }) },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant('reset' as const) }) },
+  {
+    weight: 2,
+    arbitrary: fc.record({
+      do: fc.constantFrom('retain' as const, 'evict' as const, 'first' as const),
+      family: fc.integer({ min: 0, max: 2 }),
+      length: fc.integer({ min: 4, max: 40 }),
+    }),
+  },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant('release' as const), which: fc.nat() }) },
+);
+
+describe('random requests', () => {
+  const run = (eviction: 'lru' | 'saga', priorityScheduling: boolean): void => {
+    fc.assert(
+      fc.property(fc.array(action, { maxLength: 120 }), fc.integer({ min: 8, max: 64 }), (actions, tokenBudget) => {
+        const bench = new Bench({
+          blocks: 21,
+          maxModelTokens: 60,
+          tokenBudget,
+          maxSequences: 4,
+          eviction,
+          priorityScheduling,
+        });
+        const { engine } = bench;
+        const calls: EngineCall[] = [];
+        let tokens = 0;
+        for (const one of actions) {
+          bench.now += 10;
+          switch (one.do) {
+            case 'submit':
+              calls.push(
+                bench.submit(range(100 * one.family, one.length), {
+                  answer: range(7, one.answer),
+                  cacheSalt: one.salt,
+                  priority: priorityScheduling ? one.priority : 0,
+                  onToken: () => tokens++,
+                }),
+              );
+              break;
+            case 'step':
+              bench.step();
+              break;
+            case 'abort': {
+              const call = calls[one.which % Math.max(1, calls.length)];
+              if (call === undefined) break;
+              if (one.inStep && engine.beginStep(bench.now) !== undefined) {
+                engine.abort(call);
+                engine.endStep();
+              } else engine.abort(call);
+              expect(call.state).toBe('ended');
+              break;
+            }
+            case 'reset':
+              engine.resetPrefixCache();
+              break;
+            case 'release': {
+              const lease = [...engine.leases.values()][one.which % Math.max(1, engine.leases.size)];
+              if (lease !== undefined) engine.release(lease);
+              break;
+            }
+            default: {
+              const chain = engine.hashesOf(range(100 * one.family, one.length), {});
+              const { hashes } = engine.resident(chain);
+              if (hashes.length === 0) break;
+              if (one.do === 'retain')
+                engine.retain(hashes, 10, {
+                  value: 0.5,
+                  now: bench.now,
+                  until: bench.now + 300,
+                  onEnd: () => undefined,
+                });
+              else engine.evict(hashes, one.do === 'evict' ? 'now' : 'first');
+            }
+          }
+          if (!engine.inStep) expect(engine.verify()).toBe(true);
+        }
+        for (let steps = 0; engine.openCalls > 0; steps++) {
+          expect(steps).toBeLessThan(10_000);
+          bench.step();
+        }
+        bench.step();
+        expect(engine.verify()).toBe(true);
+        expect(counts(bench)).toEqual(held(bench));
+        for (const lease of [...engine.leases.values()]) engine.release(lease);
+        expect(engine.freeBlocks).toBe(20);
+        expect(engine.runningCalls + engine.waitingCalls).toBe(0);
+        const whole = calls.filter((call) => !call.aborted);
+        for (const call of whole) expect(call.promptTokens + call.generated).toBe(call.tokens.length);
+        expect(tokens).toBeGreaterThanOrEqual(whole.reduce((sum, call) => sum + call.generated, 0));
+        const { counters } = engine;
+        expect(counters.finished.stop + counters.finished.abort).toBe(calls.length);
+        engine.close();
+      }),
+      { numRuns: 150, seed: 20261121 },
+    );
+  };
+  it('first come, first served', () => run('lru', false));
+  it('by priority', () => run('lru', true));
+  it("with SAGA's eviction", () => run('saga', false));
+});
+
+describe('a step', () => {
+  it('takes the modelled time', () => {
+    const bench = new Bench({
+      blocks: 100,
+      maxModelTokens: 200,
+      tokenBudget: 50,
+      stepSeconds: { base: 1, perCall: 0.1, perContextToken: 0.001, perPrefillToken: 0.01, perPrefillPair: 0.0001 },
+    });
+    const { engine } = bench;
+    bench.submit(range(1, 60), { answer: range(7, 3) });
+    const times: number[] = [];
+    for (;;) {
+      const seconds = engine.beginStep((bench.now += 10));
+      if (seconds === undefined) break;
+      times.push(seconds);
+      engine.endStep();
+    }
+    // 50 tokens of the prompt, 10 behind them, then the first and the second token decode.
+    expect(times.map((seconds) => seconds.toFixed(6))).toEqual([
+      (1 + 0.5 + 0.0001 * 50 * 25).toFixed(6),
+      (1 + 0.1 + 0.0001 * 10 * 55).toFixed(6),
+      (1 + 0.1 + 0.061).toFixed(6),
+      (1 + 0.1 + 0.062).toFixed(6),
+    ]);
+    expect(engine.counters.steps).toBe(4);
+    expect(engine.counters.busySeconds).toBeCloseTo(times.reduce((sum, seconds) => sum + seconds));
+  });
+});

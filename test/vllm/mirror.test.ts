@@ -1,0 +1,197 @@
+/**
+ * What the scheduler knows of a worker equals what the worker holds: after thousands of random requests, with batches that are lost,
+ * engines that begin anew, replays that are too short, and a set that joins late.
+ */
+import { afterEach, describe, expect, it } from 'vitest';
+import { EmulatedWorker } from '../../src/emulated-worker/index.js';
+import { Scheduler } from '../../src/index.js';
+import { WorkerSet, type EventHash } from '../../src/vllm/index.js';
+import { complete, only, randomOf, serverOf, shortTimes, until } from './helpers.js';
+
+const closing: (() => unknown)[] = [];
+afterEach(async () => {
+  for (const close of closing.splice(0).reverse()) await close();
+});
+
+const blocks = 257;
+
+/** Prompts of a tree: shared beginnings, random ends. */
+function promptOf(random: (below: number) => number): number[] {
+  const tokens: number[] = [];
+  for (let depth = 0; depth < 1 + random(6); ++depth) {
+    const branch = random(3);
+    for (let i = 0; i < 16 * (1 + random(2)); ++i) tokens.push(100 + depth * 50 + branch * 17 + (i % 11));
+  }
+  return [...tokens, ...Array.from({ length: random(30) }, () => random(5000))];
+}
+
+async function traffic(
+  worker: EmulatedWorker,
+  seed: number,
+  count: number,
+  disturb: (random: (below: number) => number) => void,
+): Promise<number[][]> {
+  const random = randomOf(seed);
+  const prompts: number[][] = [];
+  let sent = 0;
+  const client = async (): Promise<void> => {
+    while (sent++ < count) {
+      const prompt = promptOf(random);
+      prompts.push(prompt);
+      disturb(random);
+      await complete(worker, prompt, random(4) === 0 ? { cache_salt: `tenant-${random(2)}` } : {}).catch(() => 0);
+    }
+  };
+  await Promise.all(Array.from({ length: 8 }, client));
+  return prompts;
+}
+
+async function start(hash: EventHash, options: { replay?: boolean; buffer?: number; late?: number } = {}) {
+  const worker = await EmulatedWorker.start({
+    eventsPort: 0,
+    replayPort: options.replay === false ? null : 0,
+    bufferBatches: options.buffer ?? 10_000,
+    blocks,
+    timeScale: Infinity,
+    hashSeed: hash.algorithm === 'saga' ? 'another' : hash.seed,
+  });
+  closing.push(() => worker.close());
+  if (options.late !== undefined) await traffic(worker, 99, options.late, () => {});
+  const scheduler = new Scheduler({ maxWorkers: 16, policy: 'affinity' });
+  closing.push(() => scheduler.close());
+  const set = new WorkerSet(
+    { scheduler, model: 'emulated', servers: [serverOf(worker)], hash, healthSeconds: 1, loadSeconds: 0 },
+    shortTimes,
+  );
+  closing.push(() => set.close());
+  await set.start();
+  return { worker, scheduler, set };
+}
+
+/** A last batch shows every gap; then the view is compared with the engine's own table. */
+async function settle(worker: EmulatedWorker, set: WorkerSet): Promise<void> {
+  const engine = worker.engines[0] as EmulatedWorker['engines'][number];
+  await until('no call is open', () => engine.openCalls === 0);
+  await complete(
+    worker,
+    Array.from({ length: 40 }, (_, i) => 7000 + i),
+  );
+  await complete(
+    worker,
+    Array.from({ length: 40 }, (_, i) => 8000 + i),
+  );
+  await until('the view is whole', () => {
+    const source = set.sourceOf(only(set));
+    const held = new Set(engine.cachedHashes()).size;
+    return only(set).degraded.length === 0 && source?.stats().blocks === held;
+  });
+}
+
+function compare(
+  worker: EmulatedWorker,
+  set: WorkerSet,
+  scheduler: Scheduler,
+  prompts: readonly number[][],
+  direct: boolean,
+): void {
+  const engine = worker.engines[0] as EmulatedWorker['engines'][number];
+  const source = set.sourceOf(only(set));
+  if (source === undefined) throw new Error('no source');
+  const cached = engine.cachedHashes();
+  expect(source.stats().copies).toBe(cached.length);
+  expect(source.verify()).toBe(true);
+  if (direct) {
+    const copies = new Map<bigint, number>();
+    for (const hash of cached) copies.set(hash, (copies.get(hash) ?? 0) + 1);
+    for (const [hash, count] of copies) expect(source.copies(hash)).toBe(count);
+  }
+  let held = 0;
+  for (const prompt of prompts.slice(-400)) {
+    const tokens = Uint32Array.from(prompt);
+    const own = engine.hashesOf(tokens, {});
+    const expected = engine.resident(own).hashes.length;
+    const chain = direct ? own : scheduler.hash(tokens);
+    expect(scheduler.match(chain)[3 * only(set).worker.id]).toBe(expected);
+    expect(source.usable(chain)).toBe(expected);
+    held += expected;
+  }
+  expect(held).toBeGreaterThan(100);
+}
+
+const hashes: EventHash[] = [{ algorithm: 'saga' }, { algorithm: 'sha256_cbor', seed: '42' }];
+
+describe.each(hashes)('with keys by $algorithm', (hash) => {
+  const direct = hash.algorithm !== 'saga';
+
+  it('equals the table after lost batches, and passes its probe', async () => {
+    const { worker, scheduler, set } = await start(hash);
+    const { condition, trust, degraded } = only(set);
+    expect({ condition, trust, degraded }).toEqual({ condition: 'ready', trust: 1, degraded: [] });
+    const prompts = await traffic(worker, 1, 1500, (random) => {
+      if (random(40) === 0) worker.dropEvents(1 + random(5));
+    });
+    await settle(worker, set);
+    compare(worker, set, scheduler, prompts, direct);
+    const events = set.metrics().workers[0]?.events;
+    expect(events?.gaps).toBeGreaterThan(10);
+    expect(events).toMatchObject({ restarts: 0, resets: 0, malformed: 0, unknownRemovals: 0 });
+  });
+
+  it('equals the table after restarts, and one that joins late', async () => {
+    const { worker, scheduler, set } = await start(hash, { late: 300 });
+    let left = 3;
+    const prompts = await traffic(worker, 2, 1000, (random) => {
+      if (random(40) === 0) worker.dropEvents(1 + random(5));
+      if (random(250) === 0 && left-- > 0) worker.restart();
+    });
+    await settle(worker, set);
+    compare(worker, set, scheduler, prompts, direct);
+    const events = set.metrics().workers[0]?.events;
+    expect(events?.restarts).toBe(3);
+    expect(set.metrics().servers[0]).toMatchObject({ joined: 1, lost: 0 });
+  });
+});
+
+/** Without everything there was: what is known is held, but not all that is held is known. */
+describe('a view that cannot be whole', () => {
+  async function lowerBound(options: { replay?: boolean; buffer?: number; late?: number }) {
+    const { worker, scheduler, set } = await start({ algorithm: 'sha256_cbor', seed: '7' }, options);
+    const prompts = await traffic(worker, 3, 600, (random) => {
+      if (random(60) === 0) worker.dropEvents(1 + random(5));
+    });
+    const engine = worker.engines[0] as EmulatedWorker['engines'][number];
+    await until('no call is open', () => engine.openCalls === 0);
+    // More batches than may still be lost.
+    for (let n = 0; n < 8; ++n)
+      await complete(
+        worker,
+        Array.from({ length: 40 }, (_, i) => 7000 + 100 * n + i),
+      );
+    await until('all was read', () => !only(set).degraded.some((reason) => reason.includes('asked for')));
+    const source = set.sourceOf(only(set));
+    const cached = new Set(engine.cachedHashes());
+    await until('the last block is known', () => [...cached].some((hash) => source?.copies(hash) !== 0));
+    let known = 0;
+    for (const hash of cached) known += source?.copies(hash) === 0 ? 0 : 1;
+    // Every block that is known is held.
+    expect(source?.stats().blocks).toBe(known);
+    expect(known).toBeGreaterThan(0);
+    for (const prompt of prompts.slice(-200)) {
+      const own = engine.hashesOf(Uint32Array.from(prompt), {});
+      expect(scheduler.match(own)[3 * only(set).worker.id]).toBeLessThanOrEqual(engine.resident(own).hashes.length);
+    }
+    return only(set);
+  }
+
+  it('without a replay endpoint', async () => {
+    const worker = await lowerBound({ replay: false });
+    expect(worker.degraded).toEqual(['events: some are missing, and there is no replay endpoint']);
+    expect(worker.trust).toBe(0.9);
+  });
+
+  it('with replays that are too short', async () => {
+    const worker = await lowerBound({ buffer: 8, late: 100 });
+    expect(worker.degraded).toEqual(['events: some are missing and cannot be had']);
+    expect(worker.trust).toBe(0.9);
+  });
+});
