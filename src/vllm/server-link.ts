@@ -348,7 +348,15 @@ export class ServerLink implements WorkerOwner {
     this.#host.joined(this, worker);
     if (rank.feed === undefined) worker.doubt('events', { words: 'no endpoint is configured', factor: factors.blind });
     this.#trust(rank);
-    await rank.feed?.start();
+    try {
+      await rank.feed?.start();
+    } catch (error) {
+      // Its events cannot be listened to; its calls can be served all the same.
+      worker.doubt('source', {
+        words: `cannot listen at ${server.events}: ${errorText(error)}`,
+        factor: factors.blind,
+      });
+    }
   }
 
   /** Waits until its events are read, but not for ever. */

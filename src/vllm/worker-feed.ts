@@ -5,7 +5,7 @@
 import { SagaArgumentError, SagaError } from '../errors.js';
 import type { Scheduler } from '../scheduler/scheduler.js';
 import { EventSubscriber, type ReplayLimits } from './event-subscriber.js';
-import { KvEventSource } from './kv-event-source.js';
+import { KvEventSource, type KvEventReport } from './kv-event-source.js';
 import type { EventMetrics } from './metrics.js';
 import { endpointOfRank, type EventHash, type Logger } from './options.js';
 import { factors, type Reason } from './trust.js';
@@ -84,11 +84,7 @@ export class WorkerFeed {
       const report = this.source.apply(payload);
       metrics.unknownRemovals += report.unknownRemovals;
       if (report.clearedEvents > 0) this.subscriber.sequence.cleared();
-      worker.doubt(
-        'source',
-        report.uncertain === undefined ? undefined : { words: report.uncertain, factor: factors.uncertain },
-      );
-      if (report.schedulerBehind) this.source.sync();
+      worker.doubt('source', this.#sourceReason(report));
       this.#options.applied();
       return true;
     } catch (error) {
@@ -100,6 +96,17 @@ export class WorkerFeed {
       );
       return false;
     }
+  }
+
+  #sourceReason(report: KvEventReport): Reason | undefined {
+    const { server, rank } = this.#options.worker;
+    // A server of one rank may be any rank of a larger deployment.
+    if ((server.dataParallelRanks ?? 1) > 1 && (report.dataParallelRank ?? rank) !== rank)
+      return { words: `its events are of rank ${report.dataParallelRank}`, factor: factors.blind };
+    // Told again with the next batch.
+    if (report.schedulerBehind)
+      return { words: 'the scheduler has not taken all of it yet', factor: factors.uncertain };
+    return report.uncertain === undefined ? undefined : { words: report.uncertain, factor: factors.uncertain };
   }
 
   #reset(): boolean {

@@ -9,7 +9,7 @@ import { Agent } from 'undici';
 import { SagaArgumentError, SagaStateError } from '../errors.js';
 import type { Worker } from '../scheduler/worker.js';
 import { DirectiveClient } from './directive-client.js';
-import { startDiscovery, type Discovery } from './discovery.js';
+import { checkDiscovery, startDiscovery, type Discovery } from './discovery.js';
 import type { KvEventSource } from './kv-event-source.js';
 import type { WorkerSetMetrics } from './metrics.js';
 import {
@@ -63,6 +63,7 @@ export class WorkerSet {
    */
   constructor(options: WorkerSetOptions, times: Partial<LinkTimes> = {}) {
     this.#options = checkWorkerSet(options);
+    if (this.#options.discover !== undefined) checkDiscovery(this.#options.discover);
     this.#times = { ...linkTimes, ...times };
     const { scheduler, timeScale, log, requestIdOf, threadOf } = this.#options;
     this.directives = new DirectiveClient({
