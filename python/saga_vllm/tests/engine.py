@@ -81,7 +81,7 @@ class Engine:
         self.hits: dict[str, int] = {}
         self.events: list[Any] = []
         self.count = 0
-        self.taken: list[int] = []
+        self.scheduler.kv_event_publisher.publish = lambda batch: self.events.extend(batch.events)
 
     @property
     def connector(self) -> Any:
@@ -121,7 +121,6 @@ class Engine:
                                    sampled_token_ids=tokens, logprobs=None, prompt_logprobs_dict={}, pooler_output=[])
         before = set(self.scheduler.requests)
         self.scheduler.update_from_output(output, result)
-        self.events += self.pool.take_events()
         return sorted(before - set(self.scheduler.requests))
 
     def run(self, most: int = 100000) -> None:

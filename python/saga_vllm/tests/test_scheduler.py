@@ -92,8 +92,8 @@ class Recorder:
 
     def __init__(self, engine):
         self.events = []
-        self.now = 0
         order = order_of(engine)
+        self.now = order.clock()
         order.clock = lambda: self.now
         pool, scheduler = engine.pool, engine.scheduler
         take, touch, free, cache = pool.get_new_blocks, pool.touch, pool.free_blocks, pool.cache_full_blocks
@@ -117,15 +117,17 @@ class Recorder:
             self.note("free", [block.block_id for block in last if block.block_hash is not None])
             free(blocks)
 
-        def cache_full_blocks(request, blocks, cached, full, size, group, **more):
-            cache(request, blocks, cached, full, size, group, **more)
+        def cache_full_blocks(**given):
+            cache(**given)
+            request, blocks, cached, full = (
+                given[name] for name in ("request", "blocks", "num_cached_blocks", "num_full_blocks"))
             if full > cached:
                 hashes = [int.from_bytes(digest[-8:], "big") for digest in request.block_hashes[:full]]
                 self.note("store", hashes[cached - 1] if cached else None, hashes[cached:],
                           [block.block_id for block in blocks[cached:full]])
 
         def add_request(request):
-            self.note("add", request)
+            self.note("add", request, list(request.block_hashes))
             add(request)
 
         def free_request(request, **given):
@@ -162,7 +164,7 @@ def replay(events, blocks, threads):
 
     from saga_vllm import native
 
-    evictor = native.Evictor(blocks, BLOCK)
+    evictor = native.Evictor(blocks, BLOCK, ghosts=100000)
     evictor.take(1, 0)
     numbers, waiting, preempted = {}, set(), []
     stored = {}
@@ -181,7 +183,7 @@ def replay(events, blocks, threads):
             name = rest[0].request_id
             numbers[name] = len(numbers)
             waiting.add(name)
-            hashes = array("Q", [int.from_bytes(digest[-8:], "big") for digest in rest[0].block_hashes])
+            hashes = array("Q", [int.from_bytes(digest[-8:], "big") for digest in rest[1]])
             evictor.start(numbers[name], threads[name], hashes, 0, now)
             evictor.preempt([numbers[name]], now)
         elif kind == "allocate":
@@ -192,6 +194,10 @@ def replay(events, blocks, threads):
         elif kind == "take" and rest[0]:
             arrive()
             taken.append((rest[0], list(evictor.take(len(rest[0]), now))))
+            if taken[-1][0] != taken[-1][1]:
+                return taken
+            for block in rest[0]:
+                stored.pop(block, None)
         elif kind == "free first" and rest[0]:
             evictor.unpin(rest[0])
             evictor.prefer(rest[0])
@@ -260,7 +266,7 @@ def test_requests_that_wait_protect_what_they_will_find(engine):
     ours = engine(100, connector=QUIET, max_num_seqs=1)
     for i in range(3):
         ours.serve(prompt(i, 20 * BLOCK), 1, session=f"s{i}")
-    ours.request(prompt(50, 60 * BLOCK + 3), 30)  # runs, and needs most of the pool
+    ours.request(prompt(50, 40), 60 * BLOCK)  # runs, and comes to need most of the pool
     ours.step()
     waits = ours.request(prompt(0, 20 * BLOCK) + [5], 1, session="s0")  # the oldest: the first to go otherwise
     ours.run()
@@ -319,13 +325,13 @@ def test_a_retained_chain_survives_what_evicts_it_otherwise(engine, strength):
 @pytest.mark.parametrize("strength", ["policy", "leases"])
 def test_leases_never_stop_the_engine(engine, strength):
     one = engine(120, connector={**QUIET, "strength": strength, "lease_budget": 0.9}, max_num_batched_tokens=512)
-    kept = [prompt(i, 20 * BLOCK) for i in range(5)]
+    kept = [prompt(i, 20 * BLOCK) for i in range(3)]
     for i, chain in enumerate(kept):
         one.serve(chain, 1, name=f"kept{i}")
         one.serve(prompt(90 + i, 20), 1, saga=envelope("kv.retain", {
             "claim_id": f"c{i}", "target": {"request_id": f"kept{i}"}, "ttl_seconds": 600, "value": 0.1 + 0.2 * i}))
     leases = one.connector._leases
-    assert set(leases.leases) == {f"c{i}" for i in range(5)}
+    assert set(leases.leases) == {"c0", "c1", "c2"}
     ended = []
     for lease in leases.leases.values():
         lease.ended = lambda status, reason, claim=lease.claim: ended.append((claim, status, reason))
@@ -380,8 +386,6 @@ def test_a_lease_on_blocks_in_use(engine):
     assert one.serve(chain + [5], 1) == 20 * BLOCK
     one.serve(prompt(3, 20), 1, saga=envelope("kv.release", {"claim_id": "c"}))
     assert order_of(one).verify() and one.connector._status()["leased_blocks"] == 0
-    flood(one, 60, seed=3000)
-    assert one.cached(chain) < 20
 
 
 # ---- Evictions
@@ -414,7 +418,7 @@ def test_evict_first(engine, strength):
     one.serve(chain, 1, name="first")
     one.events.clear()
     one.serve(prompt(3, 5), 1, saga=envelope("kv.evict", {"target": {"request_id": "first"}}))
-    assert removed(one) == [] or strength == "policy"
+    assert len(removed(one)) == 1 and one.cached(chain) == 39  # that request took the first
     assert one.serve(chain[:10 * BLOCK] + [5], 1) == 10 * BLOCK  # hit until then
     one.serve(prompt(4, 40 * BLOCK), 1)
     assert one.cached(old) == 40 if strength == "policy" else one.cached(old) >= 30
@@ -576,13 +580,15 @@ def test_an_error_of_ours_leaves_a_working_engine(engine, method):
     def fails(*given):
         nonlocal count
         count += 1
-        if count > 20:
+        if count > 2:
             raise native.NativeError("on purpose")
         return real(*given)
 
     setattr(order.evictor, method, fails)
+    for i in range(5):
+        one.serve(prompt(7, 50), 1)
     for i in range(40):
-        one.request(prompt(i % 20, 100 + i), 20, session=f"s{i % 7}")
+        one.request(prompt(i % 3, 100 + i), 20, session=f"s{i % 7}")
         one.step()
     one.run()
     assert one.connector._strength == "none" and "on purpose" in one.connector._reason
