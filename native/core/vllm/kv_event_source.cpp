@@ -252,6 +252,15 @@ std::uint32_t KvEventSource::acquire(BlockHash key) {
   return slot;
 }
 
+// Fetches what it takes to forget the next `count` names, where they will have to make room.
+void KvEventSource::fetch_forgettable(std::uint32_t count) const {
+  if (free_ != kNone || fresh_ != options_.max_blocks) return;
+  for (std::uint32_t slot = oldest_; slot != kNone && count != 0; slot = blocks_[slot].next, --count) {
+    by_key_.prefetch(blocks_[slot].key);
+    by_name_.prefetch(names_[slot].low);
+  }
+}
+
 void KvEventSource::release(std::uint32_t slot) {
   Block& block = blocks_[slot];
   SAGA_ASSERT(!has_copies(block) && block.told == 0 && (block.flags & (kForgettable | kBuffered)) == 0);
@@ -734,6 +743,7 @@ void KvEventSource::apply_stored(const KvEvent& event) {
       names[i] = chain.state;
       if (chain.is_known) by_name_.prefetch(chain.state.low);
     }
+    fetch_forgettable(count);
     for (std::uint32_t i = 0; i < count; ++i) {
       std::uint32_t slot = find(keys[i]);
       if (slot == kNone) slot = acquire(keys[i]);

@@ -30,7 +30,8 @@
 // What the sink refuses after that is remembered (what each block was told) and told with the next batch or by sync().
 // An event that is not understood is skipped and counted; `uncertain()` says what may be wrong because of it.
 //
-// Cost: see native/bench/kv_events_bench.cpp: some 5 us an event of 64 blocks and 1,024 tokens. Memory: 32 bytes a block, 16 more
+// Cost: an event of 64 blocks and 1,024 tokens takes some 8 us with kDirect, 18 to 30 with kTranslate (the more the larger the
+// tables are; native/bench/kv_events_bench.cpp). Memory: 32 bytes a block, 16 more
 // and a second table with kTranslate, 16 to 32 a table; 32 to 64 reserved for counts of copies, touched where there are some.
 // Nothing is allocated after construction. A group that appears, sync() and clearing visit all blocks.
 //
@@ -208,6 +209,7 @@ class KvEventSource {
 
   std::uint32_t find(BlockHash key) const;
   std::uint32_t acquire(BlockHash key);  // kNone: no room
+  void fetch_forgettable(std::uint32_t count) const;
   void release(std::uint32_t slot);
   void set_name(std::uint32_t slot, const ChainHash& name);
   BlockHash name_of(std::uint32_t slot) const;
