@@ -189,7 +189,7 @@ describe('kubernetes', () => {
       sliceOf('b', ['10.0.0.3']),
     ]);
     const { seen, discovery } = watching((events) =>
-      startDiscovery({ ...options, server: { eventsPort: 5557 } } as DiscoverOptions, events),
+      startDiscovery({ ...options, server: { eventsPort: 5557 } }, events),
     );
     await discovery.first;
     expect(seen.lists).toEqual([['http://10.0.0.1:8000', 'http://10.0.0.2:8000', 'http://10.0.0.3:8000']]);
@@ -225,8 +225,8 @@ describe('kubernetes', () => {
       sliceOf('four', ['10.0.0.1']),
       sliceOf('prefill', ['10.0.0.2'], { metadata: { name: 'prefill', labels: { 'llm-d.ai/role': 'prefill' } } }),
     ]);
-    const byName = watching((events) => startDiscovery({ ...options, port: 'metrics' } as DiscoverOptions, events));
-    const byNumber = watching((events) => startDiscovery({ ...options, port: 8080 } as DiscoverOptions, events));
+    const byName = watching((events) => startDiscovery({ ...options, port: 'metrics' }, events));
+    const byNumber = watching((events) => startDiscovery({ ...options, port: 8080 }, events));
     await Promise.all([byName.discovery.first, byNumber.discovery.first]);
     expect(byName.seen.lists).toEqual([['http://10.0.0.1:9000']]);
     expect(byNumber.seen.lists).toEqual([['http://10.0.0.1:8080']]);
@@ -253,7 +253,7 @@ describe('kubernetes', () => {
   it('sends its token over plain HTTP to loopback alone', async () => {
     const { options } = await apiServer([]);
     const { seen, discovery } = watching((events) =>
-      startDiscovery({ ...options, apiServer: 'http://10.255.255.1:6443' } as DiscoverOptions, events),
+      startDiscovery({ ...options, apiServer: 'http://10.255.255.1:6443' }, events),
     );
     await discovery.first;
     expect(seen.errors).toEqual(['discover.apiServer must be https: a token goes there']);
