@@ -77,7 +77,9 @@ function findUv() {
 }
 
 function environmentFolder(name) {
-  const hash = createHash('sha256').update(readFileSync(join(locks, `${name}.txt`))).digest('hex');
+  const hash = createHash('sha256')
+    .update(readFileSync(join(locks, `${name}.txt`)))
+    .digest('hex');
   return join(home, `${name}-${hash.slice(0, 12)}`);
 }
 
@@ -99,8 +101,16 @@ function install(name) {
   run(uv, ['venv', '--quiet', '--python', interpreter, '--no-python-downloads', folder]);
   say(`${name}: installing the packages of locks/${name}.txt`);
   // The lock names every package, overrides applied: nothing is left to resolve.
-  run(uv, ['pip', 'install', '--quiet', '--no-deps', '--python', join(folder, 'bin', 'python'),
-    '--requirements', join(locks, `${name}.txt`)]);
+  run(uv, [
+    'pip',
+    'install',
+    '--quiet',
+    '--no-deps',
+    '--python',
+    join(folder, 'bin', 'python'),
+    '--requirements',
+    join(locks, `${name}.txt`),
+  ]);
   say(`${name}: compiling and importing`);
   const environment = { ...process.env, VLLM_TARGET_DEVICE: 'cpu', HF_HUB_OFFLINE: '1', DO_NOT_TRACK: '1' };
   delete environment.PYTHONDONTWRITEBYTECODE; // what the import compiles is what a server needs
@@ -115,15 +125,35 @@ function install(name) {
 function lock(name) {
   const target = join(locks, `${name}.txt`);
   say(`${name}: resolving`);
-  run(findUv(), ['pip', 'compile', '--quiet', '--universal', '--python-version', oldestPython.join('.'), '--no-header',
-    '--no-annotate', '--no-emit-index-url', '--no-emit-find-links', '--upgrade', '--override', `${name}.overrides`, `${name}.in`,
-    '--output-file', target], { cwd: locks, stdio: ['ignore', 'ignore', 'inherit'] });
+  run(
+    findUv(),
+    [
+      'pip',
+      'compile',
+      '--quiet',
+      '--universal',
+      '--python-version',
+      oldestPython.join('.'),
+      '--no-header',
+      '--no-annotate',
+      '--no-emit-index-url',
+      '--no-emit-find-links',
+      '--upgrade',
+      '--override',
+      `${name}.overrides`,
+      `${name}.in`,
+      '--output-file',
+      target,
+    ],
+    { cwd: locks, stdio: ['ignore', 'ignore', 'inherit'] },
+  );
   say(`${name}: ${readFileSync(target, 'utf8').trim().split('\n').length} packages`);
 }
 
 function interpreterOf(name) {
   const folder = environmentFolder(name);
-  if (!isComplete(folder)) throw new Problem(`the environment ${name} is missing: node scripts/vllm.mjs install ${name}`);
+  if (!isComplete(folder))
+    throw new Problem(`the environment ${name} is missing: node scripts/vllm.mjs install ${name}`);
   return join(folder, 'bin', 'python');
 }
 

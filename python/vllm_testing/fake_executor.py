@@ -1,23 +1,23 @@
 """FakeExecutor: vLLM's model runner without a model.
 
 Everything else of the server is real: HTTP, scheduler, block pool, hashing, events, connectors. Named to vLLM by
-`--distributed-executor-backend vllm_testing.fake_executor.FakeExecutor`; runs in the engine core process. Works with vLLM
-0.15.1 to 0.33.0: methods that a version does not know are never called.
+`--distributed-executor-backend vllm_testing.fake_executor.FakeExecutor`; runs in the engine core process. Works with
+vLLM 0.15.1 to 0.33.0: methods that a version does not know are never called.
 
-Tokens. A request gets a token in each step that completes what is known of it (its prompt, and after a preemption also what
-it had generated). Which token: see tokens.py; a function of the prompt and the position, so two servers give one prompt the
-same answer, as a real model at temperature 0 would.
+Tokens. A request gets a token in each step that completes what is known of it (its prompt, and after a preemption also
+what it had generated). Which token: see tokens.py; a function of the prompt and the position, so two servers give one
+prompt the same answer, as a real model at temperature 0 would.
 
-Time. With a step-time model each step takes, from its beginning, what the model says divided by the time scale. The process
-sleeps, it does not compute. Without a model no step sleeps. Scheduling hides behind the step before, as with asynchronous
-scheduling (step_time.StepClock); with SAGA_STEP_OVERLAP=0 scheduling and steps add up.
+Time. With a step-time model each step takes, from its beginning, what the model says divided by the time scale. The
+process sleeps, it does not compute. Without a model no step sleeps. Scheduling hides behind the step before, as with
+asynchronous scheduling (step_time.StepClock); with SAGA_STEP_OVERLAP=0 scheduling and steps add up.
 
 Settings, all environment variables, read once:
 
     SAGA_STEP_MODEL       JSON of step_time.StepTimeModel, or a profile's name; unset or empty: no step sleeps
     SAGA_TIME_SCALE       default 1; 10 = everything ten times as fast as the model says
     SAGA_STEP_OVERLAP     default 1; see above
-    SAGA_EXECUTOR_REPORT  file to write counts to, as JSON; replaced by atomic rename at most every 0.2 s, at shutdown too
+    SAGA_EXECUTOR_REPORT  file to write counts to, as JSON; renamed into place, at most every 0.2 s
     SAGA_TOKEN_RANGE      "low:high": ids that are emitted, high excluded; default 3 to the vocabulary's size
     SAGA_SCRIPT_FILE      scripted answers: see tokens.py
 
@@ -223,7 +223,8 @@ class FakeExecutor(Executor):
             tokens.append([answer.token(generated)] if new.num_computed_tokens + count >= known else [])
 
         cached = scheduled.scheduled_cached_reqs
-        for request_id, computed, generated in zip(cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens):
+        progress = zip(cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, strict=True)
+        for request_id, computed, generated in progress:
             request = running[request_id]
             count = number_of[request_id]
             known = request.prompt_length + generated
@@ -274,7 +275,7 @@ def _end_of_text(model_config) -> int:
 
 
 def _die_with_parent() -> None:
-    """So that no engine core outlives an API server that was killed. Linux only; elsewhere the launcher's care suffices."""
+    """No engine core outlives an API server that was killed. Linux only; elsewhere the launcher's care suffices."""
     try:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
     except (AttributeError, OSError):

@@ -1,11 +1,12 @@
-"""Writes the tiny model that the servers are given: python -m vllm_testing.make_model FOLDER [--tokenizer] [--max-positions N]
+"""Writes the tiny model of the servers: python -m vllm_testing.make_model FOLDER [--tokenizer] [--max-positions N]
 
-config.json, generation_config.json: a Llama of 2 layers, hidden size 64, vocabulary 32,000, in float32; no weights (--load-format dummy). With
---tokenizer also tokenizer.json and tokenizer_config.json: a byte-level BPE made from corpus.txt, 1,102 tokens, whose
-chat template is ChatML with tools in the hermes form, so that `--enable-auto-tool-choice --tool-call-parser hermes` works.
+config.json, generation_config.json: a Llama of 2 layers, hidden size 64, vocabulary 32,000, in float32; no weights
+(--load-format dummy). With --tokenizer also tokenizer.json and tokenizer_config.json: a byte-level BPE made from
+corpus.txt, 1,102 tokens, whose chat template is ChatML with tools in the hermes form, so that
+`--enable-auto-tool-choice --tool-call-parser hermes` works.
 
-The same arguments write the same bytes. Standard library only; the tokenizer needs the package `tokenizers`, which every
-environment has.
+The same arguments write the same bytes. Standard library only; the tokenizer needs the package `tokenizers`, which
+every environment has.
 """
 
 import argparse
@@ -35,7 +36,8 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>system\\n' + (system + '\\n\\n' if system else '') }}
 {{- '# Tools\\n\\nYou may call one or more functions.\\n<tools>\\n' }}
 {%- for tool in tools %}{{ tool | tojson + '\\n' }}{% endfor %}
-{{- '</tools>\\n\\nFor each call, return <tool_call>\\n{"name": <name>, "arguments": <arguments>}\\n</tool_call><|im_end|>\\n' }}
+{{- '</tools>\\n\\nFor each call, return <tool_call>\\n{"name": <name>, "arguments": <arguments>}\\n</tool_call>' }}
+{{- '<|im_end|>\\n' }}
 {%- elif system %}
 {{- '<|im_start|>system\\n' + system + '<|im_end|>\\n' }}
 {%- endif %}

@@ -5,9 +5,10 @@ Prints one line of JSON on standard output when /health answers,
     {"ready": true, "url": .., "events": .., "replay": .., "report": .., "model": .., "model_folder": .., "log": ..,
      "env": .., "version": .., "pid": .., "startup_seconds": ..}
 
-or {"ready": false, "error": .., "log": ..} with the end of the log on standard error and exit status 1. Then it waits: it ends
-on SIGTERM, SIGINT, when the server ends, and when its parent ends (--until); the server's processes end with it, also when
-this process is killed. Standard library only: it runs under any Python and starts the environment's own for vLLM.
+or {"ready": false, "error": .., "log": ..} with the end of the log on standard error and exit status 1. Then it waits:
+it ends on SIGTERM, SIGINT, when the server ends, and when its parent ends (--until); the server's processes end with
+it, also when this process is killed. Standard library only: it runs under any Python and starts the environment's own
+for vLLM.
 
 Arguments after a lone `--` go to vLLM's server as they are.
 """
@@ -41,7 +42,9 @@ def parse_arguments(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if "--" in given:
         own, passed = given[: given.index("--")], given[given.index("--") + 1 :]
     parser = argparse.ArgumentParser(
-        prog="vllm_testing.server", description="A real vLLM server without a GPU.", epilog="-- ARGUMENTS: for vLLM itself"
+        prog="vllm_testing.server",
+        description="A real vLLM server without a GPU.",
+        epilog="-- ARGUMENTS: for vLLM itself",
     )
     add = parser.add_argument
     add("--env", choices=environments.NAMES, default="latest", help="which vLLM")
@@ -73,7 +76,12 @@ def parse_arguments(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--log", type=Path, help="file for vLLM's output; default in the work folder")
     add("--log-level", default="WARNING")
     add("--work-folder", type=Path, help="kept at the end; default: a temporary one, removed at the end")
-    add("--until", choices=("parent", "stdin", "forever"), default="parent", help="ends with the parent, or with standard input")
+    add(
+        "--until",
+        choices=("parent", "stdin", "forever"),
+        default="parent",
+        help="ends with the parent, or with standard input",
+    )
     add("--timeout", type=float, default=300.0, help="seconds to become ready")
     arguments = parser.parse_args(own)
 
@@ -121,7 +129,9 @@ class Server:
         self.arguments = arguments
         self.python = environments.interpreter(arguments.env)
         self.temporary = arguments.work_folder is None
-        self.folder = Path(tempfile.mkdtemp(prefix="saga-vllm-")) if self.temporary else arguments.work_folder.absolute()
+        self.folder = (
+            Path(tempfile.mkdtemp(prefix="saga-vllm-")) if self.temporary else arguments.work_folder.absolute()
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = (arguments.log or self.folder / "vllm.log").absolute()
         self.report = (arguments.report or self.folder / "executor.json").absolute()
@@ -233,7 +243,9 @@ class Server:
             )
         while True:
             if self.process.poll() is not None:
-                raise Failure(f"vLLM ended with status {self.process.returncode} before it was ready{self.first_error()}")
+                raise Failure(
+                    f"vLLM ended with status {self.process.returncode} before it was ready{self.first_error()}"
+                )
             if self._healthy():
                 return time.monotonic() - began
             if time.monotonic() - began > self.arguments.timeout:
@@ -278,9 +290,11 @@ class Server:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def first_error(self) -> str:
-        """The first exception's message in the log: the root cause, where the end of the log shows only what followed."""
+        """The first exception in the log: the root cause, where the log's end shows only what followed."""
         try:
-            match = re.search(r"(?:^|\] )(\w+(?:Error|Exception): .*)$", self.log.read_text(errors="replace"), re.MULTILINE)
+            match = re.search(
+                r"(?:^|\] )(\w+(?:Error|Exception): .*)$", self.log.read_text(errors="replace"), re.MULTILINE
+            )
         except OSError:
             return ""
         return f": {match[1]}" if match else ""

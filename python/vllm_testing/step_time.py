@@ -21,7 +21,7 @@ class StepTimeModel:
 
     @staticmethod
     def parse(text: str) -> "StepTimeModel":
-        """From JSON, or from the name of a profile. Coefficients that are not named are 0; an unknown name is an error."""
+        """From JSON or the name of a profile. Coefficients that are not named are 0; an unknown name is an error."""
         if text in PROFILES:
             return PROFILES[text]
         try:
@@ -55,9 +55,9 @@ class StepTimeModel:
 class StepClock:
     """When the modelled accelerator ends each step. All times in seconds of the wall clock.
 
-    While requests go on from one step to the next, a step is taken to have begun when the one before it ended, but at most its
-    own length ago: that is how an engine hides its scheduling behind the accelerator's work. What could not be hidden is added
-    to `late_seconds`.
+    While requests go on from one step to the next, a step is taken to have begun when the one before it ended, but at
+    most its own length ago: that is how an engine hides its scheduling behind the accelerator's work. What could not be
+    hidden is added to `late_seconds`.
     """
 
     def __init__(self, overlap: bool = True):
@@ -66,7 +66,7 @@ class StepClock:
         self.late_seconds = 0.0
 
     def end_of_step(self, now: float, seconds: float, continued: bool) -> float:
-        """The end of a step of this length that is ready to begin now. `continued`: the engine was not idle before it."""
+        """The end of a step that is ready to begin now. `continued`: the engine was not idle before it."""
         begin = now
         if continued:
             if self._overlap:

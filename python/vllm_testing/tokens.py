@@ -1,18 +1,18 @@
 """Which tokens FakeExecutor emits.
 
-Unscripted: token i of an answer is a function of the whole prompt, the request's seed (if it has one) and i, spread over
-SAGA_TOKEN_RANGE; never the end-of-text token, so an answer ends at max_tokens. One prompt has one answer, on every server
-and in every run.
+Unscripted: token i of an answer is a function of the whole prompt, the request's seed (if it has one) and i, spread
+over SAGA_TOKEN_RANGE; never the end-of-text token, so an answer ends at max_tokens. One prompt has one answer, on every
+server and in every run.
 
-Scripted, in this order of precedence. A script's end emits the end-of-text token (finish_reason "stop"; "tool_calls" where
-the server's parser finds a call).
+Scripted, in this order of precedence. A script's end emits the end-of-text token (finish_reason "stop"; "tool_calls"
+where the server's parser finds a call).
 
 1. By the request: `"vllm_xargs": {"saga_script": [id, ..]}`, or as text "id,id,.." (completions of vLLM 0.15.1 take no
    lists there); or `"vllm_xargs": {"saga_say": "text"}` where the model folder has a tokenizer.
-2. By SAGA_SCRIPT_FILE: a JSON list of entries; the first that fits the prompt is taken. The file is read again when it has
-   changed. Where no entry fits, the answer is unscripted.
+2. By SAGA_SCRIPT_FILE: a JSON list of entries; the first that fits the prompt is taken. The file is read again when it
+   has changed. Where no entry fits, the answer is unscripted.
 
-       {"last": "text"}           the last message of the chat contains this (the part after the last-but-one <|im_start|>)
+       {"last": "text"}           the last message of the chat (what follows the last-but-one <|im_start|>) contains this
        {"prompt": "text"}         the prompt contains this
        {"unless": "text"}         the prompt does not contain this
        {"ends_with": [id, ..]}    the prompt's last tokens
@@ -143,7 +143,7 @@ class _ScriptFile:
         return None
 
     def _refresh(self):
-        """Once an engine runs, a file that is missing or half-written must not stop it: the entries stay as they were."""
+        """A file that is missing or half-written must not stop an engine that runs: the entries stay as they were."""
         try:
             changed = self._path.stat().st_mtime_ns
             if changed == self._read_at:

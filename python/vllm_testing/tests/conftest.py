@@ -21,7 +21,10 @@ BLOCKS = 2048 // BLOCK_SIZE
 
 SCRIPT = [
     {"last": "<tool_response>", "say": "It is sunny in Paris."},
-    {"last": "weather in Paris", "say": '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'},
+    {
+        "last": "weather in Paris",
+        "say": '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>',
+    },
 ]
 
 
@@ -38,7 +41,9 @@ class RunningServer:
             return json.load(answer)
 
     def complete(self, prompt: list[int], max_tokens: int, **more) -> dict:
-        return self.post("/v1/completions", {"prompt": prompt, "max_tokens": max_tokens, "return_token_ids": True} | more)
+        return self.post(
+            "/v1/completions", {"prompt": prompt, "max_tokens": max_tokens, "return_token_ids": True} | more
+        )
 
     def report(self) -> dict:
         return json.loads(Path(self.ready["report"]).read_text())

@@ -42,7 +42,8 @@ def test_tokenize_gives_the_prompt(server):
 
 def test_unscripted_text_survives_the_tokenizer(server):
     answer = server.post(
-        "/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 16, "return_token_ids": True}
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 16, "return_token_ids": True},
     )
     choice = answer["choices"][0]
     assert len(choice["token_ids"]) == 16 and "\ufffd" not in choice["message"]["content"]

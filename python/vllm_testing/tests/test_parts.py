@@ -4,7 +4,6 @@ import json
 import os
 
 import pytest
-
 from vllm_testing import make_model, tokens
 from vllm_testing.step_time import PROFILES, StepClock, StepTimeModel
 

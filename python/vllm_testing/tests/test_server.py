@@ -61,7 +61,7 @@ def test_200_requests_hit_the_cache_and_publish_events(server):
         before = server.report()
 
         shared = [300 + index for index in range(4 * BLOCK_SIZE)]
-        first = server.complete(shared + [299], 2)
+        first = server.complete([*shared, 299], 2)
         assert cached_tokens(first["usage"]) == 0
 
         def request(index):
