@@ -30,10 +30,10 @@
 // What the sink refuses after that is remembered (what each block was told) and told with the next batch or by sync().
 // An event that is not understood is skipped and counted; `uncertain()` says what may be wrong because of it.
 //
-// Cost: an event of 64 blocks and 1,024 tokens takes some 8 us with kDirect, 18 to 30 with kTranslate (the more the larger the
-// tables are; native/bench/kv_events_bench.cpp). Memory: 32 bytes a block, 16 more
-// and a second table with kTranslate, 16 to 32 a table; 32 to 64 reserved for counts of copies, touched where there are some.
-// Nothing is allocated after construction. A group that appears, sync() and clearing visit all blocks.
+// Cost: an event of 64 blocks and 1,024 tokens takes some 8 us with kDirect, 18 to 30 with kTranslate (the more the
+// larger the tables are; native/bench/kv_events_bench.cpp). Memory: 32 bytes a block, 16 more and a second table with
+// kTranslate, 16 to 32 a table; 32 to 64 reserved for counts of copies, touched where there are some. Nothing is
+// allocated after construction. A group that appears, sync() and clearing visit all blocks.
 //
 // States of a slot: free -> known (has copies, or was told and not untold yet) -> with a name: forgettable -> free.
 // Invariants (verify()): a slot is in the table of publisher's keys iff it is not free, in that of names iff it has one; it is

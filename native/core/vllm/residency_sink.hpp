@@ -1,10 +1,12 @@
 // ResidencySink: where a KvEventSource says which blocks have come and gone.
 //
-// What arrives here are transitions, not copies: a block is stored once and later removed once, per tier. (Where the publisher has
-// two keys for what is one block to the scheduler, both do so: a sink should count.) Blocks are named by the scheduler's keys. Two kinds of KV-cache groups are told apart, because a prefix is usable by different rules: groups that keep
-// every block must hold all of it, groups that keep a window only the last blocks before its end. stored/removed is about blocks
-// that *all* groups of the first kind hold; window_stored/window_removed about blocks that all groups of the second kind hold
-// in GPU memory, and window_blocks says how many of them must lie before the end (the longest window of any group).
+// What arrives here are transitions, not copies: a block is stored once and later removed once, per tier. (Where the
+// publisher has two keys for what is one block to the scheduler, both do so: a sink should count.) Blocks are named by the
+// scheduler's keys. Two kinds of KV-cache groups are told apart, because a prefix is usable by different rules: groups
+// that keep every block must hold all of it, groups that keep a window only the last blocks before its end.
+// stored/removed is about blocks that *all* groups of the first kind hold; window_stored/window_removed about blocks that
+// all groups of the second kind hold in GPU memory, and window_blocks says how many of them must lie before the end (the
+// longest window of any group).
 //
 // Contract: calls come in the order of events. A call that returns anything but kOk must have changed nothing; the source then
 // remembers what was not told. ready() is asked before a batch: with anything but kOk the batch is refused as a whole.
