@@ -276,6 +276,7 @@ export async function serveCall(
               if (endpoint === 'responses' && facts.id !== undefined) context.responses.remember(facts.id, worker);
               record.outputTokens = facts.outputTokens;
               record.cachedTokens = facts.cachedTokens;
+              if (facts.promptTokens !== undefined) context.prompts.counted(call.request.prompt, facts.promptTokens);
               call.finish(facts);
             }
             resolve(undefined);

@@ -89,7 +89,7 @@ export class Gateway {
       if (pools.has(model.name)) throw new SagaArgumentError(`model ${model.name} is there twice`);
       const pool = new ModelPool(model, config, this.#log);
       pools.set(model.name, pool);
-      const prompts = createPromptSource(pool, this.#upstream);
+      const prompts = createPromptSource(pool);
       this.#targets.set(model.name, { pool, prompts, loraName: undefined, modelName: renamed(model) });
       for (const [alias, loraName] of Object.entries(model.aliases ?? {})) {
         if (this.#targets.has(alias)) throw new SagaArgumentError(`model ${alias} is there twice`);

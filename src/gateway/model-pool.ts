@@ -66,6 +66,8 @@ export interface PoolCounters {
   tokenizedTokens: number;
   hashedBlocks: number;
   promptsBySource: Record<Prompt['source'], number>;
+  /** Prompts of which the worker counts other tokens. */
+  promptTokenMismatches: number;
 }
 
 const keptCalls = 4096;
@@ -167,10 +169,11 @@ export class ModelPool {
     tokenizedTokens: 0,
     hashedBlocks: 0,
     promptsBySource: { ids: 0, worker: 0, local: 0, unknown: 0 },
+    promptTokenMismatches: 0,
   };
   readonly #lineage: Lineage;
   readonly #queueSeconds: number;
-  readonly #log: Logger;
+  readonly log: Logger;
   readonly #manyTenants: boolean;
   readonly #salts = new Map<string, number>();
   readonly #waiting = new Map<number, Waiter>();
@@ -186,7 +189,7 @@ export class ModelPool {
   constructor(config: ModelConfig, gateway: GatewayConfig, log: Logger) {
     this.name = config.name;
     this.config = config;
-    this.#log = log;
+    this.log = log;
     this.#queueSeconds = gateway.queueSeconds ?? 120;
     this.#manyTenants = (gateway.tenants?.length ?? 0) > 0 || gateway.trustTenantHeader === true;
     const timeScale = gateway.timeScale ?? 1;
@@ -414,7 +417,7 @@ export class ModelPool {
         for (const directive of this.scheduler.directives()) this.workers.directives.carryOut(directive);
       } while (this.#pumpAgain);
     } catch (error) {
-      this.#log.error({ err: error, model: this.name }, 'scheduling failed');
+      this.log.error({ err: error, model: this.name }, 'scheduling failed');
     } finally {
       this.#pumping = false;
     }

@@ -30,6 +30,11 @@ const poolCounters: readonly [name: string, help: string, read: Read<ModelPool>]
   ['prompt_tokens', 'Tokens of prompts', ({ counters }) => counters.promptTokens],
   ['prompt_tokens_tokenized', 'Tokens that were made of text', ({ counters }) => counters.tokenizedTokens],
   ['prompt_blocks_hashed', 'Blocks whose hash was computed', ({ counters }) => counters.hashedBlocks],
+  [
+    'prompt_token_mismatches',
+    'Prompts of which the worker counts other tokens',
+    ({ counters }) => counters.promptTokenMismatches,
+  ],
   ['generation_tokens', 'Tokens of answers, as workers report', ({ counters }) => counters.outputTokens],
   ['prefix_cache_hits', 'Prompt tokens that workers had, as they report', ({ counters }) => counters.cachedTokens],
   ['prefix_cache_hits_predicted', 'The same as predicted', ({ counters }) => counters.predictedTokens],

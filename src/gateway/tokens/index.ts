@@ -1,48 +1,393 @@
-/** Makes tokens of requests. */
+/**
+ * Makes tokens of requests, and hashes of their blocks, doing only what the requests before have not done.
+ *
+ *   ids              read from the body natively; hashed from the first block that differs from the last prompt that began alike
+ *   chat, local      the template of the model's own folder renders the messages that are new, behind those that are known; the text is tokenised by
+ *                    the folder's tokenizer, or by a worker
+ *   chat, worker     the worker's /tokenize, the whole conversation
+ *   completions      a text: the local tokenizer or the worker's, the whole text
+ *   others           the worker's render endpoint, the whole prompt
+ *
+ * Rendering only what is new is right for templates that put messages one behind the other; some rewrite earlier turns. The first time that a
+ * line goes on it is done both ways and compared; where the results differ, or the worker counts other tokens than we do, this model's prompts are made anew
+ * each time from then on, which is counted and logged.
+ */
+import { hash64, tokenIds } from '../../json-outline.js';
+import { PromptChain, type PromptChainOptions } from '../../prompt-chain.js';
 import { chainSaltOf } from '../../vllm/index.js';
-import { PromptChain } from '../../prompt-chain.js';
-import { tokenIds } from '../../json-outline.js';
+import { SagaError } from '../../errors.js';
+import type { Body } from '../body.js';
 import { GatewayError } from '../errors.js';
 import type { ModelPool } from '../model-pool.js';
-import type { Upstream } from '../upstream.js';
+import { Line, Lines, type Mark } from './lines.js';
+import { LocalTokenizer, type ChatMessage, type TemplateArguments } from './template.js';
 import type { Prompt, PromptRequest, PromptSource } from './types.js';
+import { render, tokenizeChat, tokenizeText } from './worker-endpoints.js';
+
+/** Tokens that the lines of a model hold: five bytes each. */
+const mostLineTokens = 16 * 2 ** 20;
+const defaultMostTokens = 2 ** 20;
+/** Leading ids by which prompts of ids find each other. */
+const leadingIds = 256;
+/** Messages at the beginning of a conversation that new ones are rendered behind. */
+const headMessages = 2;
 
 /** The prompt source of a model. */
-export function createPromptSource(pool: ModelPool, _upstream: Upstream): PromptSource {
-  const most = pool.config.maxPromptTokens ?? 2 ** 20;
-  let room = new Uint32Array(4096);
-  return {
-    prepare(request: PromptRequest): Promise<Prompt> {
-      const { body } = request;
-      const name = request.endpoint === 'ids' ? 'token_ids' : 'prompt';
-      const prompt = body.member(name);
-      const elements = body.outline.elements(name);
-      if (prompt === undefined || elements?.type !== 'number') {
-        const promptTokens = Math.max(1, Math.ceil(body.bytes.length / 4));
-        return Promise.resolve({
-          promptTokens,
-          chain: new BigUint64Array(),
-          source: 'unknown',
-          tokenizedTokens: 0,
-          hashedBlocks: 0,
-        });
+export function createPromptSource(pool: ModelPool): PromptSource {
+  return new Prompts(pool);
+}
+
+class Prompts implements PromptSource {
+  readonly #pool: ModelPool;
+  readonly #model: string;
+  readonly #most: number;
+  readonly #lines = new Lines(mostLineTokens);
+  readonly #local: LocalTokenizer | undefined;
+  /** Templates that rewrite earlier turns switch this off. */
+  #incremental = true;
+  #room = new Uint32Array(4096);
+
+  constructor(pool: ModelPool) {
+    this.#pool = pool;
+    this.#model = pool.config.upstreamName ?? pool.config.name;
+    this.#most = pool.config.maxPromptTokens ?? defaultMostTokens;
+    this.#local = pool.config.tokenizer === undefined ? undefined : new LocalTokenizer(pool.config.tokenizer);
+  }
+
+  async prepare(request: PromptRequest): Promise<Prompt> {
+    const { endpoint, body } = request;
+    if (endpoint === 'ids') return this.#ofIds(request, 'token_ids');
+    if (endpoint === 'completions') {
+      const elements = body.outline.elements('prompt');
+      if (elements?.type === 'number') return this.#ofIds(request, 'prompt');
+      const text = this.#textOf(body);
+      if (text === undefined) return unknown(body);
+      const ids = await this.#encode(text, true, request);
+      return ids === undefined ? unknown(body) : this.#anew(request, ids.tokens, ids.source);
+    }
+    if (endpoint === 'chat') {
+      if (body.outline.elements('messages')?.listed !== true)
+        throw new GatewayError('invalid_request', 'messages is needed: an array of messages', { param: 'messages' });
+      if (this.#local?.renders === true) {
+        const made = await this.#chat(request, this.#local);
+        if (made !== undefined) return made;
       }
-      if (elements.count > most)
-        throw new GatewayError('prompt_too_long', `the prompt has ${elements.count} tokens, over ${most}`);
-      if (room.length < elements.count) room = new Uint32Array(elements.count);
-      const count = tokenIds(body.bytes, prompt.start, prompt.end, room);
-      const chain = new PromptChain({
-        blockTokens: pool.scheduler.blockTokens,
-        salt: chainSaltOf({
-          ...(request.cacheSalt === undefined ? {} : { cacheSalt: request.cacheSalt }),
-          ...(request.loraName === undefined ? {} : { loraName: request.loraName }),
-        }),
-      });
-      const { hashedBlocks } = chain.update(room.subarray(0, count));
-      const made = chain.chain;
-      chain.close();
-      return Promise.resolve({ promptTokens: count, chain: made, source: 'ids', tokenizedTokens: 0, hashedBlocks });
-    },
-    close() {},
+    }
+    const { worker, signal } = request;
+    if (worker === undefined) return unknown(body);
+    const tokens =
+      endpoint === 'chat'
+        ? await tokenizeChat(worker, this.#model, body, signal)
+        : await render(worker, endpoint === 'responses' ? '/v1/responses' : '/v1/messages', body.bytes, signal);
+    return tokens === undefined ? unknown(body) : this.#anew(request, tokens, 'worker');
+  }
+
+  counted(prompt: Prompt, reported: number): void {
+    if (prompt.source === 'unknown' || prompt.promptTokens === reported) return;
+    this.#pool.counters.promptTokenMismatches += 1;
+    if (prompt.source === 'local') this.#rewritten('the worker counts other tokens');
+  }
+
+  close(): void {
+    this.#lines.close();
+  }
+
+  /** A prompt of ids, in the body. */
+  #ofIds(request: PromptRequest, name: string): Prompt {
+    const { body } = request;
+    const { count } = body.outline.elements(name) as { count: number };
+    const member = body.member(name) as { start: number; end: number };
+    if (count === 0)
+      throw new GatewayError('invalid_request', `${name} must have at least one token id`, { param: name });
+    this.#checkLength(count);
+    if (this.#room.length < count) this.#room = new Uint32Array(2 ** Math.ceil(Math.log2(count)));
+    let tokens: Uint32Array;
+    try {
+      tokens = this.#room.subarray(0, tokenIds(body.bytes, member.start, member.end, this.#room));
+    } catch (error) {
+      if (error instanceof SagaError) throw new GatewayError('invalid_request', error.message, { param: name });
+      throw error;
+    }
+    // Conversations of ids begin alike for as long as they last.
+    const lead = tokens.subarray(0, leadingIds);
+    const name64 = hash64(new Uint8Array(lead.buffer, lead.byteOffset, lead.byteLength));
+    const key = `ids ${request.workflow ?? ''} ${name64} ${this.#root(request)}`;
+    const mark = this.#lines.find(key);
+    const line = mark?.line ?? new Line(this.#newChain(request));
+    const before = mark === undefined ? 0 : line.chain.length;
+    const { hashedBlocks } = line.chain.update(tokens);
+    this.#lines.mark(line, key, count);
+    this.#lines.resized(line, before);
+    return { promptTokens: count, chain: line.chain.chain, source: 'ids', tokenizedTokens: 0, hashedBlocks };
+  }
+
+  /** A chat by the model's own template; `undefined`: it does not render these messages. */
+  async #chat(request: PromptRequest, local: LocalTokenizer): Promise<Prompt | undefined> {
+    const { body } = request;
+    const keys = this.#keysOf(request);
+    const given = argumentsOf(body);
+    if (given === undefined) return undefined;
+    const count = keys.length;
+    const [known, mark] = this.#longest(keys);
+    try {
+      if (mark !== undefined && this.#incremental) {
+        const tail = this.#tail(body, local, given, known);
+        if (tail !== undefined) {
+          const tokens = await this.#encode(tail.messages + tail.prompt, false, request);
+          const own = tail.prompt === '' ? tokens : await this.#encode(tail.messages, false, request);
+          if (tokens === undefined || own === undefined) return undefined;
+          if (mark.line.verified || (await this.#verify(request, local, given, mark, tokens.tokens)))
+            return this.#extended(mark, keys[count - 1] as string, own.tokens.length, tokens);
+        }
+      }
+      const messages = messagesOf(body, 0);
+      if (messages === undefined) return undefined;
+      const text = local.render(messages, { ...given, add_generation_prompt: false });
+      const whole = local.render(messages, given);
+      // What asks for the answer stands behind the messages, or there is no telling them apart.
+      const ask = whole.startsWith(text) ? whole.slice(text.length) : undefined;
+      const tokens = await this.#encode(whole, false, request);
+      if (tokens === undefined) return undefined;
+      if (ask === undefined || !local.beginsApart(ask)) return this.#anew(request, tokens.tokens, tokens.source);
+      const asking = ask === '' ? 0 : ((await this.#encode(ask, false, request))?.tokens.length ?? 0);
+      this.#checkLength(tokens.tokens.length);
+      const line = new Line(this.#newChain(request));
+      const { hashedBlocks } = line.chain.update(tokens.tokens);
+      const chain = line.chain.chain;
+      const promptTokens = tokens.tokens.length;
+      this.#lines.mark(line, keys[count - 1] as string, promptTokens - asking);
+      this.#lines.resized(line, 0);
+      return { promptTokens, chain, source: tokens.source, tokenizedTokens: promptTokens, hashedBlocks };
+    } catch (error) {
+      if (error instanceof GatewayError) throw error;
+      request.signal.throwIfAborted();
+      // A template refuses messages by throwing; the worker will say so to the client.
+      return undefined;
+    }
+  }
+
+  /** Goes on from a mark: in place where the line ends there, else on a line of its own. */
+  #extended(
+    mark: Mark,
+    key: string,
+    messageTokens: number,
+    tail: { tokens: Uint32Array; source: 'worker' | 'local' },
+  ): Prompt {
+    const promptTokens = mark.tokens + tail.tokens.length;
+    this.#checkLength(promptTokens);
+    let { line } = mark;
+    const before = line.tokens === mark.tokens ? line.chain.length : 0;
+    if (line.tokens === mark.tokens) {
+      line.chain.truncate(mark.tokens);
+    } else {
+      const { verified } = line;
+      line = new Line(line.chain.fork(mark.tokens));
+      line.verified = verified;
+    }
+    const { hashedBlocks } = line.chain.append(tail.tokens);
+    const chain = line.chain.chain;
+    this.#lines.mark(line, key, mark.tokens + messageTokens);
+    this.#lines.resized(line, before);
+    return { promptTokens, chain, source: tail.source, tokenizedTokens: tail.tokens.length, hashedBlocks };
+  }
+
+  /** What stands behind the first `known` messages; `undefined`: it cannot be told from what is before. */
+  #tail(
+    body: Body,
+    local: LocalTokenizer,
+    given: TemplateArguments,
+    known: number,
+  ): { messages: string; prompt: string } | undefined {
+    const head = messagesOf(body, 0, Math.min(known, headMessages));
+    const fresh = messagesOf(body, known);
+    if (head === undefined || fresh === undefined) return undefined;
+    const without = { ...given, add_generation_prompt: false };
+    const before = local.render(head, without);
+    const messages = local.render([...head, ...fresh], without);
+    const whole = local.render([...head, ...fresh], given);
+    if (!messages.startsWith(before) || !whole.startsWith(messages)) return undefined;
+    const tail = { messages: messages.slice(before.length), prompt: whole.slice(messages.length) };
+    return local.beginsApart(tail.messages) && local.beginsApart(tail.prompt) ? tail : undefined;
+  }
+
+  /** Whether the line's tokens with these behind are those of the whole prompt. */
+  async #verify(
+    request: PromptRequest,
+    local: LocalTokenizer,
+    given: TemplateArguments,
+    mark: Mark,
+    tail: Uint32Array,
+  ): Promise<boolean> {
+    const messages = messagesOf(request.body, 0);
+    const whole =
+      messages === undefined ? undefined : await this.#encode(local.render(messages, given), false, request);
+    if (whole === undefined) return false;
+    this.#pool.counters.tokenizedTokens += whole.tokens.length;
+    const had = new Uint32Array(mark.line.chain.length);
+    mark.line.chain.tokensInto(had);
+    const made = new Uint32Array(mark.tokens + tail.length);
+    made.set(had.subarray(0, mark.tokens));
+    made.set(tail, mark.tokens);
+    if (Buffer.compare(Buffer.from(made.buffer), Buffer.from(whole.tokens.slice().buffer)) === 0) {
+      mark.line.verified = true;
+      return true;
+    }
+    this.#rewritten('its chat template rewrites earlier turns');
+    return false;
+  }
+
+  #rewritten(why: string): void {
+    if (!this.#incremental) return;
+    this.#incremental = false;
+    this.#pool.log.warn({ model: this.#pool.name, why }, 'whole prompts are made into tokens for every call');
+  }
+
+  /** All is new. */
+  #anew(request: PromptRequest, tokens: Uint32Array, source: 'worker' | 'local'): Prompt {
+    if (tokens.length === 0) return unknown(request.body);
+    this.#checkLength(tokens.length);
+    const chain = this.#newChain(request);
+    const { hashedBlocks } = chain.update(tokens);
+    const hashes = chain.chain;
+    chain.close();
+    return { promptTokens: tokens.length, chain: hashes, source, tokenizedTokens: tokens.length, hashedBlocks };
+  }
+
+  async #encode(
+    text: string,
+    special: boolean,
+    { worker, signal }: PromptRequest,
+  ): Promise<{ tokens: Uint32Array; source: 'worker' | 'local' } | undefined> {
+    if (text === '') return { tokens: new Uint32Array(), source: 'local' };
+    if (this.#local?.tokenizes === true) return { tokens: this.#local.encode(text, { special }), source: 'local' };
+    const tokens = worker === undefined ? undefined : await tokenizeText(worker, this.#model, text, special, signal);
+    return tokens === undefined ? undefined : { tokens, source: 'worker' };
+  }
+
+  #textOf(body: Body): string | undefined {
+    const prompt = body.member('prompt');
+    if (prompt?.type === 'string') return body.value('prompt') as string;
+    const elements = body.outline.elements('prompt');
+    // Several prompts in one request are several sequences; one in a list is one.
+    if (elements?.type !== 'string' || elements.count !== 1) return undefined;
+    const { start, end } = elements.at(0);
+    return JSON.parse(body.bytes.toString('utf8', start, end)) as string;
+  }
+
+  /** For each number of messages the key of a prompt of so many. */
+  #keysOf(request: PromptRequest): string[] {
+    const { body } = request;
+    const elements = body.outline.elements('messages') as {
+      count: number;
+      start(i: number): number;
+      end(i: number): number;
+    };
+    const constant = ['tools', 'chat_template', 'chat_template_kwargs', 'reasoning_effort', 'documents']
+      .map((name) => {
+        const member = body.member(name);
+        return member === undefined ? '' : hash64(body.bytes.subarray(member.start, member.end)).toString(36);
+      })
+      .join(' ');
+    const keys: string[] = [];
+    const state = Buffer.alloc(16);
+    let key = hash64(Buffer.from(`${constant}\n${this.#root(request)}`));
+    for (let i = 0; i < elements.count; ++i) {
+      state.writeBigUInt64LE(key, 0);
+      state.writeBigUInt64LE(hash64(body.bytes.subarray(elements.start(i), elements.end(i))), 8);
+      key = hash64(state);
+      keys.push(`chat ${key.toString(36)}`);
+    }
+    return keys;
+  }
+
+  /** The mark with the most messages, and their number. */
+  #longest(keys: readonly string[]): [number, Mark | undefined] {
+    for (let count = keys.length; count > 0; --count) {
+      const mark = this.#lines.find(keys[count - 1] as string);
+      if (mark !== undefined) return [count, mark];
+    }
+    return [0, undefined];
+  }
+
+  #checkLength(tokens: number): void {
+    if (tokens > this.#most)
+      throw new GatewayError('prompt_too_long', `the prompt has ${tokens} tokens; the most is ${this.#most}`);
+  }
+
+  #root({ cacheSalt, loraName }: PromptRequest): string {
+    return cacheSalt === undefined && loraName === undefined ? '' : JSON.stringify([cacheSalt, loraName]);
+  }
+
+  #newChain({ cacheSalt, loraName }: PromptRequest): PromptChain {
+    const { hashAlgorithm: algorithm = 'saga', hashSeed = '0' } = this.#pool.config;
+    const keys = {
+      ...(cacheSalt === undefined ? {} : { cacheSalt }),
+      ...(loraName === undefined ? {} : { loraName }),
+    };
+    const options: PromptChainOptions =
+      algorithm === 'saga' ? { salt: chainSaltOf(keys) } : { algorithm, hashSeed, ...keys };
+    return new PromptChain({ ...options, blockTokens: this.#pool.scheduler.blockTokens, maxTokens: this.#most });
+  }
+}
+
+/** Nobody knows its tokens: it is placed by load, with an estimate of its length. */
+function unknown(body: Body): Prompt {
+  return {
+    promptTokens: Math.max(1, Math.ceil(body.bytes.length / 4)),
+    chain: new BigUint64Array(),
+    source: 'unknown',
+    tokenizedTokens: 0,
+    hashedBlocks: 0,
+  };
+}
+
+/** Messages as a template wants them; `undefined` where one has content that is no text. */
+function messagesOf(body: Body, from: number, to?: number): ChatMessage[] | undefined {
+  const elements = body.outline.elements('messages');
+  if (elements === undefined) return undefined;
+  const messages: ChatMessage[] = [];
+  for (let i = from; i < (to ?? elements.count); ++i) {
+    const message = plainMessage(JSON.parse(body.bytes.toString('utf8', elements.start(i), elements.end(i))));
+    if (message === undefined) return undefined;
+    messages.push(message);
+  }
+  return messages;
+}
+
+/** As the engine hands messages to its template: text parts as one text, arguments of tool calls as an object. */
+function plainMessage(given: unknown): ChatMessage | undefined {
+  if (typeof given !== 'object' || given === null || Array.isArray(given)) return undefined;
+  const message = { ...(given as Record<string, unknown>) };
+  const { content, tool_calls: calls } = message;
+  if (Array.isArray(content)) {
+    const texts = content.map((part: unknown) => {
+      const { type, text } = part as { type?: unknown; text?: unknown };
+      return type === 'text' && typeof text === 'string' ? text : undefined;
+    });
+    if (texts.includes(undefined)) return undefined;
+    message['content'] = texts.join('\n');
+  }
+  if (Array.isArray(calls)) {
+    message['tool_calls'] = calls.map((call: unknown) => {
+      const { function: called, ...rest } = call as { function?: { arguments?: unknown } };
+      if (typeof called?.arguments !== 'string') return call;
+      try {
+        return { ...rest, function: { ...called, arguments: JSON.parse(called.arguments || '{}') as unknown } };
+      } catch {
+        return call;
+      }
+    });
+  }
+  return message;
+}
+
+/** What else the template is given; `undefined` where the request brings a template of its own. */
+function argumentsOf(body: Body): TemplateArguments | undefined {
+  if (body.member('chat_template') !== undefined || body.flag('continue_final_message') === true) return undefined;
+  const tools = body.value('tools');
+  return {
+    add_generation_prompt: body.flag('add_generation_prompt') ?? true,
+    ...(Array.isArray(tools) && tools.length > 0 ? { tools } : {}),
+    ...body.object('chat_template_kwargs'),
   };
 }

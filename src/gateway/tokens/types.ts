@@ -33,5 +33,7 @@ export interface Prompt {
 export interface PromptSource {
   /** @throws GatewayError `prompt_too_long`, `invalid_request` for a prompt that is no text and no list of ids */
   prepare(request: PromptRequest): Promise<Prompt>;
+  /** The worker reports how many tokens the prompt has. */
+  counted(prompt: Prompt, reported: number): void;
   close(): void;
 }
