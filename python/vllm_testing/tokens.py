@@ -12,7 +12,7 @@ where the server's parser finds a call).
 2. By SAGA_SCRIPT_FILE: a JSON list of entries; the first that fits the prompt is taken. The file is read again when it
    has changed. Where no entry fits, the answer is unscripted.
 
-       {"last": "text"}           the last message of the chat (what follows the last-but-one <|im_start|>) contains this
+       {"last": "text"}           the chat's last message (what follows the last-but-one <|im_start|>) contains this
        {"prompt": "text"}         the prompt contains this
        {"unless": "text"}         the prompt does not contain this
        {"ends_with": [id, ..]}    the prompt's last tokens
