@@ -81,6 +81,98 @@ class Slots {
 
 const slots = new Slots(mostReplays);
 
+/** Who hears a socket. */
+interface Listener {
+  readonly topic: Buffer;
+  connected(): void;
+  disconnected(): void;
+  received(frames: Buffer[]): void;
+}
+
+/**
+ * A SUB that one publisher is heard by, or several that connect to the same endpoint: they are told apart by their topics then, and
+ * nobody can say which of them a connection is of.
+ */
+class Inlet {
+  /** Those that are bound, by endpoint. */
+  static readonly #bound = new Map<string, Inlet>();
+  readonly #socket: Subscriber;
+  readonly #endpoint: string;
+  readonly #listeners = new Set<Listener>();
+  #connections = 0;
+  #ready: Promise<void> = Promise.resolve();
+
+  /** @throws Error where the endpoint cannot be bound */
+  static async open(endpoint: string, bind: boolean, listener: Listener): Promise<Inlet> {
+    const known = bind ? Inlet.#bound.get(endpoint) : undefined;
+    const inlet = known ?? new Inlet(endpoint, bind);
+    inlet.#listeners.add(listener);
+    inlet.#socket.subscribe(listener.topic);
+    try {
+      await inlet.#ready;
+    } catch (error) {
+      inlet.leave(listener);
+      throw error;
+    }
+    if (known !== undefined && inlet.#connections > 0) listener.connected();
+    return inlet;
+  }
+
+  private constructor(endpoint: string, bind: boolean) {
+    this.#endpoint = endpoint;
+    this.#socket = new Subscriber({
+      linger: 0,
+      receiveHighWaterMark: 4096,
+      maxMessageSize: mostMessageBytes,
+      reconnectInterval: 100,
+      reconnectMaxInterval: 5000,
+      heartbeatInterval: 10_000,
+      heartbeatTimeout: 30_000,
+    });
+    this.#socket.events.on('handshake', () => {
+      ++this.#connections;
+      for (const listener of this.#listeners) listener.connected();
+    });
+    this.#socket.events.on('disconnect', () => {
+      this.#connections = Math.max(0, this.#connections - 1);
+      if (this.#connections === 0) for (const listener of this.#listeners) listener.disconnected();
+    });
+    if (bind) {
+      Inlet.#bound.set(endpoint, this);
+      this.#ready = this.#socket.bind(endpoint);
+    } else {
+      this.#socket.connect(endpoint);
+    }
+    void this.#receive();
+  }
+
+  /** Closed with the last one. */
+  leave(listener: Listener): void {
+    if (!this.#listeners.delete(listener)) return;
+    if (this.#listeners.size > 0) {
+      this.#socket.unsubscribe(listener.topic);
+      return;
+    }
+    if (Inlet.#bound.get(this.#endpoint) === this) Inlet.#bound.delete(this.#endpoint);
+    this.#socket.close();
+  }
+
+  async #receive(): Promise<void> {
+    await this.#ready.catch(() => {});
+    for (;;) {
+      let frames: Buffer[];
+      try {
+        frames = await this.#socket.receive();
+      } catch {
+        return; // closed
+      }
+      const [topic] = frames;
+      if (topic === undefined) continue;
+      for (const listener of this.#listeners) if (startsWith(topic, listener.topic)) listener.received(frames);
+    }
+  }
+}
+
 /** A sequence number's frame; `end` of a replay; `undefined`: it is none. */
 function numberOf(frame: Uint8Array | undefined): number | 'end' | undefined {
   if (frame?.length !== 8) return undefined;
@@ -101,8 +193,9 @@ export class EventSubscriber {
   readonly sequence: EventSequence;
   readonly #options: SubscriberOptions;
   readonly #limits: ReplayLimits;
-  readonly #socket: Subscriber;
   readonly #topic: Buffer;
+  readonly #listener: Listener;
+  #inlet: Inlet | undefined;
   /** Counts replays asked for: what another one brings is thrown away. */
   #replay = 0;
   #replayedAt = Number.NEGATIVE_INFINITY;
@@ -129,15 +222,25 @@ export class EventSubscriber {
       },
     };
     this.sequence = new EventSequence(actions, { replay: options.replay !== undefined });
-    this.#socket = new Subscriber({
-      linger: 0,
-      receiveHighWaterMark: 4096,
-      maxMessageSize: mostMessageBytes,
-      reconnectInterval: 100,
-      reconnectMaxInterval: 5000,
-      heartbeatInterval: 10_000,
-      heartbeatTimeout: 30_000,
-    });
+    this.#listener = {
+      topic: this.#topic,
+      connected: () => {
+        if (this.#closed) return;
+        ++options.metrics.connections;
+        this.#up = true;
+        this.sequence.connected();
+        this.#changed();
+        // Its subscription may reach the publisher later than the replay: what was published in between shows now.
+        this.#auditIn(this.#limits.settleMs);
+      },
+      disconnected: () => {
+        this.#up = false;
+        this.#changed();
+      },
+      received: (frames) => {
+        if (!this.#closed) this.#received(frames);
+      },
+    };
   }
 
   /** Whether the publisher is connected. */
@@ -147,24 +250,10 @@ export class EventSubscriber {
 
   /** @throws Error where an endpoint cannot be bound */
   async start(): Promise<void> {
-    const { events, bind, metrics } = this.#options;
-    this.#socket.events.on('handshake', () => {
-      if (this.#closed) return;
-      ++metrics.connections;
-      this.#up = true;
-      this.sequence.connected();
-      this.#changed();
-      // Its subscription may reach the publisher later than the replay: what was published in between shows now.
-      this.#auditIn(this.#limits.settleMs);
-    });
-    this.#socket.events.on('disconnect', () => {
-      this.#up = false;
-      this.#changed();
-    });
-    this.#socket.subscribe(this.#options.topic);
-    if (bind) await this.#socket.bind(events);
-    else this.#socket.connect(events);
-    void this.#receive();
+    const { events, bind } = this.#options;
+    const inlet = await Inlet.open(events, bind, this.#listener);
+    if (this.#closed) inlet.leave(this.#listener);
+    else this.#inlet = inlet;
   }
 
   close(): void {
@@ -174,7 +263,7 @@ export class EventSubscriber {
     clearTimeout(this.#cooling);
     clearTimeout(this.#audit);
     this.#dealer?.close();
-    this.#socket.close();
+    this.#inlet?.leave(this.#listener);
   }
 
   #auditIn(ms: number): void {
@@ -190,19 +279,6 @@ export class EventSubscriber {
         this.#auditIn(this.#limits.auditMs - silence);
       }
     }, ms).unref();
-  }
-
-  async #receive(): Promise<void> {
-    for (;;) {
-      let frames: Buffer[];
-      try {
-        frames = await this.#socket.receive();
-      } catch {
-        return; // closed
-      }
-      if (this.#closed) return;
-      this.#received(frames);
-    }
   }
 
   #received(frames: Buffer[]): void {

@@ -29,7 +29,10 @@ export interface ServerOptions {
   dataParallelRanks?: number;
   /** Of its KV events, `tcp://127.0.0.1:5557` or `ipc://...`. Default: none; what its workers hold is not known then. */
   events?: string;
-  /** Listen at {@link events} instead of connecting there: for servers whose publisher connects. Default `false`. */
+  /**
+   * Listen at {@link events} instead of connecting there: for servers whose publisher connects. Servers with the same endpoint must
+   * have topics of their own. Default `false`.
+   */
   eventsBind?: boolean;
   /** Where missed events are asked for, `tcp://127.0.0.1:5558`. Default: none; a gap costs what is known of the worker. */
   replay?: string;
@@ -230,6 +233,19 @@ export function checkServer(name: string, given: ServerOptions): ServerOptions {
   return server;
 }
 
+/** Publishers that connect to one endpoint are told apart by their topics. @throws SagaArgumentError */
+export function checkTopics(servers: readonly ServerOptions[]): void {
+  const bound = servers.filter(({ eventsBind }) => eventsBind === true);
+  for (const [i, { events, topic = '' }] of bound.entries()) {
+    const other = bound.slice(i + 1).find((server) => server.events === events);
+    const { topic: others = '' } = other ?? {};
+    if (other !== undefined && (topic.startsWith(others) || others.startsWith(topic)))
+      throw new SagaArgumentError(
+        `two servers are bound to ${events}: they must have topics of which none begins with the other`,
+      );
+  }
+}
+
 /** A number that may have a fraction. */
 export function checkSeconds(name: string, value: unknown, least: number, most: number): number {
   if (typeof value !== 'number' || !(value >= least && value <= most))
@@ -282,6 +298,7 @@ export function checkWorkerSet(given: WorkerSetOptions): CheckedOptions {
   const servers = (given.servers ?? []).map((server, i) => checkServer(`servers[${i}]`, server));
   const urls = new Set(servers.map((server) => server.url));
   if (urls.size < servers.length) throw new SagaArgumentError('two servers have the same url');
+  checkTopics(servers);
   return {
     scheduler: given.scheduler,
     model: checkText('model', given.model, 1024),

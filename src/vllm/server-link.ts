@@ -423,8 +423,13 @@ export class ServerLink implements WorkerOwner {
   async #watch(): Promise<string> {
     const { healthSeconds } = this.#host.options;
     const { signal } = this.#life;
+    const { recheck } = this.#host.times;
     for (let failures = 0; !signal.aborted;) {
-      await this.#sleep(failures === 0 ? healthSeconds * 1000 : this.#host.times.recheck);
+      const slept = performance.now();
+      await this.#sleep(failures === 0 ? healthSeconds * 1000 : recheck);
+      // However many requests fail, it is not checked more often than so.
+      const early = slept + Math.min(recheck, healthSeconds * 1000) - performance.now();
+      if (early > 0) await delay(early, undefined, { signal }).catch(() => {});
       if (signal.aborted) break;
       if (this.#leaving && this.#ranks.every(({ worker }) => worker.worker.state().openCalls === 0)) {
         this.stop();

@@ -14,6 +14,7 @@ import type { KvEventSource } from './kv-event-source.js';
 import type { WorkerSetMetrics } from './metrics.js';
 import {
   checkServer,
+  checkTopics,
   checkUrl,
   checkWorkerSet,
   type CheckedOptions,
@@ -128,6 +129,12 @@ export class WorkerSet {
     const checked = checkServer('server', server);
     const known = this.#links.get(checked.url);
     if (known && !known.leaving) throw new SagaArgumentError(`server ${checked.url} is there already`);
+    checkTopics(
+      [...this.#links.values()]
+        .filter((link) => link !== known)
+        .map((link) => link.server.options)
+        .concat(checked),
+    );
     if (known) this.#forget(checked.url);
     this.#found.delete(checked.url);
     await this.#link(checked).tried;

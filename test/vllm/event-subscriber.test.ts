@@ -150,6 +150,35 @@ describe('what is published', () => {
     expect(seen.known).toEqual(batches(0, 1));
   });
 
+  it('comes from several publishers to one socket, told apart by topic', async () => {
+    const events = `tcp://127.0.0.1:${await freePort()}`;
+    const publishers = await Promise.all(
+      ['pod-a@', 'pod-b@'].map(async (topic) => {
+        const publisher = new FakePublisher(topic);
+        closing.push(() => publisher.close());
+        return publisher.dial(events);
+      }),
+    );
+    const both = await Promise.all(
+      publishers.map((publisher) => subscribe(publisher, { events, bind: true, topic: publisher.topic })),
+    );
+    await until('both are live', () =>
+      both.every(({ subscriber }) => subscriber.sequence.inSequence && subscriber.connected),
+    );
+    for (const [i, publisher] of publishers.entries())
+      for (let n = 0; n < 3; ++n) await publisher.publish(Buffer.from(`${i}/${n}`), n === 1);
+    await until('all is there', () => both.every(({ seen }) => seen.known.length === 3));
+    expect(both.map(({ seen }) => seen.known)).toEqual([
+      ['0/0', '0/1', '0/2'],
+      ['1/0', '1/1', '1/2'],
+    ]);
+    // One goes, the other one goes on.
+    both[0]?.subscriber.close();
+    await publishers[1]?.publish(Buffer.from('1/3'));
+    await until('it came', () => both[1]?.seen.known.length === 4);
+    expect(both[0]?.seen.known.length).toBe(3);
+  });
+
   it('a batch missed at the very end is found by looking', async () => {
     const publisher = await publisherOf();
     const { seen, subscriber } = await subscribe(publisher, { limits: { ...limits, settleMs: 50, auditMs: 100 } });

@@ -62,6 +62,17 @@ describe('settings of a server', () => {
     using scheduler = new Scheduler({ maxWorkers: 2 });
     const twice = [{ url: 'http://a' }, { url: 'http://a/' }];
     expect(() => new WorkerSet({ scheduler, model: 'm', servers: twice })).toThrow(/same url/);
+    const bound = { events: 'tcp://*:5557', eventsBind: true };
+    const central = (a: string, b: string): object => ({
+      scheduler,
+      model: 'm',
+      servers: [
+        { url: 'http://a', ...bound, topic: a },
+        { url: 'http://b', ...bound, topic: b },
+      ],
+    });
+    expect(() => new WorkerSet(central('kv@a', 'kv@') as never)).toThrow(/none begins with the other/);
+    expect(() => new WorkerSet(central('kv@a', 'kv@b') as never)).not.toThrow();
     expect(() => new WorkerSet({ scheduler, model: 'm', server: [] } as never)).toThrow(/no option "server"/);
     expect(() => new WorkerSet({ scheduler, model: 'm', healthSeconds: 0 })).toThrow(/healthSeconds/);
   });

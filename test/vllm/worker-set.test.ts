@@ -217,6 +217,46 @@ describe('watching', () => {
     expect(only(set).condition).toBe('ready');
   });
 
+  it('many failing requests check health no more often than a quick second check', async () => {
+    const server = await plainServer(vllmRoutes());
+    const { set } = setOf([{ url: server.url }], { probe: false, healthSeconds: 1 });
+    await set.start();
+    const before = set.metrics().servers[0]?.healthChecks ?? 0;
+    const end = performance.now() + 300;
+    await until('300 ms are over', () => {
+      only(set).unreachable(new Error('reset'));
+      return performance.now() > end;
+    });
+    const checks = (set.metrics().servers[0]?.healthChecks ?? 0) - before;
+    // Every 20 ms here.
+    expect(checks).toBeGreaterThan(3);
+    expect(checks).toBeLessThan(17);
+  });
+
+  it('a key is in no reason and no log line', async () => {
+    const server = await plainServer(vllmRoutes());
+    const apiKey = 'hunter2-is-the-key';
+    const { set, log } = setOf([{ url: server.url, apiKey }], { probe: true });
+    await set.start();
+    server.routes['/health'] = 500;
+    only(set).unreachable(new Error('reset'));
+    await until('it is lost', () => set.workers.length === 0);
+    server.routes['/health'] = '';
+    server.routes['/v1/models'] = 401;
+    await until('it is refused', () => set.servers[0]?.condition === 'refused');
+    expect(log.lines.length).toBeGreaterThan(2);
+    expect(log.lines.join() + JSON.stringify(set.servers) + JSON.stringify(set.metrics())).not.toContain('hunter2');
+  });
+
+  it('events that cannot be listened to are a reason, and no worker is lost for it', async () => {
+    const worker = await emulate();
+    const taken = `tcp://127.0.0.1:${new URL(worker.url).port}`;
+    const { set } = setOf([{ url: worker.url, events: taken, eventsBind: true }], { probe: false });
+    await set.start();
+    expect(only(set)).toMatchObject({ condition: 'ready', trust: 0 });
+    expect(only(set).degraded.some((reason) => reason.includes('cannot listen at'))).toBe(true);
+  });
+
   it('another number of blocks is another cache', async () => {
     const server = await plainServer(vllmRoutes());
     const { set } = setOf([{ url: server.url }], { probe: false });
