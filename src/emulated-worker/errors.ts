@@ -20,9 +20,11 @@ export class HttpRefusal extends Error {
     });
   }
 
-  /** As vLLM's Anthropic routes have it. */
+  /** As vLLM's Anthropic routes have it; a body that does not fit the schema is refused in OpenAI's shape there, too. */
   anthropicBody(): string {
-    return JSON.stringify({ type: 'error', error: { type: this.type, message: this.message } });
+    if (this.type === 'Bad Request') return this.body();
+    const type = { 400: 'invalid_request_error', 404: 'not_found_error', 413: 'request_too_large' }[this.status];
+    return JSON.stringify({ type: 'error', error: { type: type ?? 'api_error', message: this.message } });
   }
 }
 
@@ -36,10 +38,26 @@ export function badRequest(message: string, param: string | null = null): HttpRe
   return new HttpRefusal(400, message, 'BadRequestError', param);
 }
 
-export function unknownModel(model: string): HttpRefusal {
-  return new HttpRefusal(404, `The model \`${model}\` does not exist.`, 'NotFoundError', 'model');
+export function unknownModel(model: string, known: readonly string[]): HttpRefusal {
+  const message = `The model \`${model}\` does not exist. Valid aliases: ${known.join(', ')}.`;
+  return new HttpRefusal(404, message, 'NotFoundError', 'model');
 }
 
-export function notFound(): HttpRefusal {
-  return new HttpRefusal(404, 'Not Found', 'Not Found');
+/** No such route, or not by this method: the web framework answers, in its own shape. */
+export class RouteRefusal extends HttpRefusal {
+  constructor(status: number, message: string) {
+    super(status, message, message);
+  }
+
+  override body(): string {
+    return JSON.stringify({ detail: this.message });
+  }
+
+  override anthropicBody(): string {
+    return this.body();
+  }
+}
+
+export function notFound(): RouteRefusal {
+  return new RouteRefusal(404, 'Not Found');
 }

@@ -13,6 +13,8 @@ export interface AnswerContext {
   created: number;
   promptTokens: number;
   cachedTokens: number;
+  /** Of the prompt's full blocks, those that were not cached; `null` where vLLM does not tell. */
+  createdTokens: number | null;
   completionTokens: number;
   includeUsage: boolean;
   continuousUsage: boolean;
@@ -42,26 +44,45 @@ export interface AnswerFormat {
 export const done = 'data: [DONE]\n\n';
 
 export function hexId(): string {
-  return randomBytes(16).toString('hex');
+  return randomBytes(8).toString('hex');
 }
+
+/** Names the server's configuration. */
+const fingerprint = 'vllm-0.33.0-emulated';
 
 /** Usage as in final chunks, without members that are null, or as in whole answers with them. */
 function usageOf(context: AnswerContext, sparse: boolean): Record<string, unknown> {
-  const { promptTokens, completionTokens, cachedTokens, details } = context;
+  const { promptTokens, completionTokens, cachedTokens, createdTokens, details } = context;
   const usage = {
     prompt_tokens: promptTokens,
     total_tokens: promptTokens + completionTokens,
     completion_tokens: completionTokens,
   };
-  if (sparse) return details ? { ...usage, prompt_tokens_details: { cached_tokens: cachedTokens } } : usage;
-  return { ...usage, prompt_tokens_details: details ? { cached_tokens: cachedTokens } : null };
+  if (sparse) {
+    if (!details) return usage;
+    const created = createdTokens === null ? {} : { created_cache_tokens: createdTokens };
+    return { ...usage, prompt_tokens_details: { cached_tokens: cachedTokens, ...created } };
+  }
+  return {
+    ...usage,
+    prompt_tokens_details: details
+      ? { cached_tokens: cachedTokens, created_cache_tokens: createdTokens, multimodal_tokens: null }
+      : null,
+    completion_tokens_details: null,
+  };
 }
 
-function continuous(context: AnswerContext): string {
+function continuous(context: AnswerContext, more = ''): string {
   if (!context.continuousUsage) return '';
   const { promptTokens, completionTokens } = context;
-  return `,"usage":{"prompt_tokens":${promptTokens},"total_tokens":${promptTokens + completionTokens},"completion_tokens":${completionTokens}}`;
+  return `,"usage":{"prompt_tokens":${promptTokens},"total_tokens":${promptTokens + completionTokens},"completion_tokens":${completionTokens}${more}}`;
 }
+
+/** What stands behind the choices and the usage of every chunk with tokens. */
+const chunkEnd = ',"kv_transfer_params":null}\n\n';
+
+/** Last members of a whole answer. */
+const wholeEnd = { kv_transfer_params: null, ec_transfer_params: null, metrics: null };
 
 /** `/v1/chat/completions`. */
 export class ChatFormat implements AnswerFormat {
@@ -79,9 +100,9 @@ export class ChatFormat implements AnswerFormat {
     const { promptTokenIds } = this.#context;
     const ids = promptTokenIds === undefined ? 'null' : `[${promptTokenIds.join(',')}]`;
     const usage = this.#context.continuousUsage
-      ? `,"usage":{"prompt_tokens":${this.#context.promptTokens},"total_tokens":${this.#context.promptTokens},"completion_tokens":0}`
+      ? `,"usage":{"prompt_tokens":${this.#context.promptTokens},"total_tokens":${this.#context.promptTokens},"completion_tokens":0,"completion_tokens_details":null}`
       : '';
-    return `${this.#head}{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]${usage},"prompt_token_ids":${ids}}\n\n`;
+    return `${this.#head}{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]${usage},"prompt_token_ids":${ids},"prompt_text":null}\n\n`;
   }
 
   token(delta: Delta | undefined, id: number, finish: Finish | undefined): string {
@@ -95,17 +116,17 @@ export class ChatFormat implements AnswerFormat {
       text = this.#delta(delta);
     }
     const ids = promptTokenIds === undefined ? 'null' : `[${id}]`;
-    const usage = continuous(this.#context);
+    const usage = continuous(this.#context, ',"completion_tokens_details":null');
     if (finish === undefined)
-      return `${this.#head}{"index":0,"delta":${text},"logprobs":null,"finish_reason":null,"token_ids":${ids}}]${usage}}\n\n`;
-    return `${this.#head}{"index":0,"delta":${text},"logprobs":null,"finish_reason":"${this.#reason(finish)}","stop_reason":null,"token_ids":${ids}}]${usage}}\n\n`;
+      return `${this.#head}{"index":0,"delta":${text},"logprobs":null,"finish_reason":null,"token_ids":${ids}}]${usage}${chunkEnd}`;
+    return `${this.#head}{"index":0,"delta":${text},"logprobs":null,"finish_reason":"${this.#reason(finish)}","stop_reason":null,"token_ids":${ids},"weight_versions":null}]${usage}${chunkEnd}`;
   }
 
   end(): string {
     const { id, created, model, includeUsage } = this.#context;
     if (!includeUsage) return done;
     const usage = JSON.stringify(usageOf(this.#context, true));
-    return `data: {"id":${JSON.stringify(id)},"object":"chat.completion.chunk","created":${created},"model":${JSON.stringify(model)},"choices":[],"usage":${usage}}\n\n${done}`;
+    return `data: {"id":${JSON.stringify(id)},"object":"chat.completion.chunk","created":${created},"model":${JSON.stringify(model)},"choices":[],"usage":${usage},"system_fingerprint":"${fingerprint}"}\n\n${done}`;
   }
 
   whole(finish: Finish, ids: Uint32Array): string {
@@ -126,21 +147,24 @@ export class ChatFormat implements AnswerFormat {
             annotations: null,
             audio: null,
             function_call: null,
-            tool_calls: calls,
+            ...(calls.length === 0 ? {} : { tool_calls: calls }),
             reasoning: null,
           },
           logprobs: null,
           finish_reason: this.#reason(finish),
           stop_reason: null,
           token_ids: promptTokenIds === undefined ? null : Array.from(ids),
+          routed_experts: null,
+          weight_versions: null,
         },
       ],
       service_tier: null,
-      system_fingerprint: null,
+      system_fingerprint: fingerprint,
       usage: usageOf(this.#context, false),
       prompt_logprobs: null,
       prompt_token_ids: promptTokenIds === undefined ? null : Array.from(promptTokenIds),
-      kv_transfer_params: null,
+      prompt_text: null,
+      ...wholeEnd,
     });
   }
 
@@ -162,7 +186,7 @@ export class ChatFormat implements AnswerFormat {
 }
 
 function toolCallId(): string {
-  return `chatcmpl-tool-${hexId().slice(0, 16)}`;
+  return `chatcmpl-tool-${hexId()}`;
 }
 
 /** `/v1/completions`. */
@@ -188,14 +212,14 @@ export class CompletionFormat implements AnswerFormat {
     const prompt = promptTokenIds !== undefined && this.#first ? `[${promptTokenIds.join(',')}]` : 'null';
     this.#first = false;
     const reason = finish === undefined ? 'null' : `"${finish}"`;
-    return `${this.#head}{"index":0,"text":${JSON.stringify(text)},"logprobs":null,"finish_reason":${reason},"stop_reason":null,"prompt_token_ids":${prompt},"token_ids":${ids}}]${continuous(this.#context)}}\n\n`;
+    return `${this.#head}{"index":0,"text":${JSON.stringify(text)},"logprobs":null,"finish_reason":${reason},"stop_reason":null,"prompt_token_ids":${prompt},"token_ids":${ids},"weight_versions":null}]${continuous(this.#context)}${chunkEnd}`;
   }
 
   end(): string {
     const { id, created, model, includeUsage } = this.#context;
     if (!includeUsage) return done;
     const usage = JSON.stringify(usageOf(this.#context, true));
-    return `data: {"id":${JSON.stringify(id)},"object":"text_completion","created":${created},"model":${JSON.stringify(model)},"choices":[],"usage":${usage}}\n\n${done}`;
+    return `data: {"id":${JSON.stringify(id)},"object":"text_completion","created":${created},"model":${JSON.stringify(model)},"choices":[],"usage":${usage},"system_fingerprint":"${fingerprint}"}\n\n${done}`;
   }
 
   whole(finish: Finish, ids: Uint32Array): string {
@@ -215,12 +239,14 @@ export class CompletionFormat implements AnswerFormat {
           token_ids: promptTokenIds === undefined ? null : Array.from(ids),
           prompt_logprobs: null,
           prompt_token_ids: promptTokenIds === undefined ? null : Array.from(promptTokenIds),
+          routed_experts: null,
+          weight_versions: null,
         },
       ],
       service_tier: null,
-      system_fingerprint: null,
+      system_fingerprint: fingerprint,
       usage: usageOf(this.#context, false),
-      kv_transfer_params: null,
+      ...wholeEnd,
     });
   }
 }
@@ -241,6 +267,8 @@ export class MessagesFormat implements AnswerFormat {
       type: 'message_start',
       message: {
         id,
+        type: 'message',
+        role: 'assistant',
         content: [],
         model,
         stop_reason: null,
@@ -255,30 +283,29 @@ export class MessagesFormat implements AnswerFormat {
     switch (delta.kind) {
       case 'text': {
         const start = this.#kind === 'text' ? '' : this.#start('text', { type: 'text', text: '' });
-        return `${start}event: content_block_delta\ndata: {"type":"content_block_delta","index":${this.#block},"delta":{"type":"text_delta","text":${JSON.stringify(delta.text)}}}\n\n`;
+        return `${start}event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"type":"text_delta","text":${JSON.stringify(delta.text)}},"index":${this.#block}}\n\n`;
       }
       case 'tool':
         return this.#start('tool_use', { type: 'tool_use', id: toolCallId(), name: delta.name, input: {} });
       case 'arguments':
-        return `event: content_block_delta\ndata: {"type":"content_block_delta","index":${this.#block},"delta":{"type":"input_json_delta","partial_json":${JSON.stringify(delta.text)}}}\n\n`;
+        return `event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"type":"input_json_delta","partial_json":${JSON.stringify(delta.text)}},"index":${this.#block}}\n\n`;
     }
   }
 
   end(finish: Finish): string {
-    const { promptTokens, completionTokens } = this.#context;
     return (
       this.#stop() +
       event('message_delta', {
         type: 'message_delta',
-        delta: { stop_reason: this.#reason(finish) },
-        usage: { input_tokens: promptTokens, output_tokens: completionTokens },
+        delta: { stop_reason: this.#reason(finish), stop_sequence: null },
+        usage: this.#usage(),
       }) +
       event('message_stop', { type: 'message_stop' })
     );
   }
 
   whole(finish: Finish): string {
-    const { id, model, reader, promptTokens, completionTokens } = this.#context;
+    const { id, model, reader } = this.#context;
     const content: Record<string, unknown>[] = [];
     if (reader.content !== '' || reader.toolCalls.length === 0) content.push({ type: 'text', text: reader.content });
     for (const call of reader.toolCalls)
@@ -290,9 +317,21 @@ export class MessagesFormat implements AnswerFormat {
       content,
       model,
       stop_reason: this.#reason(finish),
-      stop_sequence: null,
-      usage: { input_tokens: promptTokens, output_tokens: completionTokens },
+      usage: this.#usage(),
     });
+  }
+
+  /** Tokens of the prompt are counted by what the cache did with them. */
+  #usage(): Record<string, number> {
+    const { promptTokens, completionTokens, cachedTokens, createdTokens, details } = this.#context;
+    if (!details) return { input_tokens: promptTokens, output_tokens: completionTokens };
+    const created = createdTokens ?? 0;
+    return {
+      input_tokens: promptTokens - cachedTokens - created,
+      output_tokens: completionTokens,
+      cache_creation_input_tokens: created,
+      cache_read_input_tokens: cachedTokens,
+    };
   }
 
   #start(kind: 'text' | 'tool_use', block: Record<string, unknown>): string {
@@ -300,7 +339,7 @@ export class MessagesFormat implements AnswerFormat {
     this.#kind = kind;
     this.#block++;
     return (
-      before + event('content_block_start', { type: 'content_block_start', index: this.#block, content_block: block })
+      before + event('content_block_start', { type: 'content_block_start', content_block: block, index: this.#block })
     );
   }
 
@@ -337,6 +376,7 @@ export class ResponsesFormat implements AnswerFormat {
   #open: 'none' | 'text' | 'call' = 'none';
   #item = '';
   #text = '';
+  #status = 'completed';
 
   constructor(context: AnswerContext, request: Readonly<Record<string, unknown>>) {
     this.#context = context;
@@ -361,17 +401,24 @@ export class ResponsesFormat implements AnswerFormat {
           this.#text = '';
           before += this.#event('response.output_item.added', {
             output_index: at,
-            item: { id: this.#item, type: 'message', status: 'in_progress', role: 'assistant', content: [] },
+            item: {
+              id: this.#item,
+              content: [],
+              role: 'assistant',
+              status: 'in_progress',
+              type: 'message',
+              phase: null,
+            },
           });
           before += this.#event('response.content_part.added', {
             item_id: this.#item,
             output_index: at,
             content_index: 0,
-            part: { type: 'output_text', text: '', annotations: [], logprobs: [] },
+            part: { annotations: [], text: '', type: 'output_text', logprobs: [] },
           });
         }
         this.#text += delta.text;
-        return `${before}event: response.output_text.delta\ndata: {"type":"response.output_text.delta","sequence_number":${this.#number++},"item_id":"${this.#item}","output_index":${at},"content_index":0,"delta":${JSON.stringify(delta.text)},"logprobs":[]}\n\n`;
+        return `${before}event: response.output_text.delta\ndata: {"content_index":0,"delta":${JSON.stringify(delta.text)},"item_id":"${this.#item}","logprobs":[],"output_index":${at},"sequence_number":${this.#number++},"type":"response.output_text.delta"}\n\n`;
       }
       case 'tool': {
         const before = this.#close();
@@ -395,13 +442,15 @@ export class ResponsesFormat implements AnswerFormat {
   }
 
   end(finish: Finish): string {
-    const before = this.#close();
     const status = finish === 'length' ? 'incomplete' : 'completed';
+    this.#status = status;
+    const before = this.#close();
     return before + this.#event(`response.${status}`, { response: this.#response(status, this.#output) });
   }
 
   whole(finish: Finish): string {
     const { reader } = this.#context;
+    this.#status = finish === 'length' ? 'incomplete' : 'completed';
     const output: Record<string, unknown>[] = [];
     if (reader.content !== '' || reader.toolCalls.length === 0) {
       this.#item = `msg_${hexId()}`;
@@ -412,7 +461,7 @@ export class ResponsesFormat implements AnswerFormat {
       this.#item = `fc_${hexId()}`;
       output.push(this.#call(index, 'completed', call.arguments));
     });
-    return JSON.stringify(this.#response(finish === 'length' ? 'incomplete' : 'completed', output));
+    return JSON.stringify(this.#response(this.#status, output));
   }
 
   #close(): string {
@@ -461,10 +510,11 @@ export class ResponsesFormat implements AnswerFormat {
   #message(): Record<string, unknown> {
     return {
       id: this.#item,
-      type: 'message',
-      status: 'completed',
+      content: [{ annotations: [], text: this.#text, type: 'output_text', logprobs: null }],
       role: 'assistant',
-      content: [{ type: 'output_text', text: this.#text, annotations: [], logprobs: null }],
+      status: this.#status,
+      type: 'message',
+      phase: null,
     };
   }
 
@@ -481,7 +531,7 @@ export class ResponsesFormat implements AnswerFormat {
   }
 
   #response(status: string, output: readonly unknown[]): Record<string, unknown> {
-    const { id, created, model, promptTokens, cachedTokens, completionTokens } = this.#context;
+    const { id, created, model, promptTokens, cachedTokens, createdTokens, completionTokens } = this.#context;
     const { instructions, tools, tool_choice, max_output_tokens, metadata } = this.#request;
     return {
       id,
@@ -502,7 +552,7 @@ export class ResponsesFormat implements AnswerFormat {
           ? null
           : {
               input_tokens: promptTokens,
-              input_tokens_details: { cached_tokens: cachedTokens },
+              input_tokens_details: { cached_tokens: cachedTokens, cache_write_tokens: createdTokens ?? 0 },
               output_tokens: completionTokens,
               output_tokens_details: { reasoning_tokens: 0 },
               total_tokens: promptTokens + completionTokens,
@@ -511,6 +561,6 @@ export class ResponsesFormat implements AnswerFormat {
   }
 
   #event(type: string, data: Record<string, unknown>): string {
-    return event(type, { type, sequence_number: this.#number++, ...data });
+    return event(type, { ...data, sequence_number: this.#number++, type });
   }
 }

@@ -8,7 +8,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import { AnswerReader, planAnswer, type Answer, type ScriptRequest } from './answer.js';
 import { encodeChat, type ChatMessage } from './chat-template.js';
 import type { Engine, EngineCall } from './engine.js';
-import { HttpRefusal, badRequest, malformed, notFound, unknownModel } from './errors.js';
+import { HttpRefusal, RouteRefusal, badRequest, malformed, notFound, unknownModel } from './errors.js';
 import {
   ChatFormat,
   CompletionFormat,
@@ -117,7 +117,7 @@ export class HttpApi {
     }
     const post = postRoutes[path];
     if (post === undefined) throw notFound();
-    if (request.method !== 'POST') throw new HttpRefusal(405, 'Method Not Allowed', 'Method Not Allowed');
+    if (request.method !== 'POST') throw new RouteRefusal(405, 'Method Not Allowed');
     if (path === '/reset_prefix_cache') {
       let success = true;
       for (const engine of this.#engines) success = engine.resetPrefixCache() && success;
@@ -126,11 +126,7 @@ export class HttpApi {
     }
     const type = headerOf(request, 'content-type')?.split(';', 1)[0]?.trim().toLowerCase();
     if (type !== undefined && type !== 'application/json')
-      throw new HttpRefusal(
-        415,
-        "Unsupported Media Type: Only 'application/json' is allowed",
-        'Unsupported Media Type',
-      );
+      throw malformed("1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed");
     const body = parseBody(await this.#read(request));
     this.#post(post, body, request, response);
   }
@@ -154,7 +150,7 @@ export class HttpApi {
         return;
       }
       case 'countTokens':
-        sendJson(response, 200, { input_tokens: this.#understand('messages', body, request).prompt.length });
+        sendCount(response, this.#understand('messages', { max_tokens: 1, ...body }, request).prompt.length);
         return;
       case 'reset':
         return;
@@ -213,7 +209,7 @@ export class HttpApi {
     const name = optionalString(body, 'model') ?? this.#options.model;
     if (name === this.#options.model) return { model: name, loraName: undefined };
     if (this.#options.adapters.includes(name)) return { model: name, loraName: name };
-    throw unknownModel(name);
+    throw unknownModel(name, [this.#options.model, ...this.#options.adapters]);
   }
 
   #models(): unknown {
@@ -253,14 +249,22 @@ export class HttpApi {
     return {
       request_id: id,
       token_ids: Array.from(prompt),
+      token_offsets: null,
       features: null,
+      content_parts: null,
       sampling_params: { max_tokens: fields.maxTokens ?? this.#options.maxModelTokens - prompt.length },
       model,
+      reasoning_ended: null,
+      reasoning_parser_kwargs: null,
+      return_token_ids: null,
+      output_mode: 'tokens',
+      parse_context: null,
       stream: fields.stream,
       stream_options: null,
       cache_salt: fields.cacheSalt ?? null,
       priority: fields.priority ?? 0,
       kv_transfer_params: fields.transferParams ?? null,
+      ec_transfer_params: null,
     };
   }
 
@@ -282,9 +286,7 @@ export class HttpApi {
         const prompt = promptOf(body);
         tokens = typeof prompt === 'string' ? encode(prompt) : prompt;
         if (typeof prompt === 'string') lastText = prompt;
-        maxTokens =
-          optionalInteger(body, 'max_tokens') ??
-          Math.max(1, Math.min(completionTokens, this.#options.maxModelTokens - tokens.length));
+        maxTokens = optionalInteger(body, 'max_tokens') ?? completionTokens;
         break;
       }
       case 'chat':
@@ -294,7 +296,7 @@ export class HttpApi {
       case 'messages':
         ofChat(anthropicMessages(body));
         maxTokens = optionalInteger(body, 'max_tokens');
-        if (maxTokens === undefined) throw malformed("1 validation error:\n  ('body', 'max_tokens'): Field required");
+        if (maxTokens === undefined) missing('max_tokens');
         break;
       case 'responses':
         if (optionalString(body, 'previous_response_id') !== undefined)
@@ -330,18 +332,26 @@ export class HttpApi {
   }
 
   #check(tokens: ArrayLike<number>, fields: CommonFields): void {
-    const { maxModelTokens, priorityScheduling } = this.#options;
-    if (tokens.length === 0) throw badRequest('The prompt cannot be empty.', 'prompt');
-    if (!priorityScheduling && fields.priority !== undefined && fields.priority !== 0)
-      throw badRequest(`Got priority ${fields.priority} but Priority scheduling is not enabled.`, 'priority');
+    const { maxModelTokens } = this.#options;
+    const { maxTokens } = fields;
+    if (tokens.length === 0)
+      throw badRequest('Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)', 'prompt');
     if (fields.priority !== undefined && Math.abs(fields.priority) > 2 ** 31 - 1)
-      throw badRequest('priority must be a 32-bit integer.', 'priority');
-    const wanted = fields.maxTokens ?? 1;
-    if (tokens.length + wanted > maxModelTokens)
+      throw malformed('priority must be a 32-bit integer', 'body.priority');
+    if (tokens.length > maxModelTokens)
       throw badRequest(
-        `This model's maximum context length is ${maxModelTokens} tokens. However, you requested ${fields.maxTokens ?? 0} output tokens and your prompt contains at least ${tokens.length} input tokens, for a total of at least ${tokens.length + wanted} tokens. Please reduce the length of the input prompt or the number of requested output tokens.`,
+        `This model's maximum context length is ${maxModelTokens} tokens. However, your prompt contains ${tokens.length} input tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input prompt. (parameter=input_tokens, value=${tokens.length})`,
         'input_tokens',
       );
+    if (maxTokens !== undefined && maxTokens > maxModelTokens)
+      throw badRequest(
+        `max_tokens=${maxTokens} cannot be greater than max_model_len=${maxModelTokens}. Please request fewer output tokens. (parameter=max_tokens, value=${maxTokens})`,
+        'max_tokens',
+      );
+    if (tokens.length === maxModelTokens)
+      throw badRequest('max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)', 'max_tokens');
+    // What the context leaves is what there is.
+    if (maxTokens !== undefined) fields.maxTokens = Math.min(maxTokens, maxModelTokens - tokens.length);
   }
 
   /** The engine of a request: the rank that it names, or the one with the fewest calls. */
@@ -380,7 +390,8 @@ export class HttpApi {
       call = engine.submit({
         prompt,
         answer: tokens,
-        priority: fields.priority ?? 0,
+        // Without priority scheduling it is taken and means nothing, as in vLLM 0.33.
+        priority: this.#options.priorityScheduling ? (fields.priority ?? 0) : 0,
         cacheSalt: fields.cacheSalt,
         loraName: generation.loraName,
         sessionId: fields.sessionId,
@@ -408,6 +419,8 @@ class OpenAnswer {
   readonly #format: AnswerFormat;
   readonly #stream: boolean;
   readonly #finish: Finish;
+  readonly #completion: boolean;
+  readonly #blockTokens: number;
   readonly #onDirty: (answer: OpenAnswer) => void;
   #text = '';
   #begun = false;
@@ -422,6 +435,8 @@ class OpenAnswer {
   ) {
     this.#response = response;
     this.#finish = finish;
+    this.#completion = endpoint === 'completions';
+    this.#blockTokens = options.blockTokens;
     this.#stream = fields.stream;
     this.#onDirty = onDirty;
     this.#context = {
@@ -430,6 +445,7 @@ class OpenAnswer {
       created: Math.floor(Date.now() / 1000),
       promptTokens: prompt.length,
       cachedTokens: 0,
+      createdTokens: null,
       completionTokens: 0,
       includeUsage: fields.includeUsage,
       continuousUsage: fields.includeUsage && fields.continuousUsage,
@@ -452,18 +468,29 @@ class OpenAnswer {
     const waiting = this.#text !== '' || this.#ended;
     if (this.#stream) {
       if (!this.#begun) {
-        context.cachedTokens = call.cachedTokens;
+        this.#cached(call);
         this.#text += this.#format.begin();
         this.#begun = true;
       }
       this.#text += this.#format.token(delta, id, last ? this.#finish : undefined);
       if (last) this.#text += this.#format.end(this.#finish);
     } else if (last) {
-      context.cachedTokens = call.cachedTokens;
+      this.#cached(call);
       this.#text = this.#format.whole(this.#finish, call.tokens.subarray(call.promptTokens));
     }
     this.#ended = last;
     if (!waiting && (this.#text !== '' || last)) this.#onDirty(this);
+  }
+
+  /** What the cache did with the prompt. vLLM tells what was created for all routes but completions. */
+  #cached(call: EngineCall): void {
+    const context = this.#context;
+    context.cachedTokens = call.cachedTokens;
+    if (this.#completion) return;
+    context.createdTokens = Math.max(
+      0,
+      call.promptTokens - (call.promptTokens % this.#blockTokens) - call.cachedTokens,
+    );
   }
 
   flush(): void {
@@ -530,8 +557,15 @@ function sendJson(response: ServerResponse, status: number, value: unknown): voi
   response.end(text);
 }
 
+function sendCount(response: ServerResponse, tokens: number): void {
+  sendJson(response, 200, { input_tokens: tokens, context_management: { original_input_tokens: tokens } });
+}
+
 function missing(name: string): never {
-  throw malformed(`1 validation error:\n  ('body', '${name}'): Field required`, name);
+  throw malformed(
+    `1 validation error:\n  {'type': 'missing', 'loc': 'body.${name}', 'msg': 'Field required'}`,
+    `body.${name}`,
+  );
 }
 
 /** The thread of a `saga.call` that rides on the request. */
@@ -554,9 +588,9 @@ function loadHeader(format: string | undefined, engine: Engine): string | undefi
   const kind = format?.toUpperCase();
   if (kind !== 'TEXT' && kind !== 'JSON') return undefined;
   const values = { num_requests_waiting: engine.waitingCalls, kv_cache_usage_perc: cacheUsage(engine) };
-  if (kind === 'JSON') return `JSON ${JSON.stringify({ named_metrics: values })}`;
-  const parts = Object.entries(values).map(
-    ([name, value]) => `named_metrics.${name}=${Number.isInteger(value) ? value.toFixed(1) : value}`,
-  );
-  return `TEXT ${parts.join(', ')}`;
+  const number = (value: number): string => (Number.isInteger(value) ? value.toFixed(1) : String(value));
+  const list = Object.entries(values);
+  if (kind === 'JSON')
+    return `JSON {"named_metrics": {${list.map(([name, value]) => `"${name}": ${number(value)}`).join(', ')}}}`;
+  return `TEXT ${list.map(([name, value]) => `named_metrics.${name}=${number(value)}`).join(', ')}`;
 }

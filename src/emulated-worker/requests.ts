@@ -13,7 +13,8 @@ export function isObject(value: unknown): value is Record<string, unknown> {
 }
 
 function wrong(name: string, expected: string): Error {
-  return malformed(`1 validation error:\n  ('body', '${name}'): Input should be ${expected}`, name);
+  const at = `body.${name}`;
+  return malformed(`1 validation error:\n  {'loc': '${at}', 'msg': 'Input should be ${expected}'}`, at);
 }
 
 export function parseBody(bytes: Buffer): Body {
@@ -21,9 +22,16 @@ export function parseBody(bytes: Buffer): Body {
   try {
     body = JSON.parse(bytes.toString('utf8'));
   } catch (error) {
-    throw malformed(`1 validation error:\n  ('body',): JSON decode error: ${(error as Error).message}`);
+    throw malformed(
+      `1 validation error:\n  {'type': 'json_invalid', 'loc': 'body', 'msg': 'JSON decode error', 'ctx': ${JSON.stringify((error as Error).message)}}`,
+      'body',
+    );
   }
-  if (!isObject(body)) throw malformed("1 validation error:\n  ('body',): Input should be a valid dictionary");
+  if (!isObject(body))
+    throw malformed(
+      "1 validation error:\n  {'type': 'model_attributes_type', 'loc': 'body', 'msg': 'Input should be a valid dictionary or object to extract fields from'}",
+      'body',
+    );
   return body;
 }
 
@@ -86,14 +94,19 @@ export function commonFields(body: Body, maxTokens: number | undefined): CommonF
     if (body[name] !== undefined && body[name] !== null && body[name] !== false && body[name] !== 0)
       throw badRequest(`This worker does not emulate ${name}.`, name);
   if (maxTokens !== undefined && maxTokens < 1)
-    throw badRequest(`max_tokens must be at least 1, got ${maxTokens}.`, 'max_tokens');
+    throw badRequest(
+      `max_tokens must be at least 1, got ${maxTokens}. (parameter=max_tokens, value=${maxTokens})`,
+      'max_tokens',
+    );
   const stream = optionalBoolean(body, 'stream', false);
   const streamOptions = optionalObject(body, 'stream_options');
-  if (streamOptions !== undefined && !stream)
-    throw malformed('Stream options can only be defined when `stream=True`.', 'stream_options');
   const xargs = optionalObject(body, 'vllm_xargs');
   const cacheSalt = optionalString(body, 'cache_salt');
-  if (cacheSalt === '') throw malformed('Parameter `cache_salt` must be a non-empty string if provided.', 'cache_salt');
+  if (cacheSalt === '')
+    throw badRequest(
+      "Parameter 'cache_salt' must be a non-empty string if provided. (parameter=cache_salt)",
+      'cache_salt',
+    );
   const xargsSession = xargs?.session_id;
   return {
     stream,
@@ -163,7 +176,7 @@ export function promptOf(body: Body): string | number[] {
   const { prompt } = body;
   if (typeof prompt === 'string') return prompt;
   if (prompt === undefined || prompt === null)
-    throw malformed('Either prompt or prompt_embeds must be provided and non-empty.', 'prompt');
+    throw badRequest('Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)', 'prompt');
   if (!Array.isArray(prompt)) throw wrong('prompt', 'a string, or a list of token ids');
   if (prompt.length === 1 && (Array.isArray(prompt[0]) || typeof prompt[0] === 'string'))
     return promptOf({ prompt: prompt[0] as unknown });
@@ -184,8 +197,13 @@ export function idsOf(list: readonly unknown[], name: string): number[] {
 export function chatMessages(body: Body): ChatMessage[] {
   const { messages } = body;
   if (messages === undefined)
-    throw malformed("1 validation error:\n  ('body', 'messages'): Field required", 'messages');
+    throw malformed(
+      "1 validation error:\n  {'type': 'missing', 'loc': 'body.messages', 'msg': 'Field required'}",
+      'body.messages',
+    );
   if (!Array.isArray(messages)) throw wrong('messages', 'a valid list');
+  if (messages.length === 0)
+    throw badRequest('Cannot apply chat template to an empty conversation. Provide at least one message.');
   return messages.map((message: unknown, at) => {
     if (!isObject(message)) throw wrong(`messages.${at}`, 'a valid dictionary');
     const { role } = message;

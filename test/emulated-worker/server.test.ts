@@ -41,7 +41,7 @@ function plain(text: string): string {
     .replace(/chatcmpl-tool-[0-9a-f]{16}/g, 'chatcmpl-tool-ID')
     .replace(/"created":\d+/g, '"created":0')
     .replace(/"created_at":\d+/g, '"created_at":0')
-    .replace(/(msg|fc|call)_[0-9a-f]{32}/g, '$1_ID');
+    .replace(/(msg|fc|call)_[0-9a-f]{16}/g, '$1_ID');
 }
 
 /** Members of answers that the tests look at, of all routes. */
@@ -129,8 +129,8 @@ async function replay(worker: EmulatedWorker, from: number): Promise<Batch[]> {
 }
 
 const head = '{"id":"chatcmpl-r1","object":"chat.completion.chunk","created":0,"model":"emulated","choices":[';
-const chunk = (delta: string, rest = '"finish_reason":null'): string =>
-  `data: ${head}{"index":0,"delta":${delta},"logprobs":null,${rest},"token_ids":null}]}\n\n`;
+const chunk = (delta: string, rest = '"finish_reason":null', last = ''): string =>
+  `data: ${head}{"index":0,"delta":${delta},"logprobs":null,${rest},"token_ids":null${last}}],"kv_transfer_params":null}\n\n`;
 
 describe('streams', () => {
   const tools = [{ type: 'function', function: { name: 'ls', parameters: {} } }];
@@ -153,7 +153,7 @@ describe('streams', () => {
     expect(answer.headers.get('x-request-id')).toBe('r1');
     const prompt = 1 + 1 + 1 + Math.ceil(JSON.stringify(tools).length / 3) + 1 + 1 + 1 + 1 + 1;
     expect(plain(answer.text)).toBe(
-      `data: ${head}{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"prompt_token_ids":null}\n\n` +
+      `data: ${head}{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"prompt_token_ids":null,"prompt_text":null}\n\n` +
         chunk('{"content":"Hé"}') +
         chunk('{"content":"!"}') +
         chunk('{"tool_calls":[{"id":"chatcmpl-tool-ID","type":"function","index":0,"function":{"name":"ls"}}]}') +
@@ -161,8 +161,8 @@ describe('streams', () => {
         chunk('{"tool_calls":[{"index":0,"function":{"arguments":"\\":\\""}}]}') +
         chunk('{"tool_calls":[{"index":0,"function":{"arguments":"/\\\\\\""}}]}') +
         chunk('{"tool_calls":[{"index":0,"function":{"arguments":"\\"}"}}]}') +
-        chunk('{}', '"finish_reason":"tool_calls","stop_reason":null') +
-        `data: ${head.replace('"choices":[', '"choices":[]')},"usage":{"prompt_tokens":${prompt},"total_tokens":${prompt + 11},"completion_tokens":11,"prompt_tokens_details":{"cached_tokens":0}}}\n\n` +
+        chunk('{}', '"finish_reason":"tool_calls","stop_reason":null', ',"weight_versions":null') +
+        `data: ${head.replace('"choices":[', '"choices":[]')},"usage":{"prompt_tokens":${prompt},"total_tokens":${prompt + 11},"completion_tokens":11,"prompt_tokens_details":{"cached_tokens":0,"created_cache_tokens":${prompt - (prompt % 16)}}},"system_fingerprint":"vllm-0.33.0-emulated"}\n\n` +
         'data: [DONE]\n\n',
     );
   });
@@ -204,7 +204,7 @@ describe('streams', () => {
       { 'X-Request-Id': 'r2' },
     );
     expect(plain(answer.text)).toBe(
-      'data: {"id":"cmpl-r2","object":"text_completion","created":0,"model":"emulated","choices":[{"index":0,"text":"ab","logprobs":null,"finish_reason":"length","stop_reason":null,"prompt_token_ids":[5,6,7],"token_ids":[25202]}]}\n\ndata: [DONE]\n\n',
+      'data: {"id":"cmpl-r2","object":"text_completion","created":0,"model":"emulated","choices":[{"index":0,"text":"ab","logprobs":null,"finish_reason":"length","stop_reason":null,"prompt_token_ids":[5,6,7],"token_ids":[25202],"weight_versions":null}],"kv_transfer_params":null}\n\ndata: [DONE]\n\n',
     );
   });
 
@@ -216,18 +216,18 @@ describe('streams', () => {
       .split('\n\n')
       .filter((text) => text !== '');
     expect(events).toEqual([
-      'event: message_start\ndata: {"type":"message_start","message":{"id":"chatcmpl-r1","content":[],"model":"emulated","stop_reason":null,"stop_sequence":null,"usage":{"input_tokens":5,"output_tokens":0}}}',
-      'event: content_block_start\ndata: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}',
-      'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hé"}}',
-      'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"!"}}',
+      'event: message_start\ndata: {"type":"message_start","message":{"id":"chatcmpl-r1","type":"message","role":"assistant","content":[],"model":"emulated","stop_reason":null,"stop_sequence":null,"usage":{"input_tokens":5,"output_tokens":0}}}',
+      'event: content_block_start\ndata: {"type":"content_block_start","content_block":{"type":"text","text":""},"index":0}',
+      'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"type":"text_delta","text":"Hé"},"index":0}',
+      'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"type":"text_delta","text":"!"},"index":0}',
       'event: content_block_stop\ndata: {"type":"content_block_stop","index":0}',
-      'event: content_block_start\ndata: {"type":"content_block_start","index":1,"content_block":{"type":"tool_use","id":"chatcmpl-tool-ID","name":"ls","input":{}}}',
-      'event: content_block_delta\ndata: {"type":"content_block_delta","index":1,"delta":{"type":"input_json_delta","partial_json":"{\\"p"}}',
-      'event: content_block_delta\ndata: {"type":"content_block_delta","index":1,"delta":{"type":"input_json_delta","partial_json":"\\":\\""}}',
-      'event: content_block_delta\ndata: {"type":"content_block_delta","index":1,"delta":{"type":"input_json_delta","partial_json":"/\\\\\\""}}',
-      'event: content_block_delta\ndata: {"type":"content_block_delta","index":1,"delta":{"type":"input_json_delta","partial_json":"\\"}"}}',
+      'event: content_block_start\ndata: {"type":"content_block_start","content_block":{"type":"tool_use","id":"chatcmpl-tool-ID","name":"ls","input":{}},"index":1}',
+      'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"type":"input_json_delta","partial_json":"{\\"p"},"index":1}',
+      'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"type":"input_json_delta","partial_json":"\\":\\""},"index":1}',
+      'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"type":"input_json_delta","partial_json":"/\\\\\\""},"index":1}',
+      'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"type":"input_json_delta","partial_json":"\\"}"},"index":1}',
       'event: content_block_stop\ndata: {"type":"content_block_stop","index":1}',
-      'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"tool_use"},"usage":{"input_tokens":5,"output_tokens":11}}',
+      'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"tool_use","stop_sequence":null},"usage":{"input_tokens":5,"output_tokens":11,"cache_creation_input_tokens":0,"cache_read_input_tokens":0}}',
       'event: message_stop\ndata: {"type":"message_stop"}',
     ]);
     const whole = (await post(worker, '/v1/messages', { ...body, stream: false })).json();
@@ -273,43 +273,30 @@ describe('streams', () => {
 
 describe('refusals', () => {
   const cases: [string, string, unknown, number, string, string | null][] = [
-    ['malformed JSON', '/v1/chat/completions', '{"messages":', 400, 'Bad Request', null],
-    ['no object', '/v1/completions', '[1]', 400, 'Bad Request', null],
-    ['no messages', '/v1/chat/completions', {}, 400, 'Bad Request', 'messages'],
-    ['messages of a wrong type', '/v1/chat/completions', { messages: 'hi' }, 400, 'Bad Request', 'messages'],
+    ['malformed JSON', '/v1/chat/completions', '{"messages":', 400, 'Bad Request', 'body'],
+    ['no object', '/v1/completions', '[1]', 400, 'Bad Request', 'body'],
+    ['no messages', '/v1/chat/completions', {}, 400, 'Bad Request', 'body.messages'],
+    ['an empty conversation', '/v1/chat/completions', { messages: [] }, 400, 'BadRequestError', null],
+    ['messages of a wrong type', '/v1/chat/completions', { messages: 'hi' }, 400, 'Bad Request', 'body.messages'],
     [
-      'a role that is none',
-      '/v1/chat/completions',
-      { messages: [{ role: 'x' }] },
+      'messages of a wrong type',
+      '/v1/messages',
+      { messages: 'hi', max_tokens: 1 },
       400,
       'Bad Request',
-      'messages.0.role',
+      'body.messages',
     ],
+    ['a role', '/v1/chat/completions', { messages: [{ role: 'x' }] }, 400, 'Bad Request', 'body.messages.0.role'],
     ['unknown model', '/v1/completions', { model: 'x', prompt: 'a' }, 404, 'NotFoundError', 'model'],
-    ['too long a prompt', '/v1/completions', { prompt: Array(64).fill(1) }, 400, 'BadRequestError', 'input_tokens'],
-    ['token ids that are none', '/v1/completions', { prompt: [1, 'a'] }, 400, 'Bad Request', 'prompt'],
+    ['too long a prompt', '/v1/completions', { prompt: Array(65).fill(1) }, 400, 'BadRequestError', 'input_tokens'],
+    ['no room for an answer', '/v1/completions', { prompt: Array(64).fill(1) }, 400, 'BadRequestError', 'max_tokens'],
+    ['too long an answer', '/v1/completions', { prompt: 'a', max_tokens: 65 }, 400, 'BadRequestError', 'max_tokens'],
+    ['token ids that are none', '/v1/completions', { prompt: [1, 'a'] }, 400, 'Bad Request', 'body.prompt'],
     ['n', '/v1/completions', { prompt: 'a', n: 2 }, 400, 'BadRequestError', 'n'],
-    [
-      'max_tokens of a wrong type',
-      '/v1/completions',
-      { prompt: 'a', max_tokens: 'b' },
-      400,
-      'Bad Request',
-      'max_tokens',
-    ],
+    ['max_tokens, a text', '/v1/completions', { prompt: 'a', max_tokens: 'b' }, 400, 'Bad Request', 'body.max_tokens'],
     ['no max_tokens', '/v1/completions', { prompt: 'a', max_tokens: 0 }, 400, 'BadRequestError', 'max_tokens'],
-    [
-      'priority without its policy',
-      '/v1/completions',
-      { prompt: 'a', priority: 1 },
-      400,
-      'BadRequestError',
-      'priority',
-    ],
-    ['an empty salt', '/v1/completions', { prompt: 'a', cache_salt: '' }, 400, 'Bad Request', 'cache_salt'],
+    ['an empty salt', '/v1/completions', { prompt: 'a', cache_salt: '' }, 400, 'BadRequestError', 'cache_salt'],
     ['an empty prompt', '/v1/completions', { prompt: '' }, 400, 'BadRequestError', 'prompt'],
-    ['no such route', '/v1/nothing', {}, 404, 'Not Found', null],
-    ['no such route, named as a method of objects', '/toString', {}, 404, 'Not Found', null],
     [
       'a script that is none',
       '/v1/completions',
@@ -328,6 +315,35 @@ describe('refusals', () => {
     expect(Object.keys(error)).toEqual(['message', 'type', 'param', 'code']);
     expect(error).toMatchObject({ type, param, code: status });
     expect(worker.engines[0]!.openCalls).toBe(0);
+  });
+});
+
+describe('refusals of other shapes', () => {
+  it('of routes', async () => {
+    const worker = await start();
+    for (const path of ['/v1/nothing', '/toString']) {
+      const answer = await post(worker, path, {});
+      expect([answer.status, answer.text]).toEqual([404, '{"detail":"Not Found"}']);
+    }
+    const answer = await fetch(`${worker.url}/v1/completions`);
+    expect([answer.status, await answer.text()]).toEqual([405, '{"detail":"Method Not Allowed"}']);
+    const typed = await post(worker, '/v1/completions', '{}', { 'content-type': 'text/plain' });
+    expect(typed.status).toBe(400);
+  });
+
+  it("of Anthropic's routes", async () => {
+    const worker = await start({ model: 'm' });
+    const answer = await post(worker, '/v1/messages', { model: 'x', messages: [], max_tokens: 2 });
+    expect([answer.status, answer.text]).toEqual([
+      404,
+      '{"type":"error","error":{"type":"not_found_error","message":"The model `x` does not exist. Valid aliases: m."}}',
+    ]);
+  });
+
+  it('an answer ends where the context does', async () => {
+    const worker = await start({ maxModelTokens: 64 });
+    const answer = await post(worker, '/v1/completions', { prompt: Array(60).fill(1) });
+    expect(answer.json().usage.completion_tokens).toBe(4);
   });
 });
 
