@@ -1,0 +1,208 @@
+/**
+ * `npm run bench:gateway [-- overhead|memory|select|conversation] [--quick]`: what the gateway adds to a request.
+ *
+ * Direct access, a bare proxy and the gateway take turns in front of the same emulated worker, each in a process of its own; so does the client, which is this
+ * process. Probes are sent one after another; the streams beside them come from a second worker at 50 chunks a second.
+ */
+import { cpus } from 'node:os';
+import { Child, type Usage } from './processes.js';
+import { median, post, quantile } from './client.js';
+
+const args = process.argv.slice(2);
+const quick = args.includes('--quick');
+const wanted = args.filter((arg) => !arg.startsWith('--'));
+const has = (name: string): boolean => wanted.length === 0 || wanted.includes(name);
+
+interface Endpoint {
+  url: string;
+  events?: string;
+  replay?: string;
+}
+interface Path {
+  name: string;
+  url: (model: string) => string;
+  process: Child<unknown> | undefined;
+}
+
+const steps = { base: 0.02, perCall: 1e-9, perContextToken: 1e-12, perPrefillToken: 1e-9, perPrefillPair: 1e-15 };
+const worker = (options: object): Promise<Child<Endpoint>> =>
+  Child.start<Endpoint>('worker-process.js', [
+    JSON.stringify({ eventsPort: 0, replayPort: 0, blocks: 40_000, maxSequences: 1024, ...options }),
+  ]);
+const server = ({ ready }: Child<Endpoint>): object => ({ url: ready.url, events: ready.events, replay: ready.replay });
+
+/** Ids that no request before had. */
+let drawn = 1;
+function ids(count: number): number[] {
+  return Array.from({ length: count }, () => {
+    drawn = (Math.imul(drawn, 1_103_515_245) + 12_345) & 0x7fffffff;
+    return drawn % 30_000;
+  });
+}
+
+function completion(model: string, prompt: readonly number[], maxTokens: number): string {
+  return JSON.stringify({ model, prompt, max_tokens: maxTokens, stream: true, ignore_eos: true });
+}
+
+function row(...cells: (string | number)[]): void {
+  console.log(cells.map((cell) => (typeof cell === 'number' ? cell.toFixed(3) : cell).padStart(16)).join(''));
+}
+
+async function overhead(): Promise<void> {
+  // A step of nothing for probes; 20 ms for streams, which makes 50 chunks a second.
+  const probes = await worker({ model: 'probes', timeScale: null });
+  const streams = await worker({ model: 'streams', timeScale: 1, stepSeconds: steps });
+  const proxy = await Child.start<{ url: string }>('proxy-process.js', [
+    `probes=${probes.ready.url}`,
+    `streams=${streams.ready.url}`,
+  ]);
+  const gateway = await Child.start<{ url: string }>('gateway-process.js', [
+    JSON.stringify({
+      port: 0,
+      models: [
+        { name: 'probes', servers: [server(probes)] },
+        { name: 'streams', servers: [server(streams)], stepSeconds: steps },
+      ],
+    }),
+  ]);
+  const direct = { probes, streams } as Record<string, Child<Endpoint>>;
+  const paths: Path[] = [
+    { name: 'direct', url: (model) => `${direct[model]?.ready.url ?? ''}/v1/completions`, process: undefined },
+    { name: 'proxy', url: (model) => `${proxy.ready.url}/${model}/v1/completions`, process: proxy },
+    { name: 'gateway', url: () => `${gateway.ready.url}/v1/completions`, process: gateway },
+  ];
+  const used = async ({ process }: Path): Promise<Usage> =>
+    (await process?.usage()) ?? { cpuMicroseconds: 0, residentBytes: 0 };
+
+  for (const open of [0, 200]) {
+    const rounds = quick ? 3 : 12;
+    const perRound = quick ? 50 : 150;
+    const times = paths.map((): number[] => []);
+    const cpuOfStreams = paths.map((): number[] => []);
+    for (let round = 0; round <= rounds; ++round) {
+      for (let k = 0; k < paths.length; ++k) {
+        // Another one begins each round; the first round warms up.
+        const at = (round + k) % paths.length;
+        const path = paths[at] as Path;
+        const before = await used(path);
+        const running = Array.from({ length: open }, () =>
+          post(path.url('streams'), completion('streams', ids(64), 128)),
+        );
+        for (let i = 0; i < perRound; ++i) {
+          const answer = await post(path.url('probes'), completion('probes', ids(1000), 1));
+          if (answer.status !== 200) throw new Error(`${path.name} answered with status ${answer.status}`);
+          if (round > 0) (times[at] as number[]).push(answer.firstByte);
+        }
+        for (const answer of await Promise.all(running))
+          if (answer.status !== 200) throw new Error(`a stream ended with status ${answer.status}`);
+        const after = await used(path);
+        if (open > 0 && round > 0)
+          (cpuOfStreams[at] as number[]).push((after.cpuMicroseconds - before.cpuMicroseconds) / 1000 / open);
+      }
+    }
+    report(`first byte of a prompt of 1,000 ids, ${open} other streams open (ms)`, paths, times);
+    if (open > 0) {
+      console.log(`\nCPU for each of ${open} streams of 128 chunks at 50 a second, with the probes beside them (ms)`);
+      const [, bare = Number.NaN, own = Number.NaN] = cpuOfStreams.map(median);
+      row('proxy', bare);
+      row('gateway', own);
+      row('ratio', own / bare);
+    }
+  }
+
+  // Chunks as fast as they come.
+  const cpu = paths.map((): number[] => []);
+  const count = quick ? 50 : 200;
+  for (let round = 0; round <= (quick ? 2 : 8); ++round) {
+    for (let k = 1; k < paths.length; ++k) {
+      const at = 1 + ((round + k) % 2);
+      const path = paths[at] as Path;
+      const before = await used(path);
+      for (let i = 0; i < count; ++i) await post(path.url('probes'), completion('probes', ids(64), 128));
+      const after = await used(path);
+      if (round > 0) (cpu[at] as number[]).push((after.cpuMicroseconds - before.cpuMicroseconds) / 1000 / count);
+    }
+  }
+  console.log('\nCPU for a stream of 128 chunks sent back to back (ms)');
+  const [, bare = Number.NaN, own = Number.NaN] = cpu.map(median);
+  row('proxy', bare);
+  row('gateway', own);
+  row('ratio', own / bare);
+  for (const child of [probes, streams, proxy, gateway]) child.stop();
+}
+
+function report(title: string, paths: readonly Path[], times: readonly number[][]): void {
+  console.log(`\n${title}`);
+  row('', 'p50', 'p99', 'added p50', 'added p99');
+  const [direct = []] = times;
+  const added: number[][] = [];
+  times.forEach((values, at) => {
+    const [p50, p99] = [0.5, 0.99].map((share) => quantile(values, share)) as [number, number];
+    const own = [p50 - quantile(direct, 0.5), p99 - quantile(direct, 0.99)];
+    added.push(own);
+    row(paths[at]?.name ?? '', p50, p99, ...(at === 0 ? ['', ''] : own));
+  });
+  const ratio = [0, 1].map((k) => (added[2]?.[k] ?? Number.NaN) / (added[1]?.[k] ?? Number.NaN));
+  row('ratio', '', '', ...ratio);
+}
+
+async function memory(): Promise<void> {
+  const one = await worker({ model: 'm', timeScale: null });
+  const gateway = await Child.start<{ url: string }>('gateway-process.js', [
+    JSON.stringify({ port: 0, models: [{ name: 'm', servers: [server(one)] }] }),
+  ]);
+  const url = `${gateway.ready.url}/v1/completions`;
+  const marks = quick ? [2000, 4000] : [20_000, 100_000];
+  const resident: number[] = [];
+  let sent = 0;
+  for (const mark of marks) {
+    const lanes = Array.from({ length: 32 }, async () => {
+      while (sent < mark) {
+        sent += 1;
+        const answer = await post(url, completion('m', ids(1000), 8));
+        if (answer.status !== 200) throw new Error(`status ${answer.status}`);
+      }
+    });
+    await Promise.all(lanes);
+    resident.push((await gateway.usage()).residentBytes / 2 ** 20);
+  }
+  console.log('\nresident memory of the gateway (MiB)');
+  marks.forEach((mark, i) => {
+    row(`${mark} requests`, resident[i] as number);
+  });
+  row('ratio', (resident[1] as number) / (resident[0] as number));
+  one.stop();
+  gateway.stop();
+}
+
+async function select(): Promise<void> {
+  const servers = await Child.start<{ urls: string[] }>('many-servers-process.js', ['128']);
+  const gateway = await Child.start<{ url: string }>('gateway-process.js', [
+    JSON.stringify({
+      port: 0,
+      probe: false,
+      models: [{ name: 'm', servers: servers.ready.urls.map((url) => ({ url, events: 'tcp://127.0.0.1:1' })) }],
+    }),
+  ]);
+  const times: number[] = [];
+  const count = quick ? 200 : 2000;
+  for (let i = 0; i < count + 50; ++i) {
+    const body = JSON.stringify({ model: 'm', token_ids: ids(24_576) });
+    const answer = await post(`${gateway.ready.url}/saga/select_and_reserve`, body, true);
+    if (answer.status !== 200) throw new Error(`select answered ${answer.status}: ${answer.body}`);
+    if (i >= 50) times.push(answer.end);
+    const { reservation } = JSON.parse(answer.body) as { reservation: string };
+    await post(`${gateway.ready.url}/saga/release`, JSON.stringify({ reservation, output_tokens: 1 }));
+  }
+  console.log('\n/saga/select_and_reserve, 24,576 token ids, 128 workers (ms)');
+  row('p50', quantile(times, 0.5));
+  row('p99', quantile(times, 0.99));
+  servers.stop();
+  gateway.stop();
+}
+
+console.log(`${cpus()[0]?.model ?? 'unknown CPU'}, ${cpus().length} cores, Node ${process.version}`);
+if (has('overhead')) await overhead();
+if (has('memory')) await memory();
+if (has('select')) await select();
+process.exit();
