@@ -168,8 +168,11 @@ class Evictor:
         handle = ctypes.c_void_p()
         _check(library.saga_evictor_create(ctypes.byref(options), ctypes.byref(handle)), "create")
         self._handle = handle.value
+        # Room for the arguments of the most frequent calls: one block.
         self._word = ctypes.c_uint32()
         self._word_address = ctypes.addressof(self._word)
+        self._pair = (ctypes.c_uint64 * 2)()
+        self._pair_address = ctypes.addressof(self._pair)
 
     def close(self) -> None:
         """Frees it. Nothing else may be called afterwards."""
@@ -207,12 +210,17 @@ class Evictor:
         _check(self._library.saga_evictor_threads_left(self._handle, _address(values), len(values), now), "threads_left")
 
     def store(self, parent: int | None, hashes: array, blocks: Sequence[int]) -> None:
+        before = None
+        if parent is not None:
+            self._pair[0] = parent
+            before = self._pair_address
+        if len(blocks) == 1:
+            self._pair[1] = hashes[0]
+            self._word.value = blocks[0]
+            _check(self._library.saga_evictor_store(self._handle, before, self._pair_address + 8, self._word_address, 1),
+                   "store")
+            return
         ids = array("I", blocks)
-        if parent is None:
-            before = None
-        else:
-            holder = ctypes.c_uint64(parent)
-            before = ctypes.addressof(holder)
         _check(self._library.saga_evictor_store(self._handle, before, _address(hashes), _address(ids), len(ids)), "store")
 
     def drop(self, blocks: Sequence[int]) -> None:
@@ -231,7 +239,10 @@ class Evictor:
         ids = array("I", blocks)
         _check(self._library.saga_evictor_prefer(self._handle, _address(ids), len(ids)), "prefer")
 
-    def take(self, count: int, now: int) -> array:
+    def take(self, count: int, now: int) -> Sequence[int]:
+        if count == 1:
+            _check(self._library.saga_evictor_take(self._handle, self._word_address, 1, now), "take")
+            return (self._word.value,)
         ids = array("I", bytes(4 * count))
         _check(self._library.saga_evictor_take(self._handle, _address(ids), count, now), "take")
         return ids

@@ -48,7 +48,7 @@ def low8(digests: Iterable[bytes]) -> array:
 class Call:
     """A request that the evictor knows."""
 
-    __slots__ = ("number", "thread", "request", "hashes", "blocks", "stored", "waiting", "outcome")
+    __slots__ = ("number", "thread", "request", "hashes", "blocks", "stored", "waiting", "outcome", "due")
 
     def __init__(self, number: int, thread: int, request: Any, hashes: array) -> None:
         self.number = number
@@ -57,6 +57,7 @@ class Call:
         self.hashes = hashes  # of request.block_hashes, as far as converted
         self.blocks: list[int] = []
         self.stored = 0  # leading blocks whose hashes were told
+        self.due = 0  # with so many tokens there is another one
         self.waiting = True  # in the queue, or preempted
         self.outcome: native.Outcome | None = None  # told before its end
 
@@ -189,7 +190,8 @@ class PolicyOrder:
                 lost = [calls[i] for i in sorted(output.preempted_req_ids) if i in calls and not calls[i].waiting]
                 self.evictor.preempt([call.number for call in lost], self.clock())
                 for call in lost:
-                    call.waiting, call.blocks, call.stored = True, [], 0
+                    call.waiting = True
+                    self._set_blocks(call, [])
             scheduled = output.num_scheduled_tokens
             for new in output.scheduled_new_reqs:
                 call = calls.get(new.req_id)
@@ -197,10 +199,9 @@ class PolicyOrder:
                     continue
                 if call.waiting:
                     self._resume(call)
-                call.blocks, call.stored = list(new.block_ids[0]), 0
+                self._set_blocks(call, new.block_ids[0])
                 self._store(call, new.num_computed_tokens + scheduled[new.req_id])
             cached = output.scheduled_cached_reqs
-            size = self.block_size
             for request_id, new_ids, computed in zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens):
                 call = calls.get(request_id)
                 if call is None:
@@ -209,10 +210,10 @@ class PolicyOrder:
                     if request_id in cached.resumed_req_ids:
                         if call.waiting:
                             self._resume(call)
-                        call.blocks, call.stored = list(new_ids[0]), 0
+                        self._set_blocks(call, new_ids[0])
                     else:
                         call.blocks.extend(new_ids[0])
-                if computed + scheduled[request_id] >= (call.stored + 1) * size:
+                if computed + scheduled[request_id] >= call.due:
                     self._store(call, computed + scheduled[request_id])
         except Exception as error:  # noqa: BLE001
             self._fail(error)
@@ -378,6 +379,11 @@ class PolicyOrder:
                 ids = [block for block in ids if block not in self._shields]
         self.evictor.unpin(ids)
 
+    def _set_blocks(self, call: Call, blocks: list[int]) -> None:
+        call.blocks = list(blocks)
+        call.stored = 0
+        call.due = self.block_size
+
     def _store(self, call: Call, tokens: int) -> None:
         """Tells of the blocks of a call that have got hashes, up to so many tokens."""
         digests = call.request.block_hashes
@@ -394,6 +400,7 @@ class PolicyOrder:
         if len(call.hashes) < last:
             call.hashes.extend(low8(digests[len(call.hashes):last]))
         call.stored = last
+        call.due = (last + 1) * self.block_size
         ids = call.blocks[first:last]
         # What was found in the cache is known mostly.
         known = 0
