@@ -1,6 +1,7 @@
 import { defineConfig } from 'vitest/config';
 
-// Two projects: `npm test` runs the first; the second packs and installs tarballs (`npm run test:packaging`).
+// Three projects: `npm test` runs the first; the second packs and installs tarballs (`npm run test:packaging`), the third starts
+// real vLLM servers (`npm run test:vllm`).
 export default defineConfig({
   test: {
     // The loader is CommonJS that runs as it is in src/ and in dist/.
@@ -11,7 +12,7 @@ export default defineConfig({
         test: {
           name: 'unit',
           include: ['test/**/*.test.ts'],
-          exclude: ['test/packaging/**'],
+          exclude: ['test/packaging/**', 'test/vllm-real/**'],
           testTimeout: 60_000,
         },
       },
@@ -23,6 +24,17 @@ export default defineConfig({
           fileParallelism: false,
           testTimeout: 300_000,
           hookTimeout: 600_000,
+        },
+      },
+      {
+        extends: true,
+        test: {
+          name: 'vllm',
+          include: ['test/vllm-real/**/*.test.ts'],
+          globalSetup: 'test/vllm-real/setup.ts',
+          // They share the servers.
+          fileParallelism: false,
+          testTimeout: 600_000,
         },
       },
     ],
