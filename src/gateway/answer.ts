@@ -26,6 +26,7 @@ export interface AnswerFacts {
 
 const newline = 0x0a;
 const carriageReturn = 0x0d;
+const nothing: Buffer = Buffer.alloc(0);
 const mostTools = 16;
 /** Of an event, or of an answer that is no stream. What is longer passes unread. */
 const mostReadBytes = 8 * 2 ** 20;
@@ -57,7 +58,7 @@ export class AnswerReader {
   readonly #streamed: boolean;
   readonly #dropUsage: boolean;
   /** Of a stream: the event that is not complete; else all there is. */
-  #held: Buffer[] = [];
+  #held = nothing;
   #heldBytes = 0;
   /** Too large to be read: the rest passes. */
   #blind = false;
@@ -76,28 +77,28 @@ export class AnswerReader {
       this.#hold(chunk);
       return chunk;
     }
-    const end = endOfEvents(chunk);
+    const end = this.#endOfEvents(chunk);
     if (this.#heldBytes === 0 && end === chunk.length) {
       // Whole events, as nearly always.
-      if (!this.#says(chunk)) return chunk;
-      return this.#events(chunk);
+      return this.#says(chunk) ? this.#events(chunk) : chunk;
     }
-    if (end === 0) {
-      this.#hold(chunk);
-      if (this.#blind) return this.#release();
-      return this.#dropUsage ? undefined : chunk;
+    let passed: Buffer | undefined;
+    if (end > 0) {
+      const whole = this.#heldBytes === 0 ? chunk.subarray(0, end) : this.#join(chunk.subarray(0, end));
+      passed = this.#says(whole) ? this.#events(whole) : whole;
     }
-    const whole = this.#heldBytes === 0 ? chunk.subarray(0, end) : this.#join(chunk.subarray(0, end));
-    const rest = chunk.subarray(end);
-    if (rest.length > 0) this.#hold(rest);
-    const passed = this.#says(whole) ? this.#events(whole) : whole;
-    return this.#dropUsage ? passed : chunk;
+    if (end < chunk.length) this.#hold(chunk.subarray(end));
+    if (!this.#dropUsage) return chunk;
+    if (!this.#blind) return passed;
+    // It will not be read: what was held back for that goes first.
+    const rest = this.#join(nothing);
+    return passed === undefined ? rest : Buffer.concat([passed, rest]);
   }
 
   /** The answer is complete: what was held back, if there is any. */
   end(): Buffer | undefined {
     if (this.#blind || this.#heldBytes === 0) return undefined;
-    const rest = this.#join(Buffer.alloc(0));
+    const rest = this.#join(nothing);
     if (!this.#streamed) {
       this.#read(rest);
       return undefined;
@@ -107,24 +108,45 @@ export class AnswerReader {
   }
 
   #hold(chunk: Buffer): void {
-    this.#held.push(chunk);
-    this.#heldBytes += chunk.length;
-    if (this.#heldBytes > mostReadBytes) {
-      this.#blind = true;
-      this.facts.unread += 1;
-      if (!this.#dropUsage) this.#held = [];
+    const bytes = this.#heldBytes + chunk.length;
+    if (bytes > this.#held.length) {
+      // Twice as much each time: an answer may come in the smallest of pieces.
+      const room = Buffer.allocUnsafe(Math.max(bytes, 2 * this.#held.length));
+      this.#held.copy(room, 0, 0, this.#heldBytes);
+      this.#held = room;
     }
+    chunk.copy(this.#held, this.#heldBytes);
+    this.#heldBytes = bytes;
+    if (bytes <= mostReadBytes) return;
+    this.#blind = true;
+    this.facts.unread += 1;
+    if (!this.#dropUsage) this.#join(nothing);
   }
 
+  /** What is held with `chunk` behind it; nothing is held then. */
   #join(chunk: Buffer): Buffer {
-    const joined = Buffer.concat([...this.#held, chunk]);
-    this.#held = [];
+    const held = this.#held.subarray(0, this.#heldBytes);
+    this.#held = nothing;
     this.#heldBytes = 0;
-    return joined;
+    return chunk.length === 0 ? held : Buffer.concat([held, chunk]);
   }
 
-  #release(): Buffer | undefined {
-    return this.#held.length === 0 ? undefined : this.#join(Buffer.alloc(0));
+  /** Where the last whole event of a chunk ends: behind its empty line; 0 if none ends here. */
+  #endOfEvents(chunk: Buffer): number {
+    const { length } = chunk;
+    if (length >= 2 && chunk[length - 1] === newline && chunk[length - 2] === newline) return length;
+    for (let at = chunk.lastIndexOf(newline); at >= 0; at = at === 0 ? -1 : chunk.lastIndexOf(newline, at - 1)) {
+      // The line before may have come with the chunk before.
+      let before = at - 1;
+      if (this.#byte(chunk, before) === carriageReturn) before -= 1;
+      if (this.#byte(chunk, before) === newline) return at + 1;
+    }
+    return 0;
+  }
+
+  /** Of a chunk or, where `at` is negative, of what is held before it. */
+  #byte(chunk: Buffer, at: number): number | undefined {
+    return at >= 0 ? chunk[at] : this.#heldBytes + at >= 0 ? this.#held[this.#heldBytes + at] : undefined;
   }
 
   #says(chunk: Buffer): boolean {
@@ -265,14 +287,6 @@ function text(value: unknown): string | undefined {
 
 function count(value: unknown): number | undefined {
   return typeof value === 'number' && Number.isSafeInteger(value) && value >= 0 ? value : undefined;
-}
-
-/** Where the last whole event of a chunk ends: behind its empty line; 0 if none ends here. */
-function endOfEvents(chunk: Buffer): number {
-  const { length } = chunk;
-  if (length >= 2 && chunk[length - 1] === newline && chunk[length - 2] === newline) return length;
-  for (let at = length - 1; at > 0; --at) if (chunk[at] === newline && blankBefore(chunk, at)) return at + 1;
-  return 0;
 }
 
 /** Whether the line that ends at `at` is empty. */

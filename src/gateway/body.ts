@@ -44,6 +44,8 @@ export async function readBody(
     throw new GatewayError('unsupported_media_type', 'the body must come without content-encoding', { closes: true });
   const length = request.headers['content-length'];
   if (length !== undefined && Number(length) > maxBodyBytes) throw tooLarge(maxBodyBytes);
+  if (request.readableEnded || request.destroyed)
+    throw new Error('the body was read before the gateway got the request: no body parser may stand before it');
   return await new Promise<Buffer>((resolve, reject) => {
     const chunks: Buffer[] = [];
     let bytes = 0;
@@ -92,7 +94,9 @@ export function checkJson(request: IncomingMessage): void {
   const type = request.headers['content-type'];
   if (type === undefined || !/^application\/(?:[\w.+-]+\+)?json\s*(?:;|$)/i.test(type)) {
     const got = type === undefined ? 'none' : JSON.stringify(type.slice(0, 60));
-    throw new GatewayError('unsupported_media_type', `content-type must be application/json, got ${got}`);
+    throw new GatewayError('unsupported_media_type', `content-type must be application/json, got ${got}`, {
+      closes: true,
+    });
   }
 }
 

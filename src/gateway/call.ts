@@ -17,7 +17,8 @@ import { GatewayError } from './errors.js';
 import { nameOf, type Tenant } from './identity.js';
 import type { ModelPool, Placed } from './model-pool.js';
 import type { PromptSource } from './tokens/types.js';
-import type { Upstream, UpstreamCall } from './upstream.js';
+import { relay, type WorkerFailure } from './relay.js';
+import type { Upstream } from './upstream.js';
 
 export const endpointPaths: Readonly<Record<string, Endpoint>> = {
   '/v1/chat/completions': 'chat',
@@ -73,24 +74,29 @@ export interface CallRecord {
   callId: number | undefined;
 }
 
-/** The newest answers of `/v1/responses` by id, and which worker gave them. */
+/** The newest answers of `/v1/responses` by id: whose they are, and which worker has them. */
 export class ResponseWorkers {
-  readonly #workers = new Map<string, VllmWorker>();
+  readonly #workers = new Map<string, { worker: VllmWorker; tenant: string }>();
   readonly #most: number;
 
   constructor(most = 65_536) {
     this.#most = most;
   }
 
-  remember(id: string, worker: VllmWorker): void {
+  remember(id: string, worker: VllmWorker, tenant: Tenant): void {
     this.#workers.delete(id);
-    this.#workers.set(id, worker);
+    this.#workers.set(id, { worker, tenant: tenant.name });
     if (this.#workers.size > this.#most) this.#workers.delete(this.#workers.keys().next().value as string);
   }
 
-  of(id: string): VllmWorker | undefined {
-    const worker = this.#workers.get(id);
-    return worker === undefined || worker.condition === 'lost' ? undefined : worker;
+  /** @throws GatewayError `not_found` where it is not known, or another tenant's, or its worker is gone */
+  of(id: string, tenant: Tenant): VllmWorker {
+    const known = this.#workers.get(id);
+    if (known === undefined || known.tenant !== tenant.name || known.worker.condition === 'lost')
+      throw new GatewayError('not_found', `response ${id.slice(0, 80)} is not known, or its worker is gone`, {
+        param: 'previous_response_id',
+      });
+    return known.worker;
   }
 }
 
@@ -126,9 +132,11 @@ export async function serveCall(
     gone.abort(new GatewayError('deadline_exceeded', `the call did not end within ${context.deadlineSeconds} seconds`));
   }, context.deadlineSeconds * 1000);
   let placed: Placed | undefined;
+  let usageAsked = false;
   try {
     const streamed = body.flag('stream') ?? false;
     checkChoices(body);
+    usageAsked = !asksForUsage(body) && streamed && (endpoint === 'chat' || endpoint === 'completions');
     const named = nameOf(request.headers, body);
     const prompt = await context.prompts.prepare({
       endpoint,
@@ -152,7 +160,7 @@ export async function serveCall(
       record.placedAfter ??= performance.now() - begun;
       record.worker = worker.worker.id;
       record.callId = call.id;
-      const failed = await passThrough(placed, streamed);
+      const failed = await passThrough(placed);
       if (failed === undefined) {
         record.status = response.statusCode;
         break;
@@ -161,6 +169,7 @@ export async function serveCall(
       if (tries >= context.retries) {
         worker.unreachable(failed);
         throw new GatewayError('worker_lost', 'the worker failed before its first byte, and so did those before it', {
+          retryAfter: 1,
           cause: failed,
         });
       }
@@ -181,125 +190,64 @@ export async function serveCall(
     context.ended(record);
   }
 
-  /** One worker's answer. Resolves with an error where it failed before its first byte and nothing was sent to the client. */
-  async function passThrough(call: Placed, streamed: boolean): Promise<Error | undefined> {
-    const { upstream, chunkSeconds, firstByteSeconds } = context;
-    const { signal } = gone;
+  /** One worker's answer; see {@link relay}. */
+  async function passThrough(call: Placed): Promise<WorkerFailure | undefined> {
     const { worker } = call;
-    const usageAsked = streamed && (endpoint === 'chat' || endpoint === 'completions') && !asksForUsage(body);
     const sent = upstreamBody(context, endpoint, body, call, usageAsked);
-    return await new Promise((resolve, reject) => {
-      let reader: AnswerReader | undefined;
-      let first = true;
-      let stalled: NodeJS.Timeout | undefined;
-      let upstreamCall: UpstreamCall | undefined = undefined;
-      const stop = (): void => {
-        clearTimeout(stalled);
-        clearTimeout(firstByte);
-        signal.removeEventListener('abort', onAbort);
-        response.off('drain', onDrain);
-      };
-      const giveUp = (error: Error): void => {
-        stop();
-        upstreamCall?.abort(error);
-        reject(error);
-      };
-      const onAbort = (): void => {
-        giveUp(signal.reason as Error);
-      };
-      const onDrain = (): void => {
-        clearTimeout(stalled);
-        stalled = undefined;
-        upstreamCall?.resume();
-      };
-      const firstByte = setTimeout(() => {
-        const error = new GatewayError('deadline_exceeded', `no answer began within ${firstByteSeconds} seconds`);
-        giveUp(error);
-      }, firstByteSeconds * 1000);
-      signal.addEventListener('abort', onAbort, { once: true });
-      response.on('drain', onDrain);
-      /** `false`: the client reads too slowly. It is given as long as a worker between two chunks. */
-      const write = (chunk: Buffer): boolean => {
-        if (response.write(chunk)) return true;
-        stalled ??= setTimeout(() => {
-          giveUp(new GatewayError('deadline_exceeded', `the client read nothing for ${chunkSeconds} seconds`));
-        }, chunkSeconds * 1000);
-        return false;
-      };
-      upstreamCall = upstream.send(
-        {
+    let reader: AnswerReader | undefined;
+    let failed: WorkerFailure | undefined;
+    try {
+      failed = await relay(context.upstream, {
+        request: {
           origin: worker.origin,
           path: worker.path + pathOf(endpoint),
           method: 'POST',
           headers: upstreamHeaders(context, request, worker, sent.length),
           body: sent,
         },
-        {
-          head: (status, headers) => {
-            const load = headers['endpoint-load-metrics'];
-            if (typeof load === 'string') worker.loadHeader(load);
-            delete headers['endpoint-load-metrics'];
-            if (status === 502 || status === 503) {
-              // Nothing was sent yet: another worker may do better.
-              stop();
-              upstreamCall?.abort(retriable);
-              resolve(new Error(`the worker answered with status ${status}`));
-              return;
-            }
-            clearTimeout(firstByte);
-            const events = String(headers['content-type'] ?? '').startsWith('text/event-stream');
-            reader = new AnswerReader(endpoint, { streamed: events, dropUsage: usageAsked });
-            // What is taken out makes the answer shorter than the worker said.
-            if (events) delete headers['content-length'];
-            headers['x-request-id'] = context.requestId;
-            headers['x-saga-call'] = callName(context.pool, call.call.id);
-            response.writeHead(status, headers);
-            if (events) response.flushHeaders();
-          },
-          data: (chunk) => {
-            if (first) {
-              first = false;
-              record.firstByteAfter ??= performance.now() - begun;
-              call.firstByte();
-            }
-            const passed = reader === undefined ? chunk : reader.push(chunk);
-            return passed === undefined || passed.length === 0 || write(passed);
-          },
-          end: () => {
-            stop();
-            const rest = reader?.end();
-            if (rest !== undefined) response.write(rest);
-            response.end();
-            const facts = reader?.facts;
-            if (facts === undefined || response.statusCode >= 400) call.cancel();
-            else {
-              if (endpoint === 'responses' && facts.id !== undefined) context.responses.remember(facts.id, worker);
-              record.outputTokens = facts.outputTokens;
-              record.cachedTokens = facts.cachedTokens;
-              if (facts.promptTokens !== undefined) context.prompts.counted(call.request.prompt, facts.promptTokens);
-              call.finish(facts);
-            }
-            resolve(undefined);
-          },
-          failed: (error) => {
-            stop();
-            if (!response.headersSent) {
-              resolve(error);
-              return;
-            }
-            worker.unreachable(error);
-            reject(new GatewayError('worker_lost', 'the worker broke off its answer', { cause: error }));
-          },
+        response,
+        signal: gone.signal,
+        firstByteSeconds: context.firstByteSeconds,
+        chunkSeconds: context.chunkSeconds,
+        head: (status, headers) => {
+          const load = headers['endpoint-load-metrics'];
+          if (typeof load === 'string') worker.loadHeader(load);
+          delete headers['endpoint-load-metrics'];
+          const events = String(headers['content-type'] ?? '').startsWith('text/event-stream');
+          // What is taken out makes the answer shorter than the worker said.
+          if (events) delete headers['content-length'];
+          headers['x-request-id'] = context.requestId;
+          headers['x-saga-call'] = callName(context.pool, call.call.id);
+          if (status < 400) reader = new AnswerReader(endpoint, { streamed: events, dropUsage: usageAsked });
+          return reader;
         },
-      );
-      if (signal.aborted) onAbort();
-    });
+        firstByte: () => {
+          record.firstByteAfter ??= performance.now() - begun;
+          call.firstByte();
+        },
+      });
+    } catch (error) {
+      if (error instanceof GatewayError && error.code === 'worker_lost') worker.unreachable(error.cause as Error);
+      throw error;
+    }
+    if (failed !== undefined) return failed;
+    const facts = reader?.facts;
+    if (facts === undefined) {
+      call.cancel();
+      return undefined;
+    }
+    if (endpoint === 'responses' && facts.id !== undefined)
+      context.responses.remember(facts.id, worker, context.tenant);
+    record.outputTokens = facts.outputTokens;
+    record.cachedTokens = facts.cachedTokens;
+    if (facts.promptTokens !== undefined) context.prompts.counted(call.request.prompt, facts.promptTokens);
+    call.finish(facts);
+    return undefined;
   }
 }
 
 /** The client closed its connection: there is nobody to be told. */
-const clientGone = new Error('the client has gone');
-const retriable = new Error('another worker is tried');
+export const clientGone = new Error('the client has gone');
 
 /** By which a client asks why its call went where it did. */
 export function callName(pool: ModelPool, id: number): string {
@@ -322,7 +270,7 @@ function checkChoices(body: Body): void {
   body.integer('n', 1, 128);
 }
 
-function saltOf(tenant: Tenant, body: Body): string | undefined {
+export function saltOf(tenant: Tenant, body: Body): string | undefined {
   const own = body.text('cache_salt');
   if (tenant.cacheSalt === undefined) return own;
   return own === undefined ? tenant.cacheSalt : `${tenant.cacheSalt}\n${own}`;

@@ -122,5 +122,36 @@ export function sendError(response: ServerResponse, error: GatewayError, shape: 
   if (error.retryAfter !== undefined) headers['retry-after'] = Math.max(1, Math.ceil(error.retryAfter));
   if (error.closes) headers['connection'] = 'close';
   response.writeHead(error.status, headers);
-  response.end(body);
+  if (error.closes) endWhenRead(response, body);
+  else response.end(body);
+}
+
+const lingerSeconds = 2;
+const mostLingerBytes = 64 * 2 ** 20;
+
+/**
+ * Ends an answer to a request whose body is still on its way. A connection that is closed while its client sends is reset, and the answer
+ * lost: so what comes is thrown away for a moment. The answer is complete by its length meanwhile.
+ */
+function endWhenRead(response: ServerResponse, body: string): void {
+  const request = response.req;
+  if (request.complete || request.destroyed || request.headers.expect !== undefined) {
+    response.end(body);
+    return;
+  }
+  response.write(body);
+  let bytes = 0;
+  const onData = (chunk: Buffer): void => {
+    bytes += chunk.length;
+    if (bytes > mostLingerBytes) end();
+  };
+  const end = (): void => {
+    clearTimeout(timer);
+    request.off('data', onData).off('end', end);
+    response.off('close', end);
+    response.end();
+  };
+  const timer = setTimeout(end, lingerSeconds * 1000);
+  response.once('close', end);
+  request.on('data', onData).once('end', end).resume();
 }

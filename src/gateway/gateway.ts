@@ -7,13 +7,15 @@
 import { randomUUID } from 'node:crypto';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import type { Duplex } from 'node:stream';
 import { SagaArgumentError } from '../errors.js';
 import { JsonOutline } from '../json-outline.js';
-import type { Logger, VllmWorker } from '../vllm/index.js';
+import type { Logger } from '../vllm/index.js';
 import { Body, HeldBytes, checkJson, readBody } from './body.js';
-import { ResponseWorkers, endpointPaths, serveCall, upstreamHeaders, type CallContext } from './call.js';
+import { ResponseWorkers, endpointPaths, serveCall, type CallContext } from './call.js';
 import type { GatewayConfig, ModelConfig } from './config.js';
 import { GatewayError, asGatewayError, sendError } from './errors.js';
+import { forward, forwardBody, readyWorkers, type ForwardContext } from './forward.js';
 import { Tenants, type Tenant } from './identity.js';
 import { ModelPool } from './model-pool.js';
 import { GatewayMetrics } from './observe/metrics.js';
@@ -68,7 +70,7 @@ export class Gateway {
   readonly #limits: Required<Pick<GatewayConfig, keyof typeof defaults>>;
   readonly #open = new Set<ServerResponse>();
   #server: Server | undefined;
-  #closing = false;
+  #closing: Promise<void> | undefined;
 
   private constructor(config: GatewayConfig) {
     this.config = config;
@@ -80,13 +82,10 @@ export class Gateway {
         `host ${this.#limits.host} can be reached from outside: set apiKeys, or insecure to serve whoever comes`,
       );
     this.#held = new HeldBytes(this.#limits.maxHeldBytes);
-    this.#upstream = new Upstream({
-      headSeconds: this.#limits.firstByteSeconds,
-      chunkSeconds: this.#limits.chunkSeconds,
-    });
+    this.#upstream = new Upstream();
     const pools = new Map<string, ModelPool>();
     for (const model of config.models) {
-      if (pools.has(model.name)) throw new SagaArgumentError(`model ${model.name} is there twice`);
+      if (this.#targets.has(model.name)) throw new SagaArgumentError(`model ${model.name} is there twice`);
       const pool = new ModelPool(model, config, this.#log);
       pools.set(model.name, pool);
       const prompts = createPromptSource(pool);
@@ -122,16 +121,24 @@ export class Gateway {
     return gateway;
   }
 
+  /**
+   * Checks all of a configuration that can be checked without connecting to anything.
+   *
+   * @throws SagaArgumentError
+   */
+  static async check(config: GatewayConfig): Promise<void> {
+    await new Gateway(config).close({ graceSeconds: 0 });
+  }
+
   /** Listens at `host` and `port`. */
   async listen(): Promise<AddressInfo> {
     const { host, port } = this.#limits;
     const server = createServer({ keepAliveTimeout: 75_000, requestTimeout: 0 }, this.handler);
-    server.on('clientError', (_error, socket) => {
-      // Headers that are too large or no HTTP at all.
-      if (socket.writable)
-        socket.end(
-          'HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: application/json\r\n\r\n' + badRequest,
-        );
+    server.on('clientError', refuseConnection);
+    // A client that asks first is told to send its body when its key was looked at.
+    server.on('checkContinue', (request: IncomingMessage, response: ServerResponse) => {
+      asking.set(request, response);
+      this.handler(request, response);
     });
     this.#server = server;
     return await new Promise((resolve, reject) => {
@@ -146,13 +153,16 @@ export class Gateway {
   /**
    * Takes no new requests, lets those that run end, and breaks off what is left after `graceSeconds` (default 30).
    */
-  async close(options: { graceSeconds?: number } = {}): Promise<void> {
-    if (this.#closing) return;
-    this.#closing = true;
+  close(options: { graceSeconds?: number } = {}): Promise<void> {
+    this.#closing ??= this.#close(options.graceSeconds ?? 30);
+    return this.#closing;
+  }
+
+  async #close(graceSeconds: number): Promise<void> {
     const server = this.#server;
     const closed = server === undefined ? undefined : new Promise((resolve) => server.close(resolve));
     server?.closeIdleConnections();
-    const until = performance.now() + 1000 * (options.graceSeconds ?? 30);
+    const until = performance.now() + 1000 * graceSeconds;
     while (this.#open.size > 0 && performance.now() < until) await new Promise((resolve) => setTimeout(resolve, 20));
     for (const response of this.#open) response.destroy();
     server?.closeAllConnections();
@@ -165,13 +175,13 @@ export class Gateway {
 
   async #serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const path = pathOf(request);
-    const shape = path === '/v1/messages' ? 'anthropic' : 'openai';
+    const shape = path === '/v1/messages' || path.startsWith('/v1/messages/') ? 'anthropic' : 'openai';
     this.#open.add(response);
     response.once('close', () => this.#open.delete(response));
     const requestId = requestIdOf(request);
     const span = startSpan(request, path);
     try {
-      if (this.#closing)
+      if (this.#closing !== undefined)
         throw new GatewayError('shutting_down', 'the gateway is shutting down', { closes: true, retryAfter: 1 });
       await this.#route(request, response, path, requestId);
     } catch (thrown) {
@@ -182,8 +192,6 @@ export class Gateway {
       if (error.code === 'internal_error') this.#log.error(fields, 'a request failed within the gateway');
       else this.#log.info(fields, error.message);
       sendError(response, error, shape);
-      // Whatever of the body is still to come is not read.
-      if (error.closes) request.resume().once('end', () => request.socket.destroySoon());
     } finally {
       span.end(response.statusCode);
     }
@@ -204,16 +212,9 @@ export class Gateway {
         const previous = endpoint === 'responses' ? body.text('previous_response_id') : undefined;
         if (previous !== undefined) {
           // Its prompt is what that worker remembers: nobody else has it.
-          const worker = this.#responses.of(previous);
-          if (worker === undefined)
-            throw new GatewayError(
-              'not_found',
-              `response ${previous.slice(0, 80)} is not known, or its worker is gone`,
-              {
-                param: 'previous_response_id',
-              },
-            );
-          await this.#forward(request, response, worker, requestId, body.bytes, endpoint);
+          const worker = this.#responses.of(previous, tenant);
+          this.metrics.passed(path);
+          await forward(context, request, response, [worker], forwardBody(context, body, true));
           return;
         }
         await serveCall(context, endpoint, request, response, body);
@@ -273,18 +274,19 @@ export class Gateway {
       sendJson(response, 200, modelCard(name));
       return;
     }
-    if (path.startsWith('/v1/responses/')) {
-      const id = decoded(path.split('/')[3] ?? '');
-      const worker = this.#responses.of(id);
-      if (worker === undefined)
-        throw new GatewayError('not_found', `response ${id.slice(0, 80)} is not known, or its worker is gone`);
-      await this.#forward(request, response, worker, requestId, await this.#plainBody(request), undefined);
+    if (path.startsWith('/v1/responses/') && isPlain(path)) {
+      const worker = this.#responses.of(decoded(path.split('/')[3] ?? ''), tenant);
+      const bytes = await this.#plainBody(request);
+      this.metrics.passed('/v1/responses/{id}');
+      await forward(this.#passing(tenant, requestId), request, response, [worker], { bytes, response: false });
       return;
     }
-    if (path.startsWith('/v1/') && request.method === 'POST') {
+    if (path.startsWith('/v1/') && request.method === 'POST' && isPlain(path) && !ofOneWorker.test(path)) {
       await this.#withBody(request, async (body) => {
-        const { pool } = this.#targetOf(body);
-        await this.#forward(request, response, this.#readyWorker(pool), requestId, body.bytes, undefined);
+        const context = this.#context(this.#targetOf(body), tenant, requestId);
+        const workers = readyWorkers(context.pool, 1 + context.retries);
+        this.metrics.passed('/v1/*');
+        await forward(context, request, response, workers, forwardBody(context, body, false));
       });
       return;
     }
@@ -296,6 +298,7 @@ export class Gateway {
   /** Reads and scans the body, and holds its bytes until `use` has ended. */
   async #withBody(request: IncomingMessage, use: (body: Body) => Promise<void>): Promise<void> {
     checkJson(request);
+    asking.get(request)?.writeContinue();
     const bytes = await readBody(request, { ...this.#limits, held: this.#held });
     try {
       await use(Body.of(bytes, this.#scanner));
@@ -305,7 +308,8 @@ export class Gateway {
   }
 
   async #plainBody(request: IncomingMessage): Promise<Buffer | null> {
-    if (request.method === 'GET' || request.method === 'DELETE') return null;
+    if (request.method === 'GET' || request.method === 'HEAD' || request.method === 'DELETE') return null;
+    asking.get(request)?.writeContinue();
     const bytes = await readBody(request, { ...this.#limits, held: this.#held });
     this.#held.give(bytes.length);
     return bytes;
@@ -324,90 +328,62 @@ export class Gateway {
     return target;
   }
 
-  #context(target: Target, tenant: Tenant, requestId: string): CallContext {
-    const { retries, firstByteSeconds, chunkSeconds, deadlineSeconds } = this.#limits;
+  #passing(tenant: Tenant, requestId: string): ForwardContext {
+    const { firstByteSeconds, chunkSeconds, deadlineSeconds } = this.#limits;
     return {
-      ...target,
       upstream: this.#upstream,
       tenant,
       requestId,
-      retries,
       firstByteSeconds,
       chunkSeconds,
       deadlineSeconds,
       log: this.#log,
       responses: this.#responses,
+    };
+  }
+
+  #context(target: Target, tenant: Tenant, requestId: string): CallContext {
+    return {
+      ...target,
+      ...this.#passing(tenant, requestId),
+      retries: this.#limits.retries,
       ended: (record) => {
         this.metrics.ended(record);
         this.#log.debug({ requestId, ...record }, 'call');
       },
     };
   }
-
-  /** The one with the fewest calls: what is passed through is not scheduled. */
-  #readyWorker(pool: ModelPool): VllmWorker {
-    let best: VllmWorker | undefined;
-    let fewest = Infinity;
-    for (const worker of pool.workers.workers) {
-      if (worker.condition !== 'ready') continue;
-      const { openCalls } = worker.worker.state();
-      if (openCalls < fewest) [best, fewest] = [worker, openCalls];
-    }
-    if (best === undefined)
-      throw new GatewayError('no_worker', `no worker of model ${pool.name} is ready`, { retryAfter: 5 });
-    return best;
-  }
-
-  /** A request that is not scheduled, to a worker and back. */
-  async #forward(
-    request: IncomingMessage,
-    response: ServerResponse,
-    worker: VllmWorker,
-    requestId: string,
-    body: Buffer | null,
-    endpoint: 'chat' | 'completions' | 'responses' | 'messages' | undefined,
-  ): Promise<void> {
-    await new Promise<void>((resolve, reject) => {
-      const call = this.#upstream.send(
-        {
-          origin: worker.origin,
-          path: worker.path + (request.url ?? '/'),
-          method: request.method ?? 'GET',
-          headers: upstreamHeaders({ requestId }, request, worker, body?.length),
-          body,
-        },
-        {
-          head: (status, headers) => {
-            headers['x-request-id'] = requestId;
-            response.writeHead(status, headers);
-          },
-          data: (chunk) => response.write(chunk),
-          end: () => {
-            response.end();
-            resolve();
-          },
-          failed: (error) => {
-            worker.unreachable(error);
-            reject(new GatewayError('worker_lost', 'the worker could not be reached or broke off', { cause: error }));
-          },
-        },
-      );
-      response.on('drain', () => {
-        call.resume();
-      });
-      response.once('close', () => {
-        if (response.writableFinished) return;
-        call.abort(new Error('the client has gone'));
-        resolve();
-      });
-      if (endpoint !== undefined) this.metrics.passed(endpoint);
-    });
-  }
 }
 
-const badRequest = new GatewayError('invalid_request', 'the request is no HTTP, or its headers are too large').toJson(
-  'openai',
-);
+/** Requests that want to be told to send their bodies. */
+const asking = new WeakMap<IncomingMessage, ServerResponse>();
+
+/** Answers what is no HTTP, unless an answer is on its way there. */
+function refuseConnection(
+  error: Error & { code?: string },
+  socket: Duplex & { _httpMessage?: ServerResponse | null; destroySoon?: () => void },
+): void {
+  if (socket.writable && socket._httpMessage?.headersSent !== true) {
+    const [status, message] =
+      error.code === 'HPE_HEADER_OVERFLOW'
+        ? ['431 Request Header Fields Too Large', 'the headers are too large']
+        : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
+          ? ['408 Request Timeout', 'the headers did not arrive in time']
+          : ['400 Bad Request', 'the request is no HTTP'];
+    const body = new GatewayError('invalid_request', message).toJson('openai');
+    const head = `HTTP/1.1 ${status}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: ${body.length}`;
+    socket.write(`${head}\r\n\r\n${body}`);
+  }
+  socket.destroySoon?.();
+}
+
+/** Routes that would change one worker and not the others. */
+const ofOneWorker = /^\/v1\/(?:un)?load_lora_adapter$/;
+
+/** Whether a path means the same to whoever reads it: no segment leads elsewhere. */
+function isPlain(path: string): boolean {
+  return path.split('/').every((segment, i) => i === 0 || !/^$|^\.\.?$|[/\\]/.test(decoded(segment)));
+}
 
 /** Settings that were given. */
 function definedOf(config: GatewayConfig): Partial<Required<Pick<GatewayConfig, keyof typeof defaults>>> {

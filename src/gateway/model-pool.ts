@@ -72,6 +72,7 @@ export interface PoolCounters {
 
 const keptCalls = 4096;
 const longestName = 900;
+const shunMilliseconds = 1000;
 const mostAgents = 1024;
 
 /** A call that has a worker. Ends by {@link finish} or {@link cancel}, once. */
@@ -179,6 +180,8 @@ export class ModelPool {
   readonly #waiting = new Map<number, Waiter>();
   /** The newest calls by id, for explanations. */
   readonly #calls = new Map<number, Call>();
+  /** Workers whose server has just failed, until they get calls again. */
+  readonly #shunned = new Map<VllmWorker, NodeJS.Timeout>();
   #threads = 0;
   #timer: NodeJS.Timeout | undefined;
   #pumping = false;
@@ -235,6 +238,8 @@ export class ModelPool {
   async close(): Promise<void> {
     this.#closed = true;
     clearTimeout(this.#timer);
+    for (const timer of this.#shunned.values()) clearTimeout(timer);
+    this.#shunned.clear();
     for (const waiter of this.#waiting.values())
       waiter.reject(new GatewayError('shutting_down', 'the gateway is shutting down'));
     this.#waiting.clear();
@@ -369,6 +374,7 @@ export class ModelPool {
     const { session, request } = placed;
     this.counters.retried += 1;
     placed.worker.unreachable(error);
+    this.#shun(placed.worker);
     try {
       this.#open();
       let next: { call: Call; receipt: Receipt; worker: VllmWorker; waited: number };
@@ -378,6 +384,7 @@ export class ModelPool {
         // The scheduler knew that the worker was lost, and has placed the call anew meanwhile.
         next = { call: placed.call, receipt, worker, waited: 0 };
       } else if (receipt === undefined && !placed.call.ended) {
+        this.#checkWorkers();
         next = await this.#wait(placed.call, request.signal);
       } else {
         this.#tell(placed, () => {
@@ -391,6 +398,9 @@ export class ModelPool {
       placed.waited += next.waited;
     } catch (thrown) {
       placed.ended = true;
+      this.#tell(placed, () => {
+        placed.call.cancel();
+      });
       this.#left(session, placed.head);
       this.pump();
       throw thrown;
@@ -432,6 +442,43 @@ export class ModelPool {
         Math.min(Math.max(milliseconds, 0), 2 ** 31 - 1),
       ).unref();
     }
+  }
+
+  /**
+   * A server has just failed a call: for a moment calls go elsewhere. Whether it is lost its health checks find out meanwhile. Where all
+   * others have failed too, they get another chance.
+   */
+  #shun(failed: VllmWorker): void {
+    const same: VllmWorker[] = [];
+    const others: VllmWorker[] = [];
+    for (const worker of this.workers.workers)
+      if (worker.condition === 'ready')
+        (worker.origin === failed.origin && worker.path === failed.path ? same : others).push(worker);
+    if (others.length === 0) return;
+    if (others.every((worker) => this.#shunned.has(worker))) for (const worker of others) this.#readmit(worker);
+    for (const worker of same) {
+      if (this.#shunned.has(worker)) continue;
+      worker.worker.drain();
+      this.#shunned.set(
+        worker,
+        setTimeout(() => {
+          this.#readmit(worker);
+          this.pump();
+        }, shunMilliseconds).unref(),
+      );
+    }
+  }
+
+  #readmit(worker: VllmWorker): void {
+    clearTimeout(this.#shunned.get(worker));
+    this.#shunned.delete(worker);
+    // One that is drained for another reason stays so.
+    if (!this.#closed && worker.condition === 'ready') worker.worker.resume();
+  }
+
+  #checkWorkers(): void {
+    if (this.workers.workers.every(({ condition }) => condition !== 'ready' && condition !== 'draining'))
+      throw new GatewayError('no_worker', `no worker of model ${this.name} is ready`, { retryAfter: 5 });
   }
 
   #open(): void {
@@ -508,8 +555,7 @@ export class ModelPool {
     kind: PromptKind | undefined,
   ): Promise<{ call: Call; receipt: Receipt; worker: VllmWorker; waited: number }> {
     signal.throwIfAborted();
-    if (this.workers.workers.every(({ condition }) => condition !== 'ready' && condition !== 'draining'))
-      throw new GatewayError('no_worker', `no worker of model ${this.name} is ready`, { retryAfter: 5 });
+    this.#checkWorkers();
     let call: Call;
     try {
       call = session.workflow.submit(

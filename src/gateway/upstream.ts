@@ -22,10 +22,6 @@ const hopByHop = new Set([
 export interface UpstreamOptions {
   /** Seconds until a connection stands. Default 5. */
   connectSeconds?: number;
-  /** Seconds from the request to the head of the answer. Default 600. */
-  headSeconds?: number;
-  /** Seconds between two chunks of the answer. Default 300. */
-  chunkSeconds?: number;
 }
 
 export interface UpstreamRequest {
@@ -108,8 +104,9 @@ export class Upstream {
   constructor(options: UpstreamOptions = {}) {
     this.#agent = new Agent({
       connect: { timeout: 1000 * (options.connectSeconds ?? 5) },
-      headersTimeout: 1000 * (options.headSeconds ?? 600),
-      bodyTimeout: 1000 * (options.chunkSeconds ?? 300),
+      // Whoever sends a request gives it up by himself.
+      headersTimeout: 0,
+      bodyTimeout: 0,
       pipelining: 1,
       // A worker has as many connections as it has calls: the scheduler bounds them, not the client.
       connections: null,
