@@ -1,6 +1,8 @@
 /** The emulated engine against frames that real vLLM published for the same requests. */
 import { existsSync, readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
+import { TaggedHasher } from '../../src/emulated-worker/tagged-hasher.js';
+import { BlockHasher } from '../../src/hasher.js';
 import { encodeBatch } from '../../src/emulated-worker/event-publisher.js';
 import { Bench, range, short } from './helpers.js';
 
@@ -90,4 +92,18 @@ describe('the scheduler of vLLM, 8 usable blocks of 4 tokens', () => {
       expect(payloads).toEqual(frames!.map((frame) => timeless(frame.payload)));
     });
   }
+});
+
+describe('hashes with named keys', () => {
+  it('are those of vLLM 0.33.0 for a salt, and of every release without', () => {
+    const hasher = new TaggedHasher(16, '0');
+    expect([...hasher.reset({ cacheSalt: 'tenant-a' }).update(range(10, 36))]).toEqual([
+      16014397371320633522n,
+      14626754679705080051n,
+    ]);
+    const plain = new BlockHasher({ algorithm: 'sha256_cbor', blockTokens: 16 });
+    const tokens = Uint32Array.from({ length: 64 }, (_, i) => [0, 23, 24, 255, 256, 65_535, 65_536, 151_936][i % 8]!);
+    expect(hasher.reset().update(tokens)).toEqual(plain.reset().update(tokens));
+    expect(hasher.digest()).toEqual(plain.digest());
+  });
 });

@@ -173,3 +173,39 @@ describe('a step', () => {
     expect(engine.counters.busySeconds).toBeCloseTo(times.reduce((sum, seconds) => sum + seconds));
   });
 });
+
+describe('leases', () => {
+  it('end at their deadline, or when memory is short, least valuable first', () => {
+    const bench = new Bench({ blocks: 11, maxModelTokens: 40 });
+    const { engine } = bench;
+    const ended: string[] = [];
+    const lease = (first: number, value: number, until: number): void => {
+      bench.run(range(first, 9), { answer: range(7, 1) });
+      const { hashes } = engine.resident(engine.hashesOf(range(first, 8), {}));
+      expect(hashes.length).toBe(2);
+      const onEnd = (why: string): void => void ended.push(`${first} ${why}`);
+      expect(engine.retain(hashes, 6, { value, now: bench.now, until, onEnd })).not.toBe('budget');
+    };
+    lease(100, 0.9, 1e6);
+    lease(200, 0.1, 1e6);
+    lease(300, 1, bench.now + 50);
+    expect(engine.leasedBlocks).toBe(6);
+    // No room in the budget.
+    bench.run(range(400, 5), { answer: range(7, 1) });
+    const { hashes } = engine.resident(engine.hashesOf(range(400, 4), {}));
+    const refused = engine.retain(hashes, 6, { value: 1, now: 0, until: 1e6, onEnd: () => undefined });
+    expect(refused).toBe('budget');
+    bench.now += 100;
+    bench.step();
+    expect(ended).toEqual(['300 expired']);
+    // 10 blocks, 4 leased: a prompt of 7 blocks fits when one lease goes.
+    const call = bench.run(range(500, 27), { answer: range(7, 1) });
+    expect(ended).toEqual(['300 expired', '200 memory']);
+    expect(call.state).toBe('ended');
+    expect(engine.leasedBlocks).toBe(2);
+    expect(bench.run(range(100, 9), { answer: range(7, 1) }).cachedTokens).toBe(8);
+    expect(engine.resetPrefixCache()).toBe(true);
+    expect(ended.at(-1)).toBe('100 reset');
+    expect(engine.verify()).toBe(true);
+  });
+});
