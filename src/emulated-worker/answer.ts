@@ -79,6 +79,12 @@ export function planAnswer(
   };
 }
 
+/** An answer that is given as tokens: its end is a token of its own, where there is room for it. */
+export function scriptedAnswer(script: readonly number[], most: number): PlannedAnswer {
+  if (script.length >= most) return { tokens: Uint32Array.from(script.slice(0, most)), finish: 'length' };
+  return { tokens: Uint32Array.from([...script, markers.end]), finish: 'stop' };
+}
+
 /** What a token brought. */
 export type Delta =
   | { readonly kind: 'text'; readonly text: string }

@@ -53,6 +53,7 @@ export class Driver {
       if (engine.inStep) {
         sleep = this.#stepEnd - now;
         if (sleep > 0) break;
+        if (this.#timeScale !== Infinity) engine.counters.lateSeconds -= sleep / 1000;
         engine.endStep();
         ended = true;
         begin = this.#stepEnd;

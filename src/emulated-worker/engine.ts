@@ -110,6 +110,8 @@ export interface EngineCounters {
   steps: number;
   /** Modelled. */
   busySeconds: number;
+  /** By which steps ended later than modelled, all together, in seconds of this machine; its driver counts. */
+  lateSeconds: number;
   promptTokens: number;
   /** Of the prompts, computed or not. */
   cachedTokens: number;
@@ -141,6 +143,7 @@ export class Engine {
   readonly counters: EngineCounters = {
     steps: 0,
     busySeconds: 0,
+    lateSeconds: 0,
     promptTokens: 0,
     cachedTokens: 0,
     queriedTokens: 0,

@@ -5,7 +5,7 @@
  * A stream costs one short string a token; what several steps made in one turn of the loop leaves in one write.
  */
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import { AnswerReader, planAnswer, type Answer, type ScriptRequest } from './answer.js';
+import { AnswerReader, planAnswer, scriptedAnswer, type Answer, type ScriptRequest } from './answer.js';
 import { encodeChat, type ChatMessage } from './chat-template.js';
 import type { Engine, EngineCall } from './engine.js';
 import { HttpRefusal, RouteRefusal, badRequest, malformed, notFound, unknownModel } from './errors.js';
@@ -372,14 +372,13 @@ export class HttpApi {
     const { endpoint, body, fields, prompt } = generation;
     const engine = this.#engine(request);
     const room = this.#options.maxModelTokens - prompt.length;
+    const most = fields.maxTokens ?? room;
     const scripted = (): Answer | undefined =>
       this.#options.script?.({ endpoint, body, promptTokens: prompt.length, lastText: generation.lastText });
-    const { tokens, finish } = planAnswer(
-      fields.answer ?? scripted(),
-      prompt,
-      fields.maxTokens ?? room,
-      fields.maxTokens !== undefined || fields.ignoreEnd,
-    );
+    const { tokens, finish } =
+      fields.script === undefined
+        ? planAnswer(fields.answer ?? scripted(), prompt, most, fields.maxTokens !== undefined || fields.ignoreEnd)
+        : scriptedAnswer(fields.script, most);
     const load = loadHeader(headerOf(request, 'endpoint-load-metrics-format'), engine);
     if (load !== undefined) response.setHeader('endpoint-load-metrics', load);
     for (const params of [fields.transferParams?.saga, fields.hints])

@@ -99,6 +99,12 @@ const metrics: readonly Metric[] = [
     values: one((engine) => engine.counters.busySeconds),
   },
   {
+    name: 'saga_emulated:step_late_seconds',
+    kind: 'counter',
+    help: 'Time by which steps ended later than modelled, of the machine.',
+    values: one((engine) => engine.counters.lateSeconds),
+  },
+  {
     name: 'saga_emulated:steps',
     kind: 'counter',
     help: 'Steps.',

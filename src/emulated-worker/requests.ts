@@ -85,6 +85,8 @@ export interface CommonFields {
   transferParams: Record<string, unknown> | undefined;
   hints: Record<string, unknown> | undefined;
   answer: Answer | undefined;
+  /** The answer's tokens. */
+  script: readonly number[] | undefined;
 }
 
 export function commonFields(body: Body, maxTokens: number | undefined): CommonFields {
@@ -122,7 +124,17 @@ export function commonFields(body: Body, maxTokens: number | undefined): CommonF
     transferParams: optionalObject(body, 'kv_transfer_params'),
     hints: optionalObject(body, 'kv_hints'),
     answer: answerOf(xargs?.saga_answer),
+    script: scriptOf(xargs?.saga_script),
   };
+}
+
+/** The answer that a request brings along as token ids: a list, or text such as `5,6,7`. */
+function scriptOf(given: unknown): readonly number[] | undefined {
+  if (given === undefined || given === null) return undefined;
+  const ids: unknown = typeof given === 'string' ? given.split(',').map(Number) : given;
+  if (!Array.isArray(ids) || ids.length === 0 || !ids.every((id) => Number.isInteger(id) && id >= 0 && id < 2 ** 32))
+    throw malformed('vllm_xargs.saga_script must be token ids: a list, or text such as "5,6,7"', 'vllm_xargs');
+  return ids as number[];
 }
 
 /** The answer that a request brings along. */
