@@ -214,14 +214,21 @@ class Evictor:
         if parent is not None:
             self._pair[0] = parent
             before = self._pair_address
-        if len(blocks) == 1:
-            self._pair[1] = hashes[0]
-            self._word.value = blocks[0]
-            _check(self._library.saga_evictor_store(self._handle, before, self._pair_address + 8, self._word_address, 1),
-                   "store")
-            return
         ids = array("I", blocks)
         _check(self._library.saga_evictor_store(self._handle, before, _address(hashes), _address(ids), len(ids)), "store")
+
+    def store_one(self, parent: int | None, low: int, block: int) -> None:
+        """One block; without arrays of its own."""
+        pair, address = self._pair, self._pair_address
+        pair[1] = low
+        self._word.value = block
+        before = None
+        if parent is not None:
+            pair[0] = parent
+            before = address
+        status = self._library.saga_evictor_store(self._handle, before, address + 8, self._word_address, 1)
+        if status:
+            _check(status, "store")
 
     def drop(self, blocks: Sequence[int]) -> None:
         ids = array("I", blocks)
@@ -240,12 +247,16 @@ class Evictor:
         _check(self._library.saga_evictor_prefer(self._handle, _address(ids), len(ids)), "prefer")
 
     def take(self, count: int, now: int) -> Sequence[int]:
-        if count == 1:
-            _check(self._library.saga_evictor_take(self._handle, self._word_address, 1, now), "take")
-            return (self._word.value,)
         ids = array("I", bytes(4 * count))
         _check(self._library.saga_evictor_take(self._handle, _address(ids), count, now), "take")
         return ids
+
+    def take_one(self, now: int) -> int:
+        """One block; without an array of its own."""
+        status = self._library.saga_evictor_take(self._handle, self._word_address, 1, now)
+        if status:
+            _check(status, "take")
+        return self._word.value
 
     def clear(self) -> None:
         _check(self._library.saga_evictor_clear(self._handle), "clear")

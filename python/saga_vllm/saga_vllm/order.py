@@ -102,6 +102,13 @@ class PolicyOrder:
             while self.queue.num_free_blocks - self._idle_shields < count and self.release_one():
                 pass
             blocks = self.pool.blocks
+            if count == 1:  # most of them: a request that decodes comes to its next block
+                number = self.evictor.take_one(self.clock())
+                block = blocks[number]
+                if block.ref_cnt or block.next_free_block is None:
+                    raise native.NativeError(f"block {number} is not free in the pool")
+                self._told.discard(number)
+                return [block]
             ids = self.evictor.take(count, self.clock())
             taken = [blocks[i] for i in ids]
             for block in taken:
@@ -215,6 +222,8 @@ class PolicyOrder:
                         call.blocks.extend(new_ids[0])
                 if computed + scheduled[request_id] >= call.due:
                     self._store(call, computed + scheduled[request_id])
+            if len(self._by_low) > 4 * self.pool.num_gpu_blocks + 1024:
+                self._by_low = {low: block for low, block in self._by_low.items() if self.block_of(low) is not None}
         except Exception as error:  # noqa: BLE001
             self._fail(error)
 
@@ -388,6 +397,20 @@ class PolicyOrder:
         """Tells of the blocks of a call that have got hashes, up to so many tokens."""
         digests = call.request.block_hashes
         first = call.stored
+        if len(call.hashes) == first and len(digests) == first + 1 and len(call.blocks) > first:
+            # The next block of a request that decodes.
+            block, digest = call.blocks[first], digests[first]
+            key = self.pool.blocks[block].block_hash
+            if key is None or key[:-4] != digest:
+                return
+            low = int.from_bytes(digest[-8:], "big")
+            self.evictor.store_one(call.hashes[first - 1] if first else None, low, block)
+            call.hashes.append(low)
+            call.stored = first + 1
+            call.due = (first + 2) * self.block_size
+            self._told.add(block)
+            self._by_low[low] = block
+            return
         last = min(tokens // self.block_size, len(call.blocks), len(digests))
         blocks = self.pool.blocks
         while last > first:
@@ -414,8 +437,6 @@ class PolicyOrder:
         self.evictor.store(call.hashes[first - 1] if first else None, hashes, ids)
         self._told.update(ids)
         self._by_low.update(zip(hashes, ids))
-        if len(self._by_low) > 4 * len(blocks) + 1024:
-            self._by_low = {low: block for low, block in self._by_low.items() if self.block_of(low) is not None}
 
     def _store_strays(self, blocks: list[Any]) -> None:
         """Blocks that are freed with a hash that was not told: those of a request that was preempted in the step in which it

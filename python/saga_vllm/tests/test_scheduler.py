@@ -565,7 +565,7 @@ def test_no_prefix_caching(engine):
     flood(one, 10)
 
 
-@pytest.mark.parametrize("method", ["take", "pin", "unpin", "store", "start", "end"])
+@pytest.mark.parametrize("method", ["take", "take_one", "pin", "unpin", "store", "store_one", "start", "end"])
 def test_an_error_of_ours_leaves_a_working_engine(engine, method):
     from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
 
