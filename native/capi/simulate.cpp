@@ -129,6 +129,7 @@ saga_cluster_options_t default_cluster_options() {
   options.max_sequences = defaults.max_sequences;
   options.token_budget = defaults.token_budget;
   options.link_bytes_per_second = defaults.link_bytes_per_second;
+  options.token_grain = defaults.token_grain;
   return options;
 }
 
@@ -261,17 +262,19 @@ saga_status_t saga_cluster_create(const saga_workload_t* workload, const saga_cl
       !page_size_fits(given.page_tokens, workload->workload->block_tokens) ||
       !in_range(given.max_sequences, 1, 1u << 16) || !in_range(given.token_budget, given.max_sequences, 1u << 24) ||
       given.kv_tokens > (std::uint64_t{1} << 32) || given.host_tier_tokens > (std::uint64_t{1} << 40) ||
-      given.link_bytes_per_second == 0) {
+      given.link_bytes_per_second == 0 || !in_range(given.token_grain, 1, 64) || given.reserved != 0) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
   ClusterOptions made;
   made.workers = given.workers;
   made.hardware = static_cast<Hardware>(given.hardware);
-  made.kv_tokens = given.kv_tokens != 0 ? given.kv_tokens : default_kv_tokens(made.hardware);
+  made.kv_tokens = given.kv_tokens != 0 ? given.kv_tokens : default_kv_tokens(made.hardware) / given.token_grain;
   made.max_sequences = given.max_sequences;
   made.token_budget = given.token_budget;
   made.host_tier_tokens = given.host_tier_tokens;
   made.link_bytes_per_second = given.link_bytes_per_second;
+  made.token_grain = given.token_grain;
+  made.kv_bytes_per_token *= given.token_grain;
   const std::uint64_t capacity = made.kv_tokens / given.page_tokens;
   if (!in_range(capacity, 1, 1u << 28)) return SAGA_ERR_INVALID_ARGUMENT;
   return guarded([&]() -> saga_status_t {

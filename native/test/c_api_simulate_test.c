@@ -353,7 +353,7 @@ static void cluster(const saga_workload_t* workload) {
   saga_cluster_options_init(&options);
   CHECK(options.workers == 16 && options.hardware == SAGA_HARDWARE_A100_TP4 && options.page_tokens == 16 &&
         options.max_sequences == 256 && options.token_budget == 2048 && options.kv_tokens == 0 &&
-        options.host_tier_tokens == 0 && options.link_bytes_per_second == 25000000000u);
+        options.host_tier_tokens == 0 && options.link_bytes_per_second == 25000000000u && options.token_grain == 1);
 #define REFUSED_CLUSTER(field, value)  \
   saga_cluster_options_init(&options); \
   options.field = value;               \
@@ -368,6 +368,9 @@ static void cluster(const saga_workload_t* workload) {
   REFUSED_CLUSTER(kv_tokens, 15);
   REFUSED_CLUSTER(kv_tokens, 80); /* a call of 96 tokens does not fit */
   REFUSED_CLUSTER(link_bytes_per_second, 0);
+  REFUSED_CLUSTER(token_grain, 0);
+  REFUSED_CLUSTER(token_grain, 65);
+  REFUSED_CLUSTER(reserved, 1);
   REFUSED_CLUSTER(struct_size, 1);
   saga_cluster_options_init(&options);
   INVALID(saga_cluster_create(NULL, &options, &made));

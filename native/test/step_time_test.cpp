@@ -52,6 +52,20 @@ TEST(StepTime, ChunkedPrefillByHand) {
   EXPECT_EQ(chunks.prefill_pairs2, 25'000'000u);
 }
 
+TEST(StepTime, GrainByHand) {
+  // 512 tokens behind 7,500, each for four: the pairs of 2,048 behind 30,000. Four steps of 512 tokens: 4 * 40.5 + 93.39961 ms.
+  const StepTimeModel coarse(Hardware::kH100Tp4, StepTimeCurve::kInterpolated, true, 4);
+  EXPECT_EQ(coarse.step(prefill(512, 7'500)), 255'400u);
+  // 4 * 20.5 + 128.2048 + 93.39961 ms.
+  EXPECT_EQ(StepTimeModel(Hardware::kH100Tp4, StepTimeCurve::kLinear, true, 4).step(prefill(512, 7'500)), 303'604u);
+  // Four steps of one call with 40,000 tokens: 4 * (20.6 + 1.92) ms.
+  StepLoad decode;
+  decode.add_decode(10'000);
+  EXPECT_EQ(coarse.step(decode), 90'080u);
+  // A scheduler's costs of it are those of four steps.
+  EXPECT_DOUBLE_EQ(step_costs(coarse).base, 4 * step_costs(StepTimeModel(Hardware::kH100Tp4)).base);
+}
+
 TEST(StepTime, WithinTenPercentOfTheSums) {
   int judged = 0;
   for (const StepTimeComparison& row : compare_step_time_model()) {

@@ -66,6 +66,8 @@ export interface ClusterHardware {
   /** 0: no host tier. */
   hostTierTokens: number;
   linkBytesPerSecond: number;
+  /** A token of the workload stands for so many, and a step for as many steps (native/core/sim/step_time.hpp). Default 1. */
+  tokenGrain?: number;
 }
 
 /** Which policy, with which seed, and what it is told. */

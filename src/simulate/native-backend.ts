@@ -99,6 +99,7 @@ export const nativeBackend: SimulationBackend = {
       hardware.kvTokens,
       hardware.hostTierTokens,
       hardware.linkBytesPerSecond,
+      hardware.tokenGrain ?? 1,
     );
     const tasks = workload.taskTenant.length;
     const opening = native.createCluster(createWorkload(workload), options).then((cluster) => {

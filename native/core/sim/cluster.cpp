@@ -68,7 +68,7 @@ Distribution distribution_of(std::vector<Time> times) {
 
 SimWorkerOptions worker_options(const PageTree& tree, const ClusterOptions& options) {
   SimWorkerOptions worker;
-  worker.step_time = StepTimeModel(options.hardware, options.step_time_curve);
+  worker.step_time = options.step_time();
   worker.capacity_pages = static_cast<std::uint32_t>(options.kv_tokens / tree.page_tokens());
   worker.max_sequences = options.max_sequences;
   worker.token_budget = options.token_budget;

@@ -35,6 +35,7 @@ struct ClusterOptions {
   std::uint32_t workers = 16;
   Hardware hardware = Hardware::kA100Tp4;
   StepTimeCurve step_time_curve = StepTimeCurve::kInterpolated;
+  std::uint32_t token_grain = 1;      // tokens that one token of the workload stands for (step_time.hpp)
   std::uint64_t kv_tokens = 448'000;  // KV room of a worker; whole pages of it are used
   std::uint32_t max_sequences = 256;
   std::uint32_t token_budget = 2'048;
@@ -56,6 +57,8 @@ struct ClusterOptions {
   bool single_step = false;                     // slow reference mode of the workers
   bool record_calls = false;
   std::uint32_t verify_every = 0;  // for tests: every so many events verify everything; a failure ends in kWrongState
+  StepTimeModel step_time() const { return StepTimeModel(hardware, step_time_curve, true, token_grain); }
+
   // Stop with kFull as soon as the completion times of all tasks together are sure to exceed this; 0: never.
   Time total_completion_limit = 0;
 };

@@ -78,7 +78,7 @@ SagaSchedulerOptions saga_options(const ClusterPolicyOptions& options, const Clu
   for (const ThreadId thread : workload.call_thread) saga.threads = std::max(saga.threads, thread + 1);
   for (const std::uint32_t tenant : workload.task_tenant) saga.tenants = std::max(saga.tenants, tenant + 1);
   saga.seed = options.seed;
-  saga.costs = step_costs(StepTimeModel(cluster.hardware, cluster.step_time_curve));
+  saga.costs = step_costs(cluster.step_time());
   saga.kv_bytes_per_token = static_cast<double>(cluster.kv_bytes_per_token);
   saga.parts.prediction = options.has(kPartPrediction);
   saga.parts.affinity = options.has(kPartAffinity);

@@ -21,7 +21,7 @@ Time microseconds(double seconds) { return static_cast<Time>(std::max(0.0, secon
 double prefill_profile(const ClusterOptions& cluster) {
   StepLoad load;
   load.add_prefill(kProfiledChunk, 8 * kProfiledChunk);
-  return static_cast<double>(StepTimeModel(cluster.hardware, cluster.step_time_curve).step(load)) / kProfiledChunk;
+  return static_cast<double>(cluster.step_time().step(load)) / kProfiledChunk;
 }
 
 }  // namespace

@@ -30,7 +30,7 @@ double step_seconds(const ClusterOptions& cluster, std::uint64_t prefill, std::u
   StepLoad step;
   if (prefill > 0) step.add_prefill(prefill, 8'192);
   for (std::uint64_t i = 0; i < decoding; ++i) step.add_decode(16'384);
-  return static_cast<double>(StepTimeModel(cluster.hardware, cluster.step_time_curve).step(step)) * 1e-6;
+  return static_cast<double>(cluster.step_time().step(step)) * 1e-6;
 }
 
 }  // namespace

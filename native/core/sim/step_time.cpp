@@ -61,14 +61,19 @@ const char* hardware_name(Hardware hardware) {
   return "";
 }
 
-StepTimeModel::StepTimeModel(Hardware hardware, StepTimeCurve curve, bool with_attention) : curve_(curve) {
+StepTimeModel::StepTimeModel(Hardware hardware, StepTimeCurve curve, bool with_attention, std::uint32_t grain)
+    : curve_(curve) {
+  const std::uint64_t once = grain;
+  const std::uint64_t twice = once * once;
   const DefaultRow& row = kData.defaults[index_of(hardware)];
-  intercept_ = picoseconds_of(row.step);
-  per_prefill_token_ = picoseconds_of(row.prefill_token);
-  per_decode_request_ = picoseconds_of(row.decode_request);
-  half_pair_ = with_attention ? picoseconds_of(row.pair) / 2 : 0;
-  context_ = with_attention ? picoseconds_of(row.context) : 0;
-  for (std::size_t i = 0; i < kSumCount; ++i) sums_[i] = picoseconds_of(kData.sums[index_of(hardware)][i]);
+  intercept_ = once * picoseconds_of(row.step);
+  per_prefill_token_ = once * picoseconds_of(row.prefill_token);
+  per_decode_request_ = once * picoseconds_of(row.decode_request);
+  half_pair_ = with_attention ? twice * (picoseconds_of(row.pair) / 2) : 0;
+  context_ = with_attention ? twice * picoseconds_of(row.context) : 0;
+  for (std::size_t i = 0; i < kSumCount; ++i) {
+    sums_[i] = once * picoseconds_of(kData.sums[index_of(hardware)][i]);
+  }
 }
 
 std::uint64_t StepTimeModel::token_picoseconds(std::uint64_t prefill_tokens, std::uint64_t decode_requests) const {

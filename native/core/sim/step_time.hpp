@@ -12,6 +12,10 @@
 // last point along its last slope. Agents' calls add a few hundred tokens each and so live exactly where the
 // two differ; the simulator's default is the table.
 //
+// **Grain** g: one token of the model stands for g tokens, and one step for g steps with g times as many tokens in all (each of them
+// computes what the one computes by count). So tokens(P, B) is multiplied by g, and the attention terms by g * g. What is played
+// on real servers with prompts and answers a g-th as long is simulated that way.
+//
 // All coefficients are whole picoseconds, and a step is the sum rounded to the nearest microsecond (half up):
 // integers throughout, so that every machine computes the same times. Cost: a handful of multiplications,
 // plus a look-up of one of eight segments. Immutable after construction. The figures and their sources:
@@ -56,7 +60,7 @@ class StepTimeModel {
   static constexpr std::uint64_t kPicosecondsPerMicrosecond = 1'000'000;
 
   explicit StepTimeModel(Hardware hardware, StepTimeCurve curve = StepTimeCurve::kInterpolated,
-                         bool with_attention = true);
+                         bool with_attention = true, std::uint32_t grain = 1);
 
   Time step(const StepLoad& load) const { return round(picoseconds(load)); }
 

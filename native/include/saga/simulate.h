@@ -179,6 +179,8 @@ typedef struct saga_cluster_options_t {
   uint64_t kv_tokens;             /* KV room of a worker; 0 (default): 448,000 for TP4, 1,327,000 for TP8 */
   uint64_t host_tier_tokens;      /* 0 (default): none */
   uint64_t link_bytes_per_second; /* default 25e9 */
+  uint32_t token_grain; /* 1 to 64, default 1: a token of the workload stands for so many, a step for as many steps */
+  uint32_t reserved;    /* 0 */
 } saga_cluster_options_t;
 
 /* What drives the cluster: where calls go, what is kept and copied, and what the workers evict by
