@@ -167,7 +167,7 @@ export async function serveCall(
       }
       gone.signal.throwIfAborted();
       if (tries >= context.retries) {
-        worker.unreachable(failed);
+        context.pool.failed(worker, failed);
         throw new GatewayError('worker_lost', 'the worker failed before its first byte, and so did those before it', {
           retryAfter: 1,
           cause: failed,
@@ -227,7 +227,7 @@ export async function serveCall(
         },
       });
     } catch (error) {
-      if (error instanceof GatewayError && error.code === 'worker_lost') worker.unreachable(error.cause as Error);
+      if (error instanceof GatewayError && error.code === 'worker_lost') context.pool.failed(worker, error.cause as Error);
       throw error;
     }
     if (failed !== undefined) return failed;

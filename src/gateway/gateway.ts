@@ -150,6 +150,11 @@ export class Gateway {
     });
   }
 
+  /** Bytes of requests that are held now. */
+  get heldBytes(): number {
+    return this.#held.now;
+  }
+
   /**
    * Takes no new requests, lets those that run end, and breaks off what is left after `graceSeconds` (default 30).
    */

@@ -373,8 +373,7 @@ export class ModelPool {
   async again(placed: Placed, error: Error): Promise<void> {
     const { session, request } = placed;
     this.counters.retried += 1;
-    placed.worker.unreachable(error);
-    this.#shun(placed.worker);
+    this.failed(placed.worker, error);
     try {
       this.#open();
       let next: { call: Call; receipt: Receipt; worker: VllmWorker; waited: number };
@@ -442,6 +441,12 @@ export class ModelPool {
         Math.min(Math.max(milliseconds, 0), 2 ** 31 - 1),
       ).unref();
     }
+  }
+
+  /** A request to a worker failed, or its answer broke off. */
+  failed(worker: VllmWorker, error: Error): void {
+    worker.unreachable(error);
+    if (!this.#closed) this.#shun(worker);
   }
 
   /**
