@@ -6,7 +6,7 @@ import { checkInteger, checkOneOf, checkOptions, checkText, describe } from '../
 import { SagaArgumentError } from '../errors.js';
 import type { Call } from '../scheduler/call.js';
 import type { Scheduler } from '../scheduler/scheduler.js';
-import type { HashAlgorithm } from '../hasher.js';
+import { nativeAlgorithm, type HashAlgorithm } from '../hasher.js';
 
 /** Where log lines go; pino's loggers fit. */
 export interface Logger {
@@ -99,7 +99,15 @@ export interface KubernetesDiscovery {
 export type DiscoverOptions = StaticDiscovery | DnsDiscovery | KubernetesDiscovery;
 
 /** How the scheduler's keys come about, see `KvEventSource`. */
-export type EventHash = { algorithm: 'saga' } | { algorithm: Exclude<HashAlgorithm, 'saga'>; seed: string };
+export type EventHash =
+  | { algorithm: 'saga' }
+  | {
+      algorithm: Exclude<HashAlgorithm, 'saga'>;
+      /** `PYTHONHASHSEED`. */
+      seed: string;
+      /** As of `BlockHasher`: `true` for vLLM 0.32 and 0.33. Default `false`. */
+      taggedKeys?: boolean;
+    };
 
 /** A call, or its id where it is forgotten already. */
 export type CallReference = Pick<Call, 'id'>;
@@ -294,7 +302,10 @@ export function checkWorkerSet(given: WorkerSetOptions): CheckedOptions {
     throw new SagaArgumentError(`scheduler must be a Scheduler, got ${describe(given.scheduler)}`);
   const hash = given.hash ?? { algorithm: 'saga' };
   checkOneOf('hash.algorithm', hash.algorithm, ['saga', 'sha256_cbor', 'xxhash_cbor']);
-  if (hash.algorithm !== 'saga') checkText('hash.seed', hash.seed, 64);
+  if (hash.algorithm !== 'saga') {
+    checkText('hash.seed', hash.seed, 64);
+    nativeAlgorithm(1, hash.taggedKeys);
+  }
   const servers = (given.servers ?? []).map((server, i) => checkServer(`servers[${i}]`, server));
   const urls = new Set(servers.map((server) => server.url));
   if (urls.size < servers.length) throw new SagaArgumentError('two servers have the same url');

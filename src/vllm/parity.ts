@@ -16,9 +16,10 @@ export interface ProbeResult {
   /**
    * - `passed`
    * - `failed`: a prediction was wrong
+   * - `salted`: it was wrong of prompts with a cache salt alone
    * - `unproven`: it could not be carried through
    */
-  outcome: 'passed' | 'failed' | 'unproven';
+  outcome: 'passed' | 'failed' | 'salted' | 'unproven';
   /** In words; empty if it passed. */
   words: string;
   /** `undefined`: not seen. */
@@ -32,7 +33,9 @@ export interface ProbeOptions {
   headers: Readonly<Record<string, string>>;
   blockTokens: number;
   /** Leading blocks of a prompt that the worker holds, as its events tell; `undefined`: there are no events. */
-  held: ((tokens: Uint32Array, cacheSalt: string) => number) | undefined;
+  held: ((tokens: Uint32Array, cacheSalt: string | undefined) => number) | undefined;
+  /** Keys are the engine's own: versions of vLLM differ in how a cache salt enters them. */
+  engineKeys: boolean;
   /** For each request. */
   requestMs: number;
   /** Until the event of the first one is there. */
@@ -55,17 +58,22 @@ export async function probe(options: ProbeOptions): Promise<ProbeResult> {
     server.send('POST', '/v1/completions', { ms: requestMs, signal, headers, body: { ...body, ...more } });
   let again: HttpAnswer;
   let words = '';
+  let saltOnly = false;
   try {
     const first = await complete();
     if (first.status !== 200)
       return { ...result, outcome: 'unproven', words: `the probe was answered with ${first.status}` };
     if (held !== undefined) {
-      const until = performance.now() + options.eventMs;
-      let blocks = held(tokens, cacheSalt);
-      for (; blocks < probeBlocks && performance.now() < until; blocks = held(tokens, cacheSalt))
-        await delay(10, undefined, { signal });
+      const blocks = await arrived(options, tokens, cacheSalt);
       if (blocks < probeBlocks)
         words = `of the probe's ${probeBlocks} blocks ${blocks} came with its events under the expected key`;
+      if (blocks === 0 && options.engineKeys) {
+        // Without a salt: its tokens are random, nobody will ask for these blocks.
+        const plain = tokens.slice().reverse();
+        await complete({ prompt: [...plain], cache_salt: undefined });
+        saltOnly = (await arrived(options, plain, undefined)) === probeBlocks;
+        if (saltOnly) words = 'this vLLM makes keys of prompts with a cache salt in another way: they are never found';
+      }
     }
     // A priority is an error of its own unless the server schedules by it.
     again = await complete({ priority: 1 });
@@ -82,8 +90,20 @@ export async function probe(options: ProbeOptions): Promise<ProbeResult> {
   if (cached !== undefined && cached !== count) {
     const found = `the probe's repeat reports ${cached} cached tokens, not ${count}`;
     words = words === '' ? found : `${words}; ${found}`;
+    saltOnly = false;
   }
-  return { ...result, outcome: words === '' ? 'passed' : 'failed', words };
+  return { ...result, outcome: words === '' ? 'passed' : saltOnly ? 'salted' : 'failed', words };
+}
+
+/** Waits for the blocks of a prompt to be told of. */
+async function arrived(options: ProbeOptions, tokens: Uint32Array, cacheSalt: string | undefined): Promise<number> {
+  const { held, eventMs, signal } = options;
+  const until = performance.now() + eventMs;
+  for (;;) {
+    const blocks = held?.(tokens, cacheSalt) ?? 0;
+    if (blocks >= probeBlocks || performance.now() >= until) return blocks;
+    await delay(10, undefined, { signal });
+  }
 }
 
 function cachedTokens(body: string): number | undefined {

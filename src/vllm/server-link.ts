@@ -67,6 +67,13 @@ export const linkTimes: LinkTimes = {
 const stableMs = 60_000;
 const failuresToLose = 2;
 
+const probeFactors = {
+  failed: factors.parityFailed,
+  // Nothing that is found is wrong.
+  salted: factors.partial,
+  unproven: factors.parityUnproven,
+} as const;
+
 export interface LinkHost {
   readonly options: CheckedOptions;
   readonly dispatcher: Dispatcher;
@@ -376,6 +383,7 @@ export class ServerLink implements WorkerOwner {
       headers: worker.headers,
       blockTokens,
       held: feed && ((tokens, cacheSalt) => feed.source.usable(this.#chain(tokens, cacheSalt, blockTokens))),
+      engineKeys: options.hash.algorithm !== 'saga',
       requestMs: times.probeRequest,
       eventMs: times.probeEvent,
       signal,
@@ -384,16 +392,17 @@ export class ServerLink implements WorkerOwner {
     const { priority, promptTokensDetails, outcome, words } = result;
     worker.features_ = { ...worker.features_, priority, promptTokensDetails };
     if (outcome === 'passed') return;
-    worker.doubt('parity', { words, factor: outcome === 'failed' ? factors.parityFailed : factors.parityUnproven });
+    worker.doubt('parity', { words, factor: probeFactors[outcome] });
     options.log.warn({ url: this.url, rank: worker.rank, reason: words }, 'the parity probe was not passed');
   }
 
-  #chain(tokens: Uint32Array, cacheSalt: string, blockTokens: number): BigUint64Array {
+  #chain(tokens: Uint32Array, cacheSalt: string | undefined, blockTokens: number): BigUint64Array {
     const { hash } = this.#host.options;
+    const keys = cacheSalt === undefined ? {} : { cacheSalt };
     const hasher =
       hash.algorithm === 'saga'
-        ? new BlockHasher({ blockTokens, salt: chainSaltOf({ cacheSalt }) })
-        : new BlockHasher({ algorithm: hash.algorithm, blockTokens, hashSeed: hash.seed }).reset({ cacheSalt });
+        ? new BlockHasher({ blockTokens, salt: chainSaltOf(keys) })
+        : new BlockHasher({ algorithm: hash.algorithm, blockTokens, hashSeed: hash.seed }).reset(keys);
     return hasher.update(tokens);
   }
 
