@@ -320,9 +320,11 @@ export class ModelPool {
     placed.ended = true;
     const { session, call, receipt, worker, request } = placed;
     const { counters } = this;
-    const toolName = facts.tools[0];
-    const tool = toolName === undefined ? 'none' : classifyTool(toolName);
     const final = request.named.final;
+    // A completion is text, in which nobody but its client can see a tool: then what that said beforehand counts.
+    const told = facts.stop === undefined && !final ? request.named.hints?.nextTool : undefined;
+    const toolName = facts.tools[0] ?? told;
+    const tool = toolName === undefined ? 'none' : classifyTool(toolName);
     counters.finished += 1;
     counters.outputTokens += facts.outputTokens ?? 0;
     if (facts.cachedTokens !== undefined && request.prompt.source !== 'unknown') {
@@ -330,7 +332,7 @@ export class ModelPool {
       counters.predictedTokens += placed.predictedTokens;
       worker.observe(placed.predictedTokens, facts.cachedTokens);
     }
-    const stop = facts.stop ?? 'unknown';
+    const stop = facts.stop ?? (told === undefined ? 'unknown' : 'tool-use');
     this.#tell(placed, () => {
       call.finish({
         stop,

@@ -26,6 +26,8 @@ export class WorkloadContent {
   readonly #count: number;
   /** Per call: the call that continues it, or {@link noCall}. */
   readonly #next: Uint32Array;
+  /** Per call: the call that it continues. */
+  readonly #previous: Uint32Array;
 
   constructor(columns: WorkloadColumns, seed: number, range: TokenRange) {
     this.columns = columns;
@@ -33,6 +35,16 @@ export class WorkloadContent {
     this.#low = range.low;
     this.#count = range.high - range.low;
     this.#next = nextCalls(columns);
+    this.#previous = new Uint32Array(this.#next.length).fill(noCall);
+    this.#next.forEach((next, call) => {
+      if (next !== noCall) this.#previous[next] = call;
+    });
+  }
+
+  /** The call that this one continues: all of its prompt is at the front of this one's. */
+  previous(call: number): number | undefined {
+    const before = this.#previous[call] as number;
+    return before === noCall ? undefined : before;
   }
 
   /** The prompt of a call. */

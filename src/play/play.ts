@@ -86,6 +86,7 @@ export interface PlayProgress {
   /** Of ended calls. */
   promptTokens: number;
   cachedTokens: number;
+  recomputedTokens: number;
   outputTokens: number;
 }
 
@@ -104,6 +105,11 @@ export interface PlayedCall {
   outputTokens: number;
   /** As the worker reports; undefined where it does not. */
   cachedTokens: number | undefined;
+  /**
+   * Tokens at the front of the prompt that a worker had computed for the call that this one continues, and that were not cached: they were computed
+   * again. Whole blocks of the workload; with `script` those of the answer count, too.
+   */
+  recomputedTokens: number;
   /** Of the answer; 0 where there was none. */
   status: number;
   /** What went wrong. */
@@ -149,6 +155,8 @@ export interface PlayResult {
   promptTokens: number;
   /** Of them, those that workers report as cached. */
   cachedTokens: number;
+  /** Of prompts: computed although a worker had computed them before; see {@link PlayedCall}. */
+  recomputedTokens: number;
   outputTokens: number;
   /** Seconds of the workload between the moment when a call should have been sent and when it was. */
   lateness: Distribution;
@@ -277,6 +285,7 @@ class Player {
       callsEnded: 0,
       promptTokens: 0,
       cachedTokens: 0,
+      recomputedTokens: 0,
       outputTokens: 0,
     };
   }
@@ -373,6 +382,7 @@ class Player {
       promptTokens: this.#columns.promptTokens[call] as number,
       outputTokens: 0,
       cachedTokens: undefined,
+      recomputedTokens: 0,
       status: 0,
       error: undefined,
       name: undefined,
@@ -414,9 +424,22 @@ class Player {
     played.promptTokens = answer.promptTokens ?? played.promptTokens;
     played.outputTokens = answer.outputTokens ?? 0;
     played.cachedTokens = answer.cachedTokens;
+    if (answer.cachedTokens !== undefined)
+      played.recomputedTokens = Math.max(0, this.#computedBefore(played.call) - answer.cachedTokens);
     const wanted = this.#columns.outputTokens[played.call] as number;
     if (played.error === undefined && answer.outputTokens !== undefined && answer.outputTokens !== wanted)
       played.error = `${answer.outputTokens} tokens were answered where ${wanted} were asked for`;
+  }
+
+  /** Leading tokens of the prompt, in whole blocks, that were computed for the call before. */
+  #computedBefore(call: number): number {
+    const before = this.#content.previous(call);
+    if (before === undefined) return 0;
+    const { promptTokens, outputTokens, blockTokens } = this.#columns;
+    // Nobody computes the last token of an answer, and the last one of a prompt is computed in any case.
+    const known = (promptTokens[before] as number) + (this.#script ? (outputTokens[before] as number) - 1 : 0);
+    const usable = Math.min(known, (promptTokens[call] as number) - 1);
+    return usable - (usable % blockTokens);
   }
 
   #body(call: number): Buffer {
@@ -464,6 +487,7 @@ class Player {
     if (played.error === undefined) {
       progress.promptTokens += played.promptTokens;
       progress.cachedTokens += played.cachedTokens ?? 0;
+      progress.recomputedTokens += played.recomputedTokens;
       progress.outputTokens += played.outputTokens;
       const own = this.#waiting[played.call] as Waiting;
       for (const { call: next, gap } of this.#successors.of(played.call)) {
@@ -525,6 +549,7 @@ class Player {
       ),
       promptTokens: sum(({ promptTokens }) => promptTokens),
       cachedTokens: sum(({ cachedTokens }) => cachedTokens ?? 0),
+      recomputedTokens: sum(({ recomputedTokens }) => recomputedTokens),
       outputTokens: sum(({ outputTokens }) => outputTokens),
       lateness: distributionOf(calls.map(({ lateSeconds }) => lateSeconds)),
     };
