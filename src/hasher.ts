@@ -22,6 +22,20 @@ export interface BlockHasherOptions {
   salt?: string;
   /** vLLM's algorithms only: the value of `PYTHONHASHSEED` of the engine, 1 to 64 bytes. Default `0`. */
   hashSeed?: string;
+  /**
+   * vLLM's algorithms only: LoRA names and salts enter the hashes each with its kind, as in vLLM 0.32 and 0.33. Default `false`: bare,
+   * as before. With it no chain of an adapter can be known: the engine hashes the path of the adapter, too.
+   */
+  taggedKeys?: boolean;
+}
+
+/** @internal The number of an algorithm for the native side. */
+export function nativeAlgorithm(algorithm: number, taggedKeys: unknown): number {
+  const tagged = taggedKeys ?? false;
+  if (typeof tagged !== 'boolean')
+    throw new SagaArgumentError(`taggedKeys must be true or false, got ${describe(tagged)}`);
+  if (tagged && algorithm === 0) throw new SagaArgumentError('taggedKeys is for sha256_cbor and xxhash_cbor');
+  return tagged ? algorithm + 2 : algorithm;
 }
 
 /** What a request brings besides tokens (vLLM's extra keys). An empty string counts as none. */
@@ -62,7 +76,7 @@ export class BlockHasher {
       throw new SagaArgumentError('salt is for saga; vLLM takes its salt by reset({ cacheSalt })');
     const root = own ? checkText('salt', options.salt ?? '') : checkText('hashSeed', options.hashSeed ?? '0', 64);
     if (!own && root === '') throw new SagaArgumentError('hashSeed must have 1 to 64 bytes, got none');
-    const hasher = native.createHasher(algorithm, this.blockTokens, root);
+    const hasher = native.createHasher(nativeAlgorithm(algorithm, options.taggedKeys), this.blockTokens, root);
     if (typeof hasher === 'number')
       throw errorOfStatus(-hasher, `the hasher could not be made: ${native.statusText(-hasher)}`);
     this.#native = hasher;

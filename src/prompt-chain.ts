@@ -8,7 +8,7 @@
 import native from './native.cjs';
 import { checkInteger, checkOneOf, checkOptions, checkText, describe } from './check.js';
 import { SagaArgumentError, SagaStateError, errorOfStatus } from './errors.js';
-import type { BlockHasherOptions, HashAlgorithm, RequestKeys } from './hasher.js';
+import { nativeAlgorithm, type BlockHasherOptions, type HashAlgorithm, type RequestKeys } from './hasher.js';
 
 const algorithms = ['saga', 'sha256_cbor', 'xxhash_cbor'] as const satisfies readonly HashAlgorithm[];
 
@@ -85,7 +85,7 @@ export class PromptChain {
     if (!own && root === '') throw new SagaArgumentError('hashSeed must have 1 to 64 bytes, got none');
     const loraName = checkText('loraName', options.loraName ?? '', mostKeyBytes);
     const cacheSalt = checkText('cacheSalt', options.cacheSalt ?? '', mostKeyBytes);
-    const numbers = Float64Array.of(algorithm, this.blockTokens, this.maxTokens);
+    const numbers = Float64Array.of(nativeAlgorithm(algorithm, options.taggedKeys), this.blockTokens, this.maxTokens);
     this.#native = made(native.createPromptChain(numbers, root, loraName, cacheSalt, this.#words, this.#stats));
   }
 

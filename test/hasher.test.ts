@@ -40,6 +40,17 @@ describe("vLLM's hashes", () => {
     expect([...hasher.reset().update(range(0, 32))]).toEqual([12687895063098490012n, 1814341696565857452n]);
   });
 
+  it('sha256_cbor with tagged keys: a salted block and the next one, as vLLM 0.33.0 hashes them', () => {
+    const hasher = new BlockHasher({ algorithm: 'sha256_cbor', blockTokens: 4, taggedKeys: true });
+    hasher.reset({ cacheSalt: 'tenant-a' }).update(ids(10, 11, 12, 13));
+    expect(hex(hasher.digest())).toBe('74423aabec74138f461c85c297aa273acde1c67604470b7650dd3fe24e8ca42e');
+    hasher.update(ids(14, 15, 16, 17));
+    expect(hex(hasher.digest())).toBe('a0cad50ac9e352b3c2af33638022de761637d1630111de4c3dc127a1b7a5ed75');
+    // Without keys there is nothing to tag.
+    hasher.reset().update(ids(10, 11, 12, 13));
+    expect(hex(hasher.digest())).toBe('398c246ffafbdd52fd77aeeb90e6a134c3cfffac128d0a960292db8f8fb2077a');
+  });
+
   it('xxhash_cbor: the root and a block of tokens 10 to 13', () => {
     const hasher = new BlockHasher({ algorithm: 'xxhash_cbor', blockTokens: 4 });
     expect(hex(hasher.digest())).toBe('1ebe36576dcb573f26b99533a20aaeca');
@@ -174,6 +185,8 @@ describe('what is refused', () => {
     [{ blockTokens: 1.5 }, 'blockTokens must be an integer from 1 to 4096, got 1.5'],
     [{ blockTokens: 16n }, 'blockTokens must be an integer from 1 to 4096, got 16n'],
     [{ hashSeed: '0' }, 'hashSeed is for sha256_cbor and xxhash_cbor; saga takes salt'],
+    [{ taggedKeys: true }, 'taggedKeys is for sha256_cbor and xxhash_cbor'],
+    [{ algorithm: 'sha256_cbor', taggedKeys: 1 as unknown as boolean }, 'taggedKeys must be true or false, got 1'],
     [{ algorithm: 'sha256_cbor', salt: 'a' }, 'salt is for saga; vLLM takes its salt by reset({ cacheSalt })'],
     [{ salt: 5 }, 'salt must be a string, got 5'],
     [{ salt: '\ud800' }, 'salt must be well-formed Unicode, got half of a surrogate pair'],

@@ -59,6 +59,7 @@ describe('a prompt chain', () => {
       { salt: 'tenant' },
       { algorithm: 'sha256_cbor', hashSeed: '42' },
       { algorithm: 'sha256_cbor', loraName: 'adapter', cacheSalt: 'salt' },
+      { algorithm: 'sha256_cbor', cacheSalt: 'salt', taggedKeys: true },
       { algorithm: 'xxhash_cbor', cacheSalt: 'salt' },
     ];
     const change = fc.record({

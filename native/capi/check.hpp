@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "../core/base/status.hpp"
+#include "../core/hash/block_hash.hpp"
 #include "saga/saga.h"
 
 namespace saga::capi {
@@ -28,6 +29,12 @@ std::span<T> to_span(T* pointer, std::size_t count) {
 
 inline bool in_range(std::uint64_t value, std::uint64_t least, std::uint64_t most) {
   return value >= least && value <= most;
+}
+
+// Not SAGA_HASH_SAGA.
+inline VllmHashAlgorithm to_vllm_algorithm(std::uint32_t algorithm) {
+  static_assert(SAGA_HASH_XXHASH_CBOR_TAGGED - 1 == static_cast<int>(VllmHashAlgorithm::kXxhashCborTagged));
+  return static_cast<VllmHashAlgorithm>(algorithm - 1);
 }
 
 // Runs `make`, which allocates, and turns the one exception that the core can meet into a status.

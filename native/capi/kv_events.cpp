@@ -118,7 +118,7 @@ void saga_kv_source_options_init_sized(saga_kv_source_options_t* options, uint32
 
 saga_status_t saga_kv_source_create(const saga_kv_source_options_t* options, saga_kv_source_t** source) {
   saga_kv_source_options_t given = default_options();
-  if (source == nullptr || !read_options(options, &given) || given.algorithm > SAGA_HASH_XXHASH_CBOR ||
+  if (source == nullptr || !read_options(options, &given) || given.algorithm > SAGA_HASH_XXHASH_CBOR_TAGGED ||
       !in_range(given.block_tokens, 1, kMaxBlockTokens) || given.reserved != 0 ||
       !in_range(given.max_blocks, 1, kMostBlocks) || !in_range(given.max_batch_bytes, kLeastBatch, kMostBatch)) {
     return SAGA_ERR_INVALID_ARGUMENT;

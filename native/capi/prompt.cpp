@@ -60,7 +60,7 @@ saga_status_t saga_prompt_chain_create(const saga_prompt_chain_options_t* option
                                        size_t cache_salt_size, saga_prompt_chain_t** chain) {
   saga_prompt_chain_options_t given = default_options();
   if (chain == nullptr || !read_options(options, &given) || !in_range(given.block_tokens, 1, kMaxBlockTokens) ||
-      !in_range(given.max_tokens, 1, kMostTokens) || given.algorithm > SAGA_HASH_XXHASH_CBOR ||
+      !in_range(given.max_tokens, 1, kMostTokens) || given.algorithm > SAGA_HASH_XXHASH_CBOR_TAGGED ||
       !is_array(root, root_size) || !is_array(lora_name, lora_name_size) || !is_array(cache_salt, cache_salt_size) ||
       lora_name_size > kMostKeyBytes || cache_salt_size > kMostKeyBytes) {
     return SAGA_ERR_INVALID_ARGUMENT;
@@ -75,8 +75,7 @@ saga_status_t saga_prompt_chain_create(const saga_prompt_chain_options_t* option
     if (lora_name_size != 0 || cache_salt_size != 0) return SAGA_ERR_INVALID_ARGUMENT;
   } else {
     if (!in_range(root_size, 1, kMaxHashSeedBytes)) return SAGA_ERR_INVALID_ARGUMENT;
-    made.vllm =
-        given.algorithm == SAGA_HASH_SHA256_CBOR ? VllmHashAlgorithm::kSha256Cbor : VllmHashAlgorithm::kXxhashCbor;
+    made.vllm = to_vllm_algorithm(given.algorithm);
   }
   return guarded([&] {
     *chain = new saga_prompt_chain_t{PromptChain(made)};

@@ -93,8 +93,7 @@ saga_status_t saga_hasher_create(saga_hash_algorithm_t algorithm, uint32_t block
   }
   const std::string_view text(root_size == 0 ? "" : root, root_size);
   const bool own = algorithm == SAGA_HASH_SAGA;
-  if (!own && algorithm != SAGA_HASH_SHA256_CBOR && algorithm != SAGA_HASH_XXHASH_CBOR)
-    return SAGA_ERR_INVALID_ARGUMENT;
+  if (algorithm > SAGA_HASH_XXHASH_CBOR_TAGGED) return SAGA_ERR_INVALID_ARGUMENT;
   if (!own && !in_range(root_size, 1, kMaxHashSeedBytes)) return SAGA_ERR_INVALID_ARGUMENT;
   return guarded([&] {
     auto* made = new (std::nothrow) saga_hasher_t;
@@ -104,8 +103,7 @@ saga_status_t saga_hasher_create(saga_hash_algorithm_t algorithm, uint32_t block
     if (own) {
       made->root_state = made->state = chain_root(text);
     } else {
-      made->vllm_root.emplace(
-          algorithm == SAGA_HASH_SHA256_CBOR ? VllmHashAlgorithm::kSha256Cbor : VllmHashAlgorithm::kXxhashCbor, text);
+      made->vllm_root.emplace(to_vllm_algorithm(algorithm), text);
       made->vllm = made->vllm_root;
     }
     *hasher = made;

@@ -338,6 +338,19 @@ TEST(VllmHasher, WorkedExamples) {
             1u);
   EXPECT_EQ(hex(salted.digest()), "7abb93924f35c1c22e7f5a9ffed2d3481111f71e5366f9d21ae7219c0ec18e92");
 
+  // As vLLM 0.33.0 computes them.
+  VllmHasher tagged(VllmHashAlgorithm::kSha256CborTagged, "0");
+  EXPECT_EQ(tagged.hash_blocks(tokens, 4, {.lora_name = {}, .cache_salt = "tenant-a", .multimodal = {}}, keys), 2u);
+  EXPECT_EQ(hex(tagged.digest()), "a0cad50ac9e352b3c2af33638022de761637d1630111de4c3dc127a1b7a5ed75");
+  EXPECT_EQ(keys[0], 5826883734100288558u);
+  std::array<std::uint8_t, 32> embedding;
+  for (std::uint8_t i = 0; i < 32; ++i) embedding[i] = i;
+  const ExtraKey every[] = {ExtraKey::multimodal("id", -3), ExtraKey::cache_salt("s"),
+                            ExtraKey::prompt_embedding(embedding)};
+  VllmHasher all(VllmHashAlgorithm::kSha256CborTagged, "0");
+  all.hash_block(std::span(tokens).first(4), every);
+  EXPECT_EQ(hex(all.digest()), "72305ffcd2ca3ec821e0b39c6304000cd11f3a8ad47c32157807edd9e5a5be1a");
+
   std::vector<std::uint32_t> counting(32);
   for (std::uint32_t i = 0; i < 32; ++i) counting[i] = i;
   VllmHasher sixteen(VllmHashAlgorithm::kSha256Cbor, "0");

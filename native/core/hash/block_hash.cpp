@@ -12,10 +12,13 @@
 namespace saga {
 namespace {
 
-constexpr std::size_t kDigestSize[] = {32, 16};  // by algorithm
+constexpr std::size_t digest_size(VllmHashAlgorithm algorithm) { return is_sha256(algorithm) ? 32 : 16; }
 
-// The tuple, the parent, the tokens, and the extra keys: a text, or an identifier and an offset in an array, each.
-constexpr std::size_t kMaxPreimage = CborWriter::kMaxItemSize * (3 + 3 * kMaxExtraKeys) + 32 +
+constexpr std::string_view kTags[] = {"lora", "mm", "cache_salt", "prompt_embeds"};  // by ExtraKey::Kind
+constexpr std::size_t kMaxTag = 16;
+
+// The tuple, the parent, the tokens, and the extra keys: at most a tag, an identifier and an offset in an array, each.
+constexpr std::size_t kMaxPreimage = CborWriter::kMaxItemSize * (3 + 4 * kMaxExtraKeys) + kMaxTag * kMaxExtraKeys + 32 +
                                      kMaxBlockTokens * CborWriter::kMaxItemSize32 + kMaxExtraKeyBytes +
                                      CborWriter::kSlack + kSha256Room;
 
@@ -27,20 +30,26 @@ std::string_view as_text(std::span<const std::uint8_t> bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
-void write_extra_keys(CborWriter& writer, std::span<const ExtraKey> keys) {
+void write_extra_keys(CborWriter& writer, std::span<const ExtraKey> keys, bool tagged) {
   if (keys.empty()) {
     writer.null();
     return;
   }
   writer.array(keys.size());
   for (const ExtraKey& key : keys) {
+    const bool has_offset = key.kind == ExtraKey::Kind::kMultimodal;
+    if (tagged) {
+      writer.array(has_offset ? 3 : 2);
+      writer.text(kTags[static_cast<std::size_t>(key.kind)]);
+    } else if (has_offset) {
+      writer.array(2);
+    }
     switch (key.kind) {
       case ExtraKey::Kind::kLoraName:
       case ExtraKey::Kind::kCacheSalt:
         writer.text(as_text(key.data));
         break;
       case ExtraKey::Kind::kMultimodal:
-        writer.array(2);
         writer.text(as_text(key.data));
         writer.integer(key.offset);
         break;
@@ -190,14 +199,13 @@ VllmHasher::VllmHasher(VllmHashAlgorithm algorithm, std::string_view hash_seed) 
 
 VllmHasher::VllmHasher(VllmHashAlgorithm algorithm, std::span<const std::uint8_t> digest, std::uint64_t tokens_before)
     : tokens_hashed_(tokens_before), digest_size_(static_cast<std::uint8_t>(digest.size())), algorithm_(algorithm) {
-  SAGA_ASSERT(digest.size() == kDigestSize[static_cast<std::size_t>(algorithm)] ||
-              (digest.size() == 32 && tokens_before == 0));
+  SAGA_ASSERT(digest.size() == digest_size(algorithm) || (digest.size() == 32 && tokens_before == 0));
   std::copy(digest.begin(), digest.end(), digest_.begin());
 }
 
 // The digest of the message becomes the parent of the next block. Behind the message lie kSha256Room bytes to write to.
 void VllmHasher::set_digest_of(std::uint8_t* message, std::size_t size) {
-  if (algorithm_ == VllmHashAlgorithm::kSha256Cbor) {
+  if (is_sha256(algorithm_)) {
     digest_ = sha256_in_place(message, size);
     digest_size_ = 32;
   } else {
@@ -215,7 +223,7 @@ std::uint64_t VllmHasher::hash_block(std::span<const std::uint32_t> tokens, std:
   writer.array(3);
   writer.bytes(digest());
   writer.integers(tokens);
-  write_extra_keys(writer, extra_keys);
+  write_extra_keys(writer, extra_keys, has_tagged_keys(algorithm_));
   SAGA_ASSERT(writer.verify());
   set_digest_of(preimage, writer.size());
   tokens_hashed_ += tokens.size();
@@ -247,9 +255,9 @@ std::uint64_t VllmHasher::key() const { return load_big_endian<std::uint64_t>(di
 
 bool VllmHasher::verify() const {
   const auto algorithm = static_cast<std::size_t>(algorithm_);
-  if (algorithm >= std::size(kDigestSize)) return false;
+  if (algorithm > static_cast<std::size_t>(VllmHashAlgorithm::kXxhashCborTagged)) return false;
   const bool random_root = digest_size_ == 32 && tokens_hashed_ == 0;
-  return digest_size_ == kDigestSize[algorithm] || random_root;
+  return digest_size_ == digest_size(algorithm_) || random_root;
 }
 
 }  // namespace saga

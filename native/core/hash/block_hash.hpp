@@ -83,7 +83,24 @@ std::size_t hash_blocks(ChainHash& state, std::span<const std::uint32_t> tokens,
 
 // `--prefix-caching-hash-algo`. The default of vLLM, `sha256`, hashes Python's pickle and is not offered: its bytes
 // depend on whether equal strings are the same object.
-enum class VllmHashAlgorithm : std::uint8_t { kSha256Cbor = 0, kXxhashCbor = 1 };
+//
+// Releases of vLLM differ in how the extra keys are written: bare, or (`Tagged`; 0.32 and 0.33) each as a tuple that begins with its
+// kind, so that no salt can pass for an adapter. A tagged LoRA key has the path of the adapter behind its name, which nobody outside
+// the engine knows: the chains of adapters are then other ones than the engine's, and match nothing of it.
+enum class VllmHashAlgorithm : std::uint8_t {
+  kSha256Cbor = 0,
+  kXxhashCbor = 1,
+  kSha256CborTagged = 2,
+  kXxhashCborTagged = 3,
+};
+
+constexpr bool is_sha256(VllmHashAlgorithm algorithm) {
+  return algorithm == VllmHashAlgorithm::kSha256Cbor || algorithm == VllmHashAlgorithm::kSha256CborTagged;
+}
+
+constexpr bool has_tagged_keys(VllmHashAlgorithm algorithm) {
+  return algorithm == VllmHashAlgorithm::kSha256CborTagged || algorithm == VllmHashAlgorithm::kXxhashCborTagged;
+}
 
 // One entry of the extra keys of a block. vLLM has them in the order of the kinds, any number of multimodal items
 // (ordered by offset) and at most one of the others. It refers to memory of the caller, for the duration of the call.

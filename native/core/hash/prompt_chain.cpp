@@ -18,7 +18,7 @@ PromptChain::PromptChain(const PromptChainOptions& options)
     : algorithm_(options.vllm),
       block_tokens_(options.block_tokens),
       max_tokens_(options.max_tokens),
-      rest_words_(options.vllm == VllmHashAlgorithm::kSha256Cbor ? 3 : 1),
+      rest_words_(options.vllm && is_sha256(*options.vllm) ? 3 : 1),
       lora_name_(options.lora_name),
       cache_salt_(options.cache_salt) {
   SAGA_ASSERT(block_tokens_ >= 1 && block_tokens_ <= kMaxBlockTokens && max_tokens_ >= 1);
