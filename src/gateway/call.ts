@@ -227,7 +227,8 @@ export async function serveCall(
         },
       });
     } catch (error) {
-      if (error instanceof GatewayError && error.code === 'worker_lost') context.pool.failed(worker, error.cause as Error);
+      if (error instanceof GatewayError && error.code === 'worker_lost')
+        context.pool.failed(worker, error.cause as Error);
       throw error;
     }
     if (failed !== undefined) return failed;

@@ -73,7 +73,7 @@ export async function relay(upstream: Upstream, options: RelayOptions): Promise<
         const who = paused ? 'the client read' : 'the worker sent';
         giveUp(new GatewayError('deadline_exceeded', `${who} nothing for ${chunkSeconds} seconds`));
       }, chunkSeconds * 1000);
-      writeHead(response, head.status, head.headers);
+      response.writeHead(head.status, head.headers);
     };
     signal.addEventListener('abort', onAbort, { once: true });
     response.on('drain', onDrain);
@@ -125,14 +125,4 @@ function dropUnread(response: ServerResponse, seconds: number): void {
   response.once('close', () => {
     clearTimeout(timer);
   });
-}
-
-/** Headers of a worker may be such as nobody may send. */
-function writeHead(response: ServerResponse, status: number, headers: Record<string, string | string[]>): void {
-  try {
-    response.writeHead(status, headers);
-  } catch {
-    const sendable = Object.entries(headers).filter(([, value]) => !/[^\t\x20-\x7e\x80-\xff]/.test(String(value)));
-    response.writeHead(status, Object.fromEntries(sendable));
-  }
 }

@@ -84,14 +84,22 @@ const fixtures: Fixture[] = [
     events: [
       event('message_start', {
         type: 'message_start',
-        message: { id: 'msg_1', content: [], usage: { input_tokens: 10, cache_read_input_tokens: 48, output_tokens: 0 } },
+        message: {
+          id: 'msg_1',
+          content: [],
+          usage: { input_tokens: 10, cache_read_input_tokens: 48, output_tokens: 0 },
+        },
       }),
       event('content_block_start', {
         type: 'content_block_start',
         content_block: { type: 'tool_use', id: 't', name: 'Edit', input: {} },
       }),
       event('content_block_delta', { type: 'content_block_delta', delta: { partial_json: '{}' } }),
-      event('message_delta', { type: 'message_delta', delta: { stop_reason: 'tool_use' }, usage: { output_tokens: 12 } }),
+      event('message_delta', {
+        type: 'message_delta',
+        delta: { stop_reason: 'tool_use' },
+        usage: { output_tokens: 12 },
+      }),
       event('message_stop', { type: 'message_stop' }),
     ],
     facts: { stop: 'tool-use', tools: ['Edit'], outputTokens: 12, promptTokens: 58, cachedTokens: 48, id: 'msg_1' },
