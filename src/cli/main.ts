@@ -39,10 +39,21 @@ registerServe(program);
 registerWorker(program);
 program
   .command('doctor')
-  .description('say whether SAGA works on this machine: platform, binary, self-test')
+  .description(
+    "say whether SAGA works on this machine: platform, binary, self-test; or what a worker's connector can do",
+  )
   .option('--json', 'print one JSON object')
-  .action((options: DoctorOptions) => {
-    process.exitCode = doctor(options);
+  .option('--directives <endpoint>', 'ask the connector of a vLLM worker there, such as tcp://127.0.0.1:5757')
+  .option('--directive-key <key>', 'its key; also SAGA_DIRECTIVE_KEY')
+  .action(async (options: DoctorOptions & { directives?: string; directiveKey?: string }) => {
+    const { directives } = options;
+    if (directives === undefined) {
+      process.exitCode = doctor(options);
+      return;
+    }
+    const { doctorConnector } = await import('./doctor-worker.js');
+    const key = options.directiveKey ?? process.env['SAGA_DIRECTIVE_KEY'];
+    process.exitCode = await doctorConnector(directives, { json: options.json ?? false, key });
   });
 program
   .command('build')
