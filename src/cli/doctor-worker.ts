@@ -45,12 +45,13 @@ export async function doctorConnector(
     wake: () => Promise.resolve(),
   });
   const answer = await new Promise<Readonly<Record<string, unknown>> | undefined>((resolve) => {
-    channel.send('saga.status', {}, patienceMs / 1000, (outcome, _, fields) => {
-      resolve(outcome.status === 'applied' ? fields : undefined);
-    });
-    setTimeout(() => {
+    const timer = setTimeout(() => {
       resolve(undefined);
     }, patienceMs);
+    channel.send('saga.status', {}, patienceMs / 1000, (outcome, _, fields) => {
+      clearTimeout(timer);
+      resolve(outcome.status === 'applied' ? fields : undefined);
+    });
   });
   channel.close();
   const text = (name: string): string | null => {
