@@ -34,8 +34,6 @@ export interface ProbeOptions {
   blockTokens: number;
   /** Leading blocks of a prompt that the worker holds, as its events tell; `undefined`: there are no events. */
   held: ((tokens: Uint32Array, cacheSalt: string | undefined) => number) | undefined;
-  /** Keys are the engine's own: versions of vLLM differ in how a cache salt enters them. */
-  engineKeys: boolean;
   /** For each request. */
   requestMs: number;
   /** Until the event of the first one is there. */
@@ -67,12 +65,12 @@ export async function probe(options: ProbeOptions): Promise<ProbeResult> {
       const blocks = await arrived(options, tokens, cacheSalt);
       if (blocks < probeBlocks)
         words = `of the probe's ${probeBlocks} blocks ${blocks} came with its events under the expected key`;
-      if (blocks === 0 && options.engineKeys) {
-        // Without a salt: its tokens are random, nobody will ask for these blocks.
+      if (blocks === 0) {
+        // Versions of vLLM differ in how a salt enters keys, and some tell nothing of it. Without a salt: its tokens are random, nobody will ask for these blocks.
         const plain = tokens.slice().reverse();
         await complete({ prompt: [...plain], cache_salt: undefined });
         saltOnly = (await arrived(options, plain, undefined)) === probeBlocks;
-        if (saltOnly) words = 'this vLLM makes keys of prompts with a cache salt in another way: they are never found';
+        if (saltOnly) words = 'prompts with a cache salt are not found under their keys in this version of vLLM';
       }
     }
     // A priority is an error of its own unless the server schedules by it.

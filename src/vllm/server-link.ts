@@ -69,7 +69,7 @@ const failuresToLose = 2;
 
 const probeFactors = {
   failed: factors.parityFailed,
-  // Nothing that is found is wrong.
+  // All that has no salt is right.
   salted: factors.partial,
   unproven: factors.parityUnproven,
 } as const;
@@ -383,7 +383,6 @@ export class ServerLink implements WorkerOwner {
       headers: worker.headers,
       blockTokens,
       held: feed && ((tokens, cacheSalt) => feed.source.usable(this.#chain(tokens, cacheSalt, blockTokens))),
-      engineKeys: options.hash.algorithm !== 'saga',
       requestMs: times.probeRequest,
       eventMs: times.probeEvent,
       signal,
@@ -402,7 +401,12 @@ export class ServerLink implements WorkerOwner {
     const hasher =
       hash.algorithm === 'saga'
         ? new BlockHasher({ blockTokens, salt: chainSaltOf(keys) })
-        : new BlockHasher({ algorithm: hash.algorithm, blockTokens, hashSeed: hash.seed }).reset(keys);
+        : new BlockHasher({
+            algorithm: hash.algorithm,
+            blockTokens,
+            hashSeed: hash.seed,
+            taggedKeys: hash.taggedKeys ?? false,
+          }).reset(keys);
     return hasher.update(tokens);
   }
 

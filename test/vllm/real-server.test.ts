@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { afterEach, describe, expect, it } from 'vitest';
 import { Scheduler } from '../../src/index.js';
 import { WorkerSet } from '../../src/vllm/index.js';
-import { lines, only, randomOf, until } from './helpers.js';
+import { only, randomOf, until } from './helpers.js';
 
 const environments = (process.env.SAGA_TEST_VLLM ?? '').split(',').filter((name) => name !== '');
 const python = fileURLToPath(new URL('../../python', import.meta.url));
@@ -50,7 +50,7 @@ async function cachedTokens(server: Ready, prompt: readonly number[]): Promise<n
     body: JSON.stringify({ model: server.model, prompt, max_tokens: 2, temperature: 0 }),
   });
   const { usage } = (await response.json()) as { usage: { prompt_tokens_details?: { cached_tokens?: number } } };
-  return usage.prompt_tokens_details?.cached_tokens ?? -1;
+  return usage.prompt_tokens_details?.cached_tokens ?? 0; // versions before 0.17 leave out a 0
 }
 
 describe.skipIf(environments.length === 0)('vLLM', () => {
@@ -64,7 +64,6 @@ describe.skipIf(environments.length === 0)('vLLM', () => {
         blockTokens: environment === 'cpu' ? 32 : 16,
       });
       closing.push(() => scheduler.close());
-      const log = lines();
       const { url, events, replay, model } = server;
       const setOf = async (hash: 'saga' | 'sha256_cbor'): Promise<WorkerSet> => {
         const set = new WorkerSet({
@@ -72,18 +71,20 @@ describe.skipIf(environments.length === 0)('vLLM', () => {
           model,
           servers: [{ url, events, replay }],
           hash: hash === 'saga' ? { algorithm: hash } : { algorithm: hash, seed: '0' },
-          log,
         });
         closing.push(() => set.close());
         await set.start();
         return set;
       };
       const set = await setOf('saga');
-      expect([log.lines.filter((line) => line.includes('not')), only(set).degraded, only(set).trust]).toEqual([
-        [],
-        [],
-        1,
-      ]);
+      // Before 0.17 events do not tell salts; 0.33 makes other keys of salted prompts. Without a salt all fit.
+      const salted = [
+        0.9,
+        ['parity: prompts with a cache salt are not found under their keys in this version of vLLM'],
+      ];
+      const state = (of: WorkerSet): unknown => [only(of).trust, only(of).degraded];
+      const fine = environment === 'baseline' ? salted : [1, []];
+      expect(state(set)).toEqual(fine);
       expect(only(set).features.version).toContain(server.version);
       const source = set.sourceOf(only(set));
       const random = randomOf(11);
@@ -112,21 +113,17 @@ describe.skipIf(environments.length === 0)('vLLM', () => {
       }
       expect(hits).toBeGreaterThan(50);
       expect(predictedAll).toBeGreaterThan(1000);
-      expect(only(set).trust).toBe(1);
+      expect(state(set)).toEqual(fine);
       // One that joins now knows the same, by replay.
       const late = await setOf('saga');
       await until('it has read all', () => {
         const [own, other] = [set.sourceOf(only(set))?.stats(), late.sourceOf(only(late))?.stats()];
         return own !== undefined && own.copies === other?.copies && own.blocks === other.blocks;
       });
-      expect([only(late).trust, only(late).degraded]).toEqual([1, []]);
+      expect(state(late)).toEqual(fine);
       const direct = await setOf('sha256_cbor');
-      // Keys of salted prompts changed after 0.31; those of all others fit.
-      const salted = 'parity: this vLLM makes keys of prompts with a cache salt in another way: they are never found';
-      expect([
-        [1, []],
-        [0.9, [salted]],
-      ]).toContainEqual([only(direct).trust, only(direct).degraded]);
+
+      expect([[1, []], salted]).toContainEqual(state(direct));
       expect(set.metrics().workers[0]?.events).toMatchObject({ malformed: 0, unknownRemovals: 0, resets: 0 });
     },
     400_000,
