@@ -2,6 +2,10 @@
 
     base + per_call * decoding requests + per_context_token * the tokens they attend to
          + per_prefill_token * new prompt tokens + per_prefill_pair * pairs that their attention compares
+         + by_tokens at decoding requests + new prompt tokens
+
+`by_tokens`, if given, is a table of [tokens, seconds]: linear between its points, beyond the last one along its last slope,
+before the first one that one's value.
 
 Seconds. The same form and the same names as native/core/place/cost_model.hpp; a chunk of t tokens after c computed ones
 compares t * (c + t / 2) pairs. Standard library only.
@@ -18,6 +22,7 @@ class StepTimeModel:
     per_context_token: float = 0.0
     per_prefill_token: float = 0.0
     per_prefill_pair: float = 0.0
+    by_tokens: tuple[tuple[float, float], ...] = ()
 
     @staticmethod
     def parse(text: str) -> "StepTimeModel":
@@ -34,10 +39,17 @@ class StepTimeModel:
         unknown = sorted(set(given) - known)
         if unknown:
             raise ValueError(f"unknown coefficients {unknown}: {sorted(known)}")
+        table = given.pop("by_tokens", [])
+        if not isinstance(table, list) or any(not isinstance(row, list) or len(row) != 2 for row in table):
+            raise ValueError(f"by_tokens is a list of [tokens, seconds]: {text}")
+        by_tokens = tuple((float(tokens), float(seconds)) for tokens, seconds in table)
+        rising = all(low[0] < high[0] for low, high in zip(by_tokens, by_tokens[1:]))
+        if len(by_tokens) == 1 or not rising or any(not 0 < seconds < 1e6 for _, seconds in by_tokens):
+            raise ValueError(f"by_tokens has at least two rows, by rising tokens, with seconds above 0: {text}")
         coefficients = {name: float(value) for name, value in given.items()}
         if any(not 0 <= value < 1e6 for value in coefficients.values()):
             raise ValueError(f"coefficients are seconds, not negative: {text}")
-        return StepTimeModel(**coefficients)
+        return StepTimeModel(**coefficients, by_tokens=by_tokens)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -49,7 +61,20 @@ class StepTimeModel:
             + self.per_context_token * context_tokens
             + self.per_prefill_token * prefill_tokens
             + self.per_prefill_pair * prefill_pairs
+            + self._by_tokens(calls + prefill_tokens)
         )
+
+    def _by_tokens(self, tokens: int) -> float:
+        table = self.by_tokens
+        if not table:
+            return 0.0
+        if tokens <= table[0][0]:
+            return table[0][1]
+        after = 1
+        while after + 1 < len(table) and tokens > table[after][0]:
+            after += 1
+        (low, begin), (high, end) = table[after - 1], table[after]
+        return begin + (end - begin) * (tokens - low) / (high - low)
 
 
 class StepClock:

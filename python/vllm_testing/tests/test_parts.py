@@ -17,6 +17,16 @@ def test_step_time_is_the_sum_of_its_terms():
     assert PROFILES["h100-tp4"].seconds(32, 320_000, 0, 0) * 1e3 == pytest.approx(36.628)
     assert PROFILES["h100-tp8"].seconds(32, 320_000, 0, 0) * 1e3 == pytest.approx(21.872)
 
+def test_step_model_with_a_table():
+    model = StepTimeModel.parse('{"per_context_token": 0.01, "by_tokens": [[1, 2], [11, 3], [21, 7]]}')
+    assert [model.seconds(n, 0, 0, 0) for n in (0, 1, 6, 11, 16, 21, 31)] == pytest.approx([2, 2, 2.5, 3, 5, 7, 11])
+    assert model.seconds(3, 10, 3, 0) == pytest.approx(2.5 + 0.1)
+    assert StepTimeModel.parse(model.to_json()) == model
+    for table in ("[[1, 2]]", "[[2, 2], [1, 2]]", "[[1, 2], [2, 0]]", "[1, 2]", "3"):
+        with pytest.raises(ValueError):
+            StepTimeModel.parse(f'{{"by_tokens": {table}}}')
+
+
 
 def test_scheduling_hides_behind_the_step_before():
     clock = StepClock()
