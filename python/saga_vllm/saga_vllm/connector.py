@@ -20,6 +20,7 @@ import hashlib
 import logging
 import re
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import vllm.version
@@ -148,7 +149,7 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
             problem = self._policy_problem(pool) or contract_problem(pool, FreeKVCacheBlockQueue, KVCacheBlock)
         if self._settings.strength == "policy" and problem is None:
             try:
-                self._order = PolicyOrder(pool, self._block_size, self._microseconds,
+                self._order = PolicyOrder(pool, self._block_size, self._microseconds(),
                                           lru=self._settings.order == "lru", ghosts=self._settings.ghosts,
                                           on_failure=self._switch_off)
             except (native.LibraryMissing, native.NativeError) as error:
@@ -485,8 +486,12 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
     def _seconds(self) -> float:
         return time.monotonic()
 
-    def _microseconds(self) -> int:
-        return int(time.monotonic_ns() * self._settings.time_scale) // 1000
+    def _microseconds(self) -> Callable[[], int]:
+        """The policy's clock."""
+        clock, scale = time.monotonic_ns, self._settings.time_scale
+        if scale == 1:
+            return lambda: clock() // 1000
+        return lambda: int(clock() * scale) // 1000
 
     def _status(self) -> dict[str, Any]:
         """Called by the channel's thread: reads, and touches nothing native."""

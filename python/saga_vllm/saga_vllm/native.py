@@ -168,11 +168,10 @@ class Evictor:
         handle = ctypes.c_void_p()
         _check(library.saga_evictor_create(ctypes.byref(options), ctypes.byref(handle)), "create")
         self._handle = handle.value
-        # Room for the arguments of the most frequent calls: one block.
         self._word = ctypes.c_uint32()
         self._word_address = ctypes.addressof(self._word)
-        self._pair = (ctypes.c_uint64 * 2)()
-        self._pair_address = ctypes.addressof(self._pair)
+        self._parent = ctypes.c_uint64()
+        self._parent_address = ctypes.addressof(self._parent)
 
     def close(self) -> None:
         """Frees it. Nothing else may be called afterwards."""
@@ -212,23 +211,10 @@ class Evictor:
     def store(self, parent: int | None, hashes: array, blocks: Sequence[int]) -> None:
         before = None
         if parent is not None:
-            self._pair[0] = parent
-            before = self._pair_address
+            self._parent.value = parent
+            before = self._parent_address
         ids = array("I", blocks)
         _check(self._library.saga_evictor_store(self._handle, before, _address(hashes), _address(ids), len(ids)), "store")
-
-    def store_one(self, parent: int | None, low: int, block: int) -> None:
-        """One block; without arrays of its own."""
-        pair, address = self._pair, self._pair_address
-        pair[1] = low
-        self._word.value = block
-        before = None
-        if parent is not None:
-            pair[0] = parent
-            before = address
-        status = self._library.saga_evictor_store(self._handle, before, address + 8, self._word_address, 1)
-        if status:
-            _check(status, "store")
 
     def drop(self, blocks: Sequence[int]) -> None:
         ids = array("I", blocks)

@@ -5,8 +5,8 @@ It follows the pool through what a connector sees and what the pool does to its 
 
   a request comes            start, and at once preempt: what waits in the queue is certain to come back
   its blocks are allocated   start again, just before the first block moves: it runs
-  end of a scheduler step    preempt for requests that lost their blocks; store for blocks that got a hash in the step
-  a request ends             store for the last of them; end, before its blocks are freed
+  end of a scheduler step    preempt for requests that lost their blocks; store for blocks of prompts that got a hash in the step
+  a request ends             store for the blocks of its answer; end, before its blocks are freed
   remove                     pin; kept back until the next operation, so a hit of n blocks is one crossing
   append, append_n           unpin
   prepend_n                  unpin and prefer: blocks without a hash
@@ -48,7 +48,7 @@ def low8(digests: Iterable[bytes]) -> array:
 class Call:
     """A request that the evictor knows."""
 
-    __slots__ = ("number", "thread", "request", "hashes", "blocks", "stored", "waiting", "outcome", "due")
+    __slots__ = ("number", "thread", "request", "hashes", "blocks", "stored", "waiting", "outcome", "prompt_blocks")
 
     def __init__(self, number: int, thread: int, request: Any, hashes: array) -> None:
         self.number = number
@@ -57,7 +57,7 @@ class Call:
         self.hashes = hashes  # of request.block_hashes, as far as converted
         self.blocks: list[int] = []
         self.stored = 0  # leading blocks whose hashes were told
-        self.due = 0  # with so many tokens there is another one
+        self.prompt_blocks = len(hashes)
         self.waiting = True  # in the queue, or preempted
         self.outcome: native.Outcome | None = None  # told before its end
 
@@ -98,7 +98,8 @@ class PolicyOrder:
         if not self.active:
             return None
         try:
-            self._settle()
+            if self._pins or self._arriving is not None or self.pool.cached_block_hash_to_block is not self._map:
+                self._settle()
             while self.queue.num_free_blocks - self._idle_shields < count and self.release_one():
                 pass
             blocks = self.pool.blocks
@@ -210,17 +211,18 @@ class PolicyOrder:
                 self._store(call, new.num_computed_tokens + scheduled[new.req_id])
             cached = output.scheduled_cached_reqs
             for request_id, new_ids, computed in zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens):
+                if new_ids is None:  # most of them
+                    continue
                 call = calls.get(request_id)
                 if call is None:
                     continue
-                if new_ids is not None:
-                    if request_id in cached.resumed_req_ids:
-                        if call.waiting:
-                            self._resume(call)
-                        self._set_blocks(call, new_ids[0])
-                    else:
-                        call.blocks.extend(new_ids[0])
-                if computed + scheduled[request_id] >= call.due:
+                if request_id in cached.resumed_req_ids:
+                    if call.waiting:
+                        self._resume(call)
+                    self._set_blocks(call, new_ids[0])
+                else:
+                    call.blocks.extend(new_ids[0])
+                if call.stored < call.prompt_blocks:
                     self._store(call, computed + scheduled[request_id])
             if len(self._by_low) > 4 * self.pool.num_gpu_blocks + 1024:
                 self._by_low = {low: block for low, block in self._by_low.items() if self.block_of(low) is not None}
@@ -391,26 +393,11 @@ class PolicyOrder:
     def _set_blocks(self, call: Call, blocks: list[int]) -> None:
         call.blocks = list(blocks)
         call.stored = 0
-        call.due = self.block_size
 
     def _store(self, call: Call, tokens: int) -> None:
         """Tells of the blocks of a call that have got hashes, up to so many tokens."""
         digests = call.request.block_hashes
         first = call.stored
-        if len(call.hashes) == first and len(digests) == first + 1 and len(call.blocks) > first:
-            # The next block of a request that decodes.
-            block, digest = call.blocks[first], digests[first]
-            key = self.pool.blocks[block].block_hash
-            if key is None or key[:-4] != digest:
-                return
-            low = int.from_bytes(digest[-8:], "big")
-            self.evictor.store_one(call.hashes[first - 1] if first else None, low, block)
-            call.hashes.append(low)
-            call.stored = first + 1
-            call.due = (first + 2) * self.block_size
-            self._told.add(block)
-            self._by_low[low] = block
-            return
         last = min(tokens // self.block_size, len(call.blocks), len(digests))
         blocks = self.pool.blocks
         while last > first:
@@ -423,7 +410,6 @@ class PolicyOrder:
         if len(call.hashes) < last:
             call.hashes.extend(low8(digests[len(call.hashes):last]))
         call.stored = last
-        call.due = (last + 1) * self.block_size
         ids = call.blocks[first:last]
         # What was found in the cache is known mostly.
         known = 0
@@ -439,22 +425,26 @@ class PolicyOrder:
         self._by_low.update(zip(hashes, ids))
 
     def _store_strays(self, blocks: list[Any]) -> None:
-        """Blocks that are freed with a hash that was not told: those of a request that was preempted in the step in which it
-        got them. They come last block first."""
+        """Blocks that are freed with a hash that was not told: those of the answer of a request that is being preempted, or that
+        it got in this very step. They come last block first."""
         untold = [block for block in reversed(blocks) if block.block_id not in self._told and block.block_hash is not None]
         if not untold:
             return
         wanted = {block.block_hash[:-4]: block.block_id for block in untold}
         for call in self.calls.values():
-            digests = call.request.block_hashes
+            if call.waiting:
+                continue
+            first = call.stored
+            digests = call.request.block_hashes[first:]
             if wanted.keys().isdisjoint(digests):
                 continue
-            hashes = low8(digests)
-            for i, digest in enumerate(digests):
+            before = low8(call.request.block_hashes[first - 1:first])[0] if first else None
+            for digest, low in zip(digests, low8(digests)):
                 block = wanted.pop(digest, None)
                 if block is not None:
-                    self.evictor.store(hashes[i - 1] if i else None, hashes[i:i + 1], (block,))
+                    self.evictor.store(before, array("Q", (low,)), (block,))
                     self._told.add(block)
-                    self._by_low[hashes[i]] = block
+                    self._by_low[low] = block
+                before = low
             if not wanted:
                 return

@@ -124,7 +124,7 @@ class Recorder:
             if full > cached:
                 hashes = [int.from_bytes(digest[-8:], "big") for digest in request.block_hashes[:full]]
                 self.note("store", hashes[cached - 1] if cached else None, hashes[cached:],
-                          [block.block_id for block in blocks[cached:full]])
+                          [block.block_id for block in blocks[cached:full]], request, cached)
 
         def add_request(request):
             self.note("add", request, list(request.block_hashes))
@@ -159,7 +159,8 @@ class Recorder:
 
 
 def replay(events, blocks, threads):
-    """A second evictor, told in the order of docs/vllm-connector.md but of hashes at once; gives what it would have taken."""
+    """A second evictor, told in the order of docs/vllm-connector.md (of a prompt's blocks at once); gives what it would have
+    taken."""
     from array import array
 
     from saga_vllm import native
@@ -170,11 +171,18 @@ def replay(events, blocks, threads):
     stored = {}
     arriving = None
     taken = []
+    begun = set()  # requests whose first step since they started (again) it is
+    answers = {}  # of the others: blocks behind the prompt, told when they end
+
+    def store(parent, hashes, ids):
+        evictor.store(parent, array("Q", hashes), ids)
+        stored.update(zip(ids, hashes))
 
     def arrive():
         nonlocal arriving
         if arriving in waiting:
             waiting.discard(arriving)
+            begun.add(arriving)
             evictor.start(numbers[arriving], threads[arriving], array("Q"), 0, now)
         arriving = None
 
@@ -202,21 +210,29 @@ def replay(events, blocks, threads):
             evictor.unpin(rest[0])
             evictor.prefer(rest[0])
         elif kind == "free" and rest[0]:
+            for name in preempted:
+                for given in answers.pop(name, ()):
+                    store(*given)
             evictor.unpin(rest[0])
         elif kind == "store":
-            parent, hashes, ids = rest
-            evictor.store(parent, array("Q", hashes), ids)
-            stored.update(zip(ids, hashes))
+            *given, request, cached = rest
+            if request.request_id in begun or cached < request.num_prompt_tokens // BLOCK:
+                store(*given)
+            else:
+                answers.setdefault(request.request_id, []).append(given)
         elif kind == "preempt":
             preempted.append(rest[0].request_id)
         elif kind == "step":
             arriving = None
+            begun.clear()
             if preempted:
                 evictor.preempt([numbers[name] for name in sorted(preempted)], now)
                 waiting.update(preempted)
                 preempted = []
         elif kind == "end":
             request = rest[0]
+            for given in answers.pop(request.request_id, ()):
+                store(*given)
             deepest = native.NONE
             if request.request_id not in waiting:
                 ids = {value: block for block, value in stored.items()}
@@ -565,7 +581,7 @@ def test_no_prefix_caching(engine):
     flood(one, 10)
 
 
-@pytest.mark.parametrize("method", ["take", "take_one", "pin", "unpin", "store", "store_one", "start", "end"])
+@pytest.mark.parametrize("method", ["take", "take_one", "pin", "unpin", "store", "start", "end"])
 def test_an_error_of_ours_leaves_a_working_engine(engine, method):
     from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
 
