@@ -153,6 +153,7 @@ export async function serveCall(
       named,
       prompt,
       kind: kindOf(endpoint, body),
+      requestId: context.requestId,
       signal: gone.signal,
     });
     for (let tries = 0; ; ++tries) {

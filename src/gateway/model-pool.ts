@@ -25,6 +25,8 @@ export interface SubmitRequest {
   named: Named;
   prompt: Prompt;
   kind: PromptKind | undefined;
+  /** By which its worker will know it; `undefined`: another program sends it there. */
+  requestId?: string;
   signal: AbortSignal;
 }
 
@@ -68,6 +70,8 @@ export interface PoolCounters {
   promptsBySource: Record<Prompt['source'], number>;
   /** Prompts of which the worker counts other tokens. */
   promptTokenMismatches: number;
+  /** Prompts that go on from a known one and were made into tokens anew all the same. */
+  promptsRemade: number;
 }
 
 const keptCalls = 4096;
@@ -171,6 +175,7 @@ export class ModelPool {
     hashedBlocks: 0,
     promptsBySource: { ids: 0, worker: 0, local: 0, unknown: 0 },
     promptTokenMismatches: 0,
+    promptsRemade: 0,
   };
   readonly #lineage: Lineage;
   readonly #queueSeconds: number;
@@ -179,7 +184,7 @@ export class ModelPool {
   readonly #salts = new Map<string, number>();
   readonly #waiting = new Map<number, Waiter>();
   /** The newest calls by id, for explanations. */
-  readonly #calls = new Map<number, Call>();
+  readonly #calls = new Map<number, { call: Call; requestId: string | undefined; thread: number }>();
   /** Workers whose server has just failed, until they get calls again. */
   readonly #shunned = new Map<VllmWorker, NodeJS.Timeout>();
   #threads = 0;
@@ -201,6 +206,8 @@ export class ModelPool {
     const algorithm = config.hashAlgorithm ?? 'saga';
     this.scheduler = new Scheduler({
       clock: () => (performance.now() - started) * this.#microsecondsScale,
+      // A server that is lost and comes back is a new worker, and ids are not used again.
+      maxWorkers: 1024,
       blockTokens: config.blockTokens ?? 16,
       maxCalls: gateway.maxCalls ?? 8192,
       maxWorkflows: 4096,
@@ -223,6 +230,8 @@ export class ModelPool {
       hash: algorithm === 'saga' ? { algorithm } : { algorithm, seed: config.hashSeed ?? '0' },
       probe: gateway.probe ?? true,
       timeScale,
+      requestIdOf: ({ id }) => this.#calls.get(id)?.requestId,
+      threadOf: ({ id }) => this.#calls.get(id)?.thread,
       log,
     });
     this.workers.onChange = () => {
@@ -255,7 +264,7 @@ export class ModelPool {
 
   /** One of the newest calls. */
   call(id: number): Call | undefined {
-    return this.#calls.get(id);
+    return this.#calls.get(id)?.call;
   }
 
   /**
@@ -558,7 +567,7 @@ export class ModelPool {
 
   async #place(
     session: Session,
-    { named, prompt, signal }: SubmitRequest,
+    { named, prompt, requestId, signal }: SubmitRequest,
     kind: PromptKind | undefined,
   ): Promise<{ call: Call; receipt: Receipt; worker: VllmWorker; waited: number }> {
     signal.throwIfAborted();
@@ -576,7 +585,7 @@ export class ModelPool {
     } catch (error) {
       throw this.#refused(error);
     }
-    this.#calls.set(call.id, call);
+    this.#calls.set(call.id, { call, requestId, thread: this.#thread(session, named.agent) });
     if (this.#calls.size > keptCalls) this.#calls.delete(this.#calls.keys().next().value as number);
     return await this.#wait(call, signal);
   }
