@@ -35,6 +35,11 @@ const poolCounters: readonly [name: string, help: string, read: Read<ModelPool>]
     'Prompts of which the worker counts other tokens',
     ({ counters }) => counters.promptTokenMismatches,
   ],
+  [
+    'prompts_remade',
+    'Prompts that go on from a known one and were made into tokens anew all the same',
+    ({ counters }) => counters.promptsRemade,
+  ],
   ['generation_tokens', 'Tokens of answers, as workers report', ({ counters }) => counters.outputTokens],
   ['prefix_cache_hits', 'Prompt tokens that workers had, as they report', ({ counters }) => counters.cachedTokens],
   ['prefix_cache_hits_predicted', 'The same as predicted', ({ counters }) => counters.predictedTokens],

@@ -136,12 +136,13 @@ class Prompts implements PromptSource {
           const tokens = await this.#encode(tail.messages + tail.prompt, false, request);
           const own = tail.prompt === '' ? tokens : await this.#encode(tail.messages, false, request);
           if (tokens === undefined || own === undefined) return undefined;
-          if (mark.line.verified || (await this.#verify(request, local, given, mark, tokens.tokens)))
+          if (mark.line.verified || (await this.#verify(request, local, given, mark, known, tokens.tokens)))
             return this.#extended(mark, keys[count - 1] as string, own.tokens.length, tokens);
         }
       }
       const messages = messagesOf(body, 0);
       if (messages === undefined) return undefined;
+      if (mark !== undefined) this.#pool.counters.promptsRemade += 1;
       const text = local.render(messages, { ...given, add_generation_prompt: false });
       const whole = local.render(messages, given);
       // What asks for the answer stands behind the messages, or there is no telling them apart.
@@ -216,6 +217,7 @@ class Prompts implements PromptSource {
     local: LocalTokenizer,
     given: TemplateArguments,
     mark: Mark,
+    known: number,
     tail: Uint32Array,
   ): Promise<boolean> {
     const messages = messagesOf(request.body, 0);
@@ -229,7 +231,8 @@ class Prompts implements PromptSource {
     made.set(had.subarray(0, mark.tokens));
     made.set(tail, mark.tokens);
     if (Buffer.compare(Buffer.from(made.buffer), Buffer.from(whole.tokens.slice().buffer)) === 0) {
-      mark.line.verified = true;
+      // Behind all messages that were known, new ones are rendered as in the whole: that shows nothing yet.
+      mark.line.verified = known > headMessages;
       return true;
     }
     this.#rewritten('its chat template rewrites earlier turns');
