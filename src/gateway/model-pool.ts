@@ -311,6 +311,7 @@ export class ModelPool {
       const placed = await this.#place(session, request, kind);
       return new Placed(this, from, placed.call, placed.receipt, placed.worker, placed.waited);
     } catch (error) {
+      counters.cancelled += 1;
       this.#left(session, identity.head);
       throw error;
     }
@@ -408,6 +409,7 @@ export class ModelPool {
       placed.waited += next.waited;
     } catch (thrown) {
       placed.ended = true;
+      this.counters.cancelled += 1;
       this.#tell(placed, () => {
         placed.call.cancel();
       });
