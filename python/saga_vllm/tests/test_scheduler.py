@@ -340,14 +340,14 @@ def test_a_retained_chain_survives_what_evicts_it_otherwise(engine, strength):
 
 @pytest.mark.parametrize("strength", ["policy", "leases"])
 def test_leases_never_stop_the_engine(engine, strength):
-    one = engine(120, connector={**QUIET, "strength": strength, "lease_budget": 0.9}, max_num_batched_tokens=512)
+    one = engine(120, connector={**QUIET, "strength": strength, "lease_budget": 0.5}, max_num_batched_tokens=512)
     kept = [prompt(i, 20 * BLOCK) for i in range(3)]
     for i, chain in enumerate(kept):
         one.serve(chain, 1, name=f"kept{i}")
         one.serve(prompt(90 + i, 20), 1, saga=envelope("kv.retain", {
             "claim_id": f"c{i}", "target": {"request_id": f"kept{i}"}, "ttl_seconds": 600, "value": 0.1 + 0.2 * i}))
     leases = one.connector._leases
-    assert set(leases.leases) == {"c0", "c1", "c2"}
+    assert set(leases.leases) == {"c0", "c1", "c2"} and len(leases.holders) == leases.budget
     ended = []
     for lease in leases.leases.values():
         lease.ended = lambda status, reason, claim=lease.claim: ended.append((claim, status, reason))
