@@ -8,8 +8,9 @@
 import native from './native.cjs';
 import { checkInteger, checkOneOf, describe } from './check.js';
 import { SagaArgumentError, SagaStateError, errorOfStatus } from './errors.js';
-import { PageTable } from './page-table.js';
+import { PageTable, checkThread, outcomeNumbers, type CallOutcome } from './page-table.js';
 import type { At, Tier } from './scheduler.js';
+import { promptKinds, type PromptKind } from './scheduler/vocabulary.js';
 
 const orders = ['fcfs', 'priority', 'bfs', 'dfs', 'hybrid', 'saga'] as const;
 const preemptions = ['recompute', 'swap'] as const;
@@ -85,6 +86,10 @@ export interface BatchCall {
   priority?: number;
   /** Larger goes first under `hybrid` and `saga`; at least 0, under `saga` above 0. Default 1. */
   urgency?: number;
+  /** For a page table with `eviction: 'saga'`: the agent that calls, an integer from 0. Default: inferred from the hashes. */
+  thread?: number;
+  /** For a page table with `eviction: 'saga'`: what the prompt brings. Default `start`. */
+  promptKind?: PromptKind;
 }
 
 /**
@@ -335,6 +340,8 @@ export class BatchFormer {
         checkInteger('workflow', call.workflow ?? 0, 0, mostNumber),
         this.#checkUrgency(call.urgency ?? 1),
         hashes,
+        call.thread === undefined ? -1 : checkThread(call.thread),
+        checkOneOf('promptKind', call.promptKind ?? 'start', promptKinds),
       ),
       () => `a call of ${prompt} prompt tokens and ${call.maxNewTokens} new ones`,
     );
@@ -365,6 +372,15 @@ export class BatchFormer {
     this.#open();
     const id = checkInteger('workflow', workflow, 0, mostNumber);
     return this.#answer(this.#native.setUrgency(id, this.#checkUrgency(urgency)), () => `workflow ${workflow}`);
+  }
+
+  /**
+   * For a page table with `eviction: 'saga'`: what is known so far of how the call ends. The last word before its end counts; what
+   * turns out afterwards is for {@link PageTable.told}. Where `outputTokens` is 0 or not told, the former fills it in.
+   */
+  setOutcome(call: number, outcome: CallOutcome): void {
+    this.#open();
+    this.#answer(this.#native.setOutcome(checkId(call), ...outcomeNumbers(outcome)), () => `call ${call}`);
   }
 
   /** Ends a call; what it has computed stays cached. While a batch is in flight a running call ends with {@link complete}. */

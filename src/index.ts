@@ -42,6 +42,7 @@ export {
   PageTable,
   type BlockEvents,
   type BlockPoolStats,
+  type CallOutcome,
   type DemotionOptions,
   type EvictionStats,
   type OpenedSequence,

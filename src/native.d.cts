@@ -119,6 +119,16 @@ declare namespace native {
       preempted: number,
       now: number,
     ): number;
+    /** As free. */
+    told(
+      thread: number,
+      stopReason: number,
+      toolClass: number,
+      sessionEnd: number,
+      outputTokens: number,
+      declaredGap: number,
+      now: number,
+    ): number;
     threadLeft(thread: number, now: number): number;
     /** Number of copies. */
     drainDemotions(copies: Uint32Array): number;
@@ -170,11 +180,22 @@ declare namespace native {
       workflow: number,
       urgency: number,
       hashes: BigUint64Array,
+      thread: number,
+      promptKind: number,
     ): number;
     addHashes(call: number, hashes: BigUint64Array): number;
     setPriority(call: number, priority: number): number;
     /** Number of calls. */
     setUrgency(workflow: number, urgency: number): number;
+    /** `declaredGap` in microseconds, negative: not told. */
+    setOutcome(
+      call: number,
+      stopReason: number,
+      toolClass: number,
+      sessionEnd: number,
+      outputTokens: number,
+      declaredGap: number,
+    ): number;
     cancel(call: number): number;
     /** Number of calls. */
     cancelWorkflow(workflow: number): number;

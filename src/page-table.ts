@@ -83,8 +83,8 @@ export interface SequenceCall {
   promptKind?: PromptKind;
 }
 
-/** How the call of a sequence ended; all of it may be unknown. */
-export interface SequenceOutcome {
+/** How a call ended; all of it may be unknown. */
+export interface CallOutcome {
   stopReason?: StopReason;
   /** The tool that the answer calls. */
   tool?: ToolClass;
@@ -94,6 +94,10 @@ export interface SequenceOutcome {
   declaredGapSeconds?: number;
   /** Of the answer. */
   outputTokens?: number;
+}
+
+/** How the call of a sequence ended. */
+export interface SequenceOutcome extends CallOutcome {
   /** It was preempted: the next call of its thread is the same one, which goes on. */
   preempted?: boolean;
 }
@@ -231,6 +235,8 @@ export interface PageTableStats {
 const twoTo32 = 2 ** 32;
 const statCount = 35;
 const evictionStatCount = 18;
+/** `SAGA_ERR_NOT_FOUND`. */
+const notFound = 2;
 const copyWords = 4;
 const rangeWords = 3;
 
@@ -435,18 +441,22 @@ export class PageTable {
    */
   free(sequence: number, outcome: SequenceOutcome = {}): void {
     this.#open();
-    const gap = outcome.declaredGapSeconds;
-    const answer = this.#native.free(
-      checkId('sequence', sequence),
-      checkOneOf('stopReason', outcome.stopReason ?? 'unknown', stopReasons),
-      checkOneOf('tool', outcome.tool ?? 'none', toolClasses),
-      outcome.sessionEnd === true ? 1 : 0,
-      checkInteger('outputTokens', outcome.outputTokens ?? 0, 0, twoTo32 - 1),
-      gap === undefined ? -1 : checkPositive('declaredGapSeconds', gap, 0) * 1e6,
-      outcome.preempted === true ? 1 : 0,
-      this.#clock(),
-    );
+    const id = checkId('sequence', sequence);
+    const preempted = outcome.preempted === true ? 1 : 0;
+    const answer = this.#native.free(id, ...outcomeNumbers(outcome), preempted, this.#clock());
     this.#answer(answer, () => `sequence ${sequence}`);
+  }
+
+  /**
+   * With {@link PageTableOptions.eviction} `saga`: how the newest call of a thread ended, where that turned out after it did; it
+   * replaces what was told then. Also while a {@link BatchFormer} owns the sequences.
+   *
+   * @returns `false` where the thread is not known, or is not in a gap between two calls: then nothing was changed
+   */
+  told(thread: number, outcome: CallOutcome): boolean {
+    this.#open();
+    const answer = this.#native.told(checkThread(thread), ...outcomeNumbers(outcome), this.#clock());
+    return answer !== -notFound && this.#answer(answer, () => `thread ${thread}`) === 0;
   }
 
   /** With {@link PageTableOptions.eviction} `saga`: the thread will not call again. One that is not known is nothing. */
@@ -822,7 +832,22 @@ function checkId(name: string, id: unknown): number {
   return checkInteger(name, id, 0, twoTo32 - 1);
 }
 
-function checkThread(thread: unknown): number {
+/** @internal Of an outcome: stop reason, tool class, end of the session, tokens, declared gap in microseconds. */
+export function outcomeNumbers(outcome: CallOutcome): [number, number, number, number, number] {
+  if (typeof outcome !== 'object' || outcome === null)
+    throw new SagaArgumentError(`outcome must be an object, got ${describe(outcome)}`);
+  const gap = outcome.declaredGapSeconds;
+  return [
+    checkOneOf('stopReason', outcome.stopReason ?? 'unknown', stopReasons),
+    checkOneOf('tool', outcome.tool ?? 'none', toolClasses),
+    outcome.sessionEnd === true ? 1 : 0,
+    checkInteger('outputTokens', outcome.outputTokens ?? 0, 0, twoTo32 - 1),
+    gap === undefined ? -1 : Math.min(checkPositive('declaredGapSeconds', gap, 0) * 1e6, Number.MAX_SAFE_INTEGER),
+  ];
+}
+
+/** @internal */
+export function checkThread(thread: unknown): number {
   return checkInteger('thread', thread, 0, Number.MAX_SAFE_INTEGER);
 }
 

@@ -144,6 +144,49 @@ describe('BatchFormer', () => {
     expect(former.form()).toBe(batch);
   });
 
+  it.each(['lru', 'saga'] as const)('tells the policy %s of its table about threads', (eviction) => {
+    /** `told`: what thread 2 says before its end, or after it. */
+    const cached = (told: 'before' | 'after' | 'left' | 'nothing'): number[] => {
+      let now = 0;
+      const clock = (): number => now;
+      const table = smallTable(6, 0, { eviction, clock });
+      const former = smallFormer(table, { clock });
+      for (const thread of [1, 2, 3]) {
+        now += 1e6;
+        const hashes = hashesOf(10 * thread, 10 * thread + 1, 10 * thread + 2);
+        const call = former.submit({ promptTokens: 12, maxNewTokens: 1, hashes, thread, promptKind: 'tool' });
+        if (thread === 2 && told === 'before') former.setOutcome(call, { sessionEnd: true });
+        step(former);
+        if (thread === 2 && told === 'after') expect(table.told(2, { sessionEnd: true })).toBe(eviction === 'saga');
+        if (thread === 2 && told === 'left') table.threadLeft(2);
+      }
+      expect(former.verify()).toBe(true);
+      return [...table.cachedHashes('gpu')].map(Number).sort((a, b) => a - b);
+    };
+    const oldestGoes = [20, 21, 22, 30, 31, 32];
+    expect(cached('nothing')).toEqual(oldestGoes);
+    for (const told of ['before', 'after', 'left'] as const)
+      expect(cached(told), told).toEqual(eviction === 'lru' ? oldestGoes : [10, 11, 12, 30, 31, 32]);
+  });
+
+  it('refuses threads and outcomes that are out of range', () => {
+    const former = smallFormer(smallTable(8, 0, { eviction: 'saga' }));
+    const call = former.submit({ promptTokens: 4, maxNewTokens: 1 });
+    const submit = (more: object) => () => former.submit({ promptTokens: 4, maxNewTokens: 1, ...more });
+    for (const wrong of [
+      submit({ thread: -1 }),
+      submit({ thread: 0.5 }),
+      submit({ promptKind: 'other' }),
+      () => former.setOutcome(call, { stopReason: 'other' as 'unknown' }),
+      () => former.setOutcome(call, { declaredGapSeconds: -1 }),
+    ])
+      expect(refusal(former, wrong)).toBeInstanceOf(SagaArgumentError);
+    expect(refusal(former, () => former.setOutcome(7, {})).code).toBe('SAGA_ERR_NOT_FOUND');
+    const before = former.digest();
+    former.setOutcome(call, { stopReason: 'tool-use', tool: 'web-api', outputTokens: 3, declaredGapSeconds: 2.5 });
+    expect(former.digest()).not.toBe(before);
+  });
+
   it('hits the prefix of a call of the same step, and later the answer', () => {
     const table = smallTable();
     const former = smallFormer(table, { tokenBudget: 64 });

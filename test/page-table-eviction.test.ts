@@ -79,6 +79,21 @@ describe('PageTable with eviction: saga', () => {
     expect(cached()).toEqual([30, 31, 32, 40, 41, 42]);
   });
 
+  it('takes what it is told after the end of a call', () => {
+    const { table, call, cached } = sagaTable(6);
+    call([10, 11, 12], { thread: 1 });
+    call([20, 21, 22], { thread: 2 });
+    expect(table.told(2, { sessionEnd: true })).toBe(true);
+    expect(table.told(3, { sessionEnd: true })).toBe(false);
+    call([30, 31, 32], { thread: 3 });
+    expect(cached()).toEqual([10, 11, 12, 30, 31, 32]);
+    const { sequence } = table.open(hashesOf(10), 5, 'gpu', { thread: 1 });
+    expect(table.told(1, { sessionEnd: true })).toBe(false); // it is calling
+    table.free(sequence, { declaredGapSeconds: 1e300 });
+    expect(table.told(1, { stopReason: 'tool-use', declaredGapSeconds: 5 })).toBe(true);
+    expect(sagaTable(6, { eviction: 'lru' }).table.told(1, { sessionEnd: true })).toBe(false);
+  });
+
   it('copies to host memory what is worth it', () => {
     const { table, call } = sagaTable(4, {
       demotion: { recomputeMicroseconds: 100, recomputeDoubleTokens: 4, transferMicroseconds: 0.001 },
@@ -113,6 +128,9 @@ describe('PageTable with eviction: saga', () => {
       () => table.free(sequence, { tool: 'hammer' as 'none' }),
       () => table.free(sequence, { outputTokens: 1.5 }),
       () => table.threadLeft(0.5),
+      () => table.told(-1, {}),
+      () => table.told(1, { tool: 'hammer' as 'none' }),
+      () => table.told(1, null as never),
       () => sagaTable(4, { eviction: 'random' as 'lru' }),
       () => sagaTable(4, { ghosts: -2 }),
       () => sagaTable(4, { demotion: { recomputeMicroseconds: 0, transferMicroseconds: 1 } }),

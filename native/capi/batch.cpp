@@ -8,6 +8,7 @@
 
 #include "../core/batch/batch_former.hpp"
 #include "check.hpp"
+#include "evictor_check.hpp"
 #include "page_table_handle.hpp"
 
 using namespace saga;
@@ -21,6 +22,7 @@ static_assert(SAGA_ORDER_FCFS == static_cast<int>(BatchOrder::kFcfs) &&
               SAGA_ORDER_SAGA == static_cast<int>(BatchOrder::kSaga));
 static_assert(SAGA_PREEMPT_RECOMPUTE == static_cast<int>(Preemption::kRecompute) &&
               SAGA_PREEMPT_SWAP == static_cast<int>(Preemption::kSwap));
+static_assert(SAGA_NO_THREAD == BlockEvictor::kNoThread);
 static_assert(SAGA_CALL_WAITING == static_cast<int>(BatchCallState::kWaiting) &&
               SAGA_CALL_RUNNING == static_cast<int>(BatchCallState::kRunning) &&
               SAGA_CALL_SWAPPED == static_cast<int>(BatchCallState::kSwapped));
@@ -73,6 +75,8 @@ saga_batch_call_t default_call() {
   call.priority = defaults.priority;
   call.workflow = defaults.workflow;
   call.urgency = defaults.urgency;
+  call.thread = defaults.thread;
+  call.prompt_kind = static_cast<saga_prompt_kind_t>(defaults.prompt_kind);
   return call;
 }
 
@@ -157,7 +161,8 @@ saga_status_t saga_batch_former_submit(saga_batch_former_t* former, uint64_t now
   if (former == nullptr || id == nullptr || !is_array(hashes, count) || !read_options(call, &given) ||
       !former->former.fits(given.prompt_tokens, given.max_new_tokens) ||
       count > given.prompt_tokens / former->former.pages().block_size() ||
-      !urgency_valid(former->former, given.urgency)) {
+      !urgency_valid(former->former, given.urgency) ||
+      static_cast<std::uint32_t>(given.prompt_kind) > SAGA_PROMPT_USER || given.reserved != 0) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
   if (now < former->former.now()) return SAGA_ERR_TIME_REVERSED;
@@ -166,7 +171,9 @@ saga_status_t saga_batch_former_submit(saga_batch_former_t* former, uint64_t now
                                      .prompt_tokens = given.prompt_tokens,
                                      .max_new_tokens = given.max_new_tokens,
                                      .priority = given.priority,
-                                     .urgency = given.urgency},
+                                     .urgency = given.urgency,
+                                     .thread = given.thread,
+                                     .prompt_kind = static_cast<PromptKind>(given.prompt_kind)},
                                     to_span(hashes, count), *id));
 }
 
@@ -191,6 +198,14 @@ saga_status_t saga_batch_former_set_urgency(saga_batch_former_t* former, uint64_
   if (former == nullptr || count == nullptr || !urgency_valid(former->former, urgency))
     return SAGA_ERR_INVALID_ARGUMENT;
   *count = former->former.set_urgency(workflow, urgency);
+  return SAGA_OK;
+}
+
+saga_status_t saga_batch_former_set_outcome(saga_batch_former_t* former, uint32_t call,
+                                            const saga_call_outcome_t* outcome) {
+  if (former == nullptr || outcome == nullptr || !outcome_valid(*outcome)) return SAGA_ERR_INVALID_ARGUMENT;
+  if (!former->former.is_open(call)) return SAGA_ERR_NOT_FOUND;
+  former->former.set_outcome(call, to_core(*outcome));
   return SAGA_OK;
 }
 

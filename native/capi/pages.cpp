@@ -273,6 +273,15 @@ saga_status_t saga_page_table_free_call(saga_page_table_t* table, uint32_t seque
   return to_c(table->table.free(sequence, to_core(*outcome), preempted != 0));
 }
 
+saga_status_t saga_page_table_told(saga_page_table_t* table, uint64_t thread, const saga_call_outcome_t* outcome,
+                                   uint64_t now) {
+  if (table == nullptr || outcome == nullptr || !outcome_valid(*outcome)) return SAGA_ERR_INVALID_ARGUMENT;
+  return guarded([&] {
+    table->table.advance_time(now);
+    return table->table.told(thread, to_core(*outcome)) ? SAGA_OK : SAGA_ERR_NOT_FOUND;
+  });
+}
+
 saga_status_t saga_page_table_thread_left(saga_page_table_t* table, uint64_t thread, uint64_t now) {
   if (table == nullptr) return SAGA_ERR_INVALID_ARGUMENT;
   table->table.advance_time(now);

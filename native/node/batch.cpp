@@ -34,7 +34,7 @@ using BoundBatchFormer = Bound<BatchFormerHandle>;
 
 saga_batch_former_t* former_of(const Napi::CallbackInfo& info) { return BoundBatchFormer::of(info).handle; }
 
-// submit(now, promptTokens, maxNewTokens, priority, workflow, urgency, hashes) -> call
+// submit(now, promptTokens, maxNewTokens, priority, workflow, urgency, hashes, thread, promptKind) -> call; thread negative: not told
 Napi::Value submit(const Napi::CallbackInfo& info) {
   saga_batch_call_t call;
   saga_batch_call_init(&call);
@@ -44,6 +44,8 @@ Napi::Value submit(const Napi::CallbackInfo& info) {
   call.workflow = u64(info, 4);
   call.urgency = number(info, 5);
   const auto hashes = elements<std::uint64_t>(info.Env(), info[6]);
+  call.thread = u64_or_max(info, 7);
+  call.prompt_kind = static_cast<saga_prompt_kind_t>(u32(info, 8));
   std::uint32_t id = 0;
   const saga_status_t status =
       saga_batch_former_submit(former_of(info), u64(info, 0), &call, hashes.data, hashes.count, &id);
@@ -66,6 +68,12 @@ Napi::Value set_urgency(const Napi::CallbackInfo& info) {
   std::uint32_t count = 0;
   const saga_status_t status = saga_batch_former_set_urgency(former_of(info), u64(info, 0), number(info, 1), &count);
   return answer(info, status, count);
+}
+
+// setOutcome(call, stopReason, toolClass, sessionEnd, outputTokens, declaredGapMicroseconds); the gap negative: not told
+Napi::Value set_outcome(const Napi::CallbackInfo& info) {
+  const saga_call_outcome_t outcome = {u32(info, 1), u32(info, 2), u32(info, 3), u32(info, 4), u64_or_max(info, 5)};
+  return answer(info, saga_batch_former_set_outcome(former_of(info), u32(info, 0), &outcome));
 }
 
 Napi::Value cancel(const Napi::CallbackInfo& info) {
@@ -253,6 +261,7 @@ Napi::Value create_batch_former(const Napi::CallbackInfo& info, saga_page_table_
   bound->bind<add_hashes>(env, methods, "addHashes");
   bound->bind<set_priority>(env, methods, "setPriority");
   bound->bind<set_urgency>(env, methods, "setUrgency");
+  bound->bind<set_outcome>(env, methods, "setOutcome");
   bound->bind<cancel>(env, methods, "cancel");
   bound->bind<cancel_workflow>(env, methods, "cancelWorkflow");
   bound->bind<call_status>(env, methods, "callStatus");

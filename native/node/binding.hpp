@@ -47,6 +47,11 @@ inline std::uint64_t u64(const Napi::CallbackInfo& info, std::size_t i) {
 inline std::uint32_t u32(const Napi::CallbackInfo& info, std::size_t i) {
   return static_cast<std::uint32_t>(number(info, i));
 }
+// A time or the number of a thread; negative: not told.
+inline std::uint64_t u64_or_max(const Napi::CallbackInfo& info, std::size_t i) {
+  const double value = number(info, i);
+  return value < 0 ? UINT64_MAX : static_cast<std::uint64_t>(value);
+}
 
 inline Napi::Value result(const Napi::CallbackInfo& info, double value) { return Napi::Number::New(info.Env(), value); }
 inline Napi::Value failure(const Napi::CallbackInfo& info, saga_status_t status) {

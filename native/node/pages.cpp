@@ -45,20 +45,14 @@ Napi::Value match(const Napi::CallbackInfo& info) {
   return answer(info, status, hit.tokens);
 }
 
-// A time or a number of a thread; negative: not told.
-std::uint64_t told(const Napi::CallbackInfo& info, std::size_t i) {
-  const double value = number(info, i);
-  return value < 0 ? UINT64_MAX : static_cast<std::uint64_t>(value);
-}
-
 // open(hashes, tokenCount, slowest, thread, kind, now) -> sequence. thread negative: not told
 Napi::Value open(const Napi::CallbackInfo& info) {
   const auto hashes = elements<std::uint64_t>(info.Env(), info[0]);
   saga_prefix_hit_t hit{};
   std::uint32_t sequence = 0;
-  const saga_status_t status =
-      saga_page_table_open_call(table_of(info), hashes.data, hashes.count, u32(info, 1), tier(info, 2), told(info, 3),
-                                static_cast<saga_prompt_kind_t>(u32(info, 4)), told(info, 5), &sequence, &hit);
+  const saga_status_t status = saga_page_table_open_call(
+      table_of(info), hashes.data, hashes.count, u32(info, 1), tier(info, 2), u64_or_max(info, 3),
+      static_cast<saga_prompt_kind_t>(u32(info, 4)), u64_or_max(info, 5), &sequence, &hit);
   if (status == SAGA_OK) write_hit(hit, words_of(info));
   return answer(info, status, sequence);
 }
@@ -90,13 +84,20 @@ Napi::Value truncate(const Napi::CallbackInfo& info) {
 
 // free(sequence, stopReason, toolClass, sessionEnd, outputTokens, declaredGap, preempted, now). declaredGap negative: not told
 Napi::Value free(const Napi::CallbackInfo& info) {
-  const saga_call_outcome_t outcome = {u32(info, 1), u32(info, 2), u32(info, 3), u32(info, 4), told(info, 5)};
-  return answer(info, saga_page_table_free_call(table_of(info), u32(info, 0), &outcome, u32(info, 6), told(info, 7)));
+  const saga_call_outcome_t outcome = {u32(info, 1), u32(info, 2), u32(info, 3), u32(info, 4), u64_or_max(info, 5)};
+  return answer(info,
+                saga_page_table_free_call(table_of(info), u32(info, 0), &outcome, u32(info, 6), u64_or_max(info, 7)));
+}
+
+// told(thread, stopReason, toolClass, sessionEnd, outputTokens, declaredGapMicroseconds, now); the gap negative: not told
+Napi::Value told(const Napi::CallbackInfo& info) {
+  const saga_call_outcome_t outcome = {u32(info, 1), u32(info, 2), u32(info, 3), u32(info, 4), u64_or_max(info, 5)};
+  return answer(info, saga_page_table_told(table_of(info), u64_or_max(info, 0), &outcome, u64_or_max(info, 6)));
 }
 
 // threadLeft(thread, now)
 Napi::Value thread_left(const Napi::CallbackInfo& info) {
-  return answer(info, saga_page_table_thread_left(table_of(info), told(info, 0), told(info, 1)));
+  return answer(info, saga_page_table_thread_left(table_of(info), u64_or_max(info, 0), u64_or_max(info, 1)));
 }
 
 // drainDemotions(copies: Uint32Array) -> copies written
@@ -398,6 +399,7 @@ Napi::Value create(const Napi::CallbackInfo& info) {
   bound->bind<fork>(env, methods, "fork");
   bound->bind<truncate>(env, methods, "truncate");
   bound->bind<free>(env, methods, "free");
+  bound->bind<told>(env, methods, "told");
   bound->bind<thread_left>(env, methods, "threadLeft");
   bound->bind<drain_demotions>(env, methods, "drainDemotions");
   bound->bind<eviction_stats>(env, methods, "evictionStats");

@@ -957,5 +957,175 @@ TEST(BatchFormer, DoesWhatTheModelDoes) {
   EXPECT_GT(swaps, 100u);
 }
 
+// ---- Eviction by the policy saga
+
+constexpr Time kSecond = 1'000'000;
+
+PageTableOptions saga_pages(std::uint32_t gpu, std::uint32_t host = 0) {
+  PageTableOptions options = small_pages(gpu, host);
+  options.eviction = PolicyKind::kSaga;
+  return options;
+}
+
+Hashes blocks_from(BlockHash first, std::uint32_t count) {
+  Hashes hashes;
+  for (std::uint32_t i = 0; i < count; ++i) hashes.push_back(first + i);
+  return hashes;
+}
+
+// A call of three blocks that are all computed and cached, and one new token.
+CallId submit_three(Server& server, std::uint64_t thread, Time now) {
+  return server.submit({.prompt_tokens = 12, .thread = thread, .prompt_kind = PromptKind::kTool},
+                       blocks_from(10 * thread, 3), now);
+}
+
+std::string cached(const PageTable& pages, std::uint64_t threads) {
+  std::string text;
+  for (std::uint64_t thread = 1; thread <= threads; ++thread) {
+    for (BlockHash hash = 10 * thread; hash < 10 * thread + 3; ++hash) {
+      if (pages.pool(Tier::kGpu).get_cached_block(hash) != kNone) text += std::to_string(hash) + " ";
+    }
+  }
+  return text;
+}
+
+TEST(BatchFormerEviction, WhatIsToldOfACallReachesThePolicy) {
+  for (const PolicyKind kind : {PolicyKind::kLru, PolicyKind::kSaga}) {
+    PageTableOptions options = saga_pages(6);
+    options.eviction = kind;
+    Server server(options, vllm(64));
+    submit_three(server, 1, 0);
+    server.step();
+    const CallId second = submit_three(server, 2, kSecond);
+    server.former->set_outcome(second, {.session_end = true});
+    server.step();
+    submit_three(server, 3, 2 * kSecond);
+    server.step();
+    EXPECT_EQ(cached(server.pages, 3), kind == PolicyKind::kLru ? "20 21 22 30 31 32 " : "10 11 12 30 31 32 ");
+  }
+}
+
+TEST(BatchFormerEviction, WhatIsToldAfterTheEndCountsToo) {
+  for (const std::uint64_t told : {0, 1, 2}) {  // 0: nobody
+    Server server(saga_pages(6), vllm(64));
+    for (const std::uint64_t thread : {1, 2}) {
+      submit_three(server, thread, thread * kSecond);
+      if (thread == told) EXPECT_FALSE(server.pages.told(told, {.session_end = true}));  // it is not in a gap
+      server.step();
+    }
+    if (told > 0) EXPECT_TRUE(server.pages.told(told, {.session_end = true}));
+    EXPECT_FALSE(server.pages.told(77, {.session_end = true}));
+    submit_three(server, 3, 3 * kSecond);
+    server.step();
+    EXPECT_EQ(cached(server.pages, 3), told == 2 ? "10 11 12 30 31 32 " : "20 21 22 30 31 32 ");
+  }
+}
+
+TEST(BatchFormerEviction, AShortGapThatIsDeclaredKeepsAnOlderThread) {
+  for (const bool declared : {false, true}) {
+    Server server(saga_pages(6), vllm(64));
+    for (const std::uint64_t thread : {1, 2}) {
+      const CallId call = submit_three(server, thread, thread * kSecond);
+      const Time gap = thread == 1 ? 5 * kSecond : 3000 * kSecond;
+      if (declared) server.former->set_outcome(call, {.stop_reason = StopReason::kToolUse, .declared_gap = gap});
+      server.step();
+    }
+    submit_three(server, 3, 3 * kSecond);
+    server.step();
+    EXPECT_EQ(cached(server.pages, 3), declared ? "10 11 12 30 31 32 " : "20 21 22 30 31 32 ");
+  }
+}
+
+TEST(BatchFormerEviction, ThePolicySeesWholePromptsAndPreemptedCallsOnce) {
+  Server server(saga_pages(5), vllm(32));
+  server.submit({.prompt_tokens = 8, .max_new_tokens = 8, .thread = 1}, {1, 2});
+  server.submit({.prompt_tokens = 7, .max_new_tokens = 8, .thread = 2}, {3});
+  server.step();
+  server.step();
+  EXPECT_EQ(server.step(), "0:9+1");                                     // the second is preempted
+  EXPECT_EQ(server.pages.evictor()->stats().requested_pages_total, 2u);  // not the block of a last token
+  EXPECT_FALSE(server.pages.told(2, {}));                                // it is expected back, not in a gap
+  EXPECT_EQ(server.step(), "0:10+1");
+  EXPECT_EQ(server.step({0}), "0:11+1");
+  EXPECT_TRUE(server.pages.told(1, {}));
+  EXPECT_EQ(server.step().substr(0, 2), "1:");
+  EXPECT_EQ(server.pages.evictor()->stats().requested_pages_total, 2u);
+  server.former->cancel(1);
+  EXPECT_TRUE(server.pages.told(2, {}));
+}
+
+TEST(BatchFormerEviction, ACallThatIsCancelledWhilePreemptedHasEnded) {
+  for (const bool cancels : {true, false}) {  // or the former is destroyed
+    Server server(saga_pages(5), vllm(32));
+    server.submit({.prompt_tokens = 8, .max_new_tokens = 8, .thread = 1}, {1, 2});
+    server.submit({.prompt_tokens = 7, .max_new_tokens = 8, .thread = 2}, {3});
+    for (int i = 0; i < 3; ++i) server.step();
+    ASSERT_EQ(server.former->call_status(1).preemptions, 1u);
+    EXPECT_FALSE(server.pages.told(2, {}));
+    if (cancels) {
+      server.former->cancel(1);
+      EXPECT_FALSE(server.pages.told(1, {}));
+    } else {
+      server.former.reset();
+      EXPECT_TRUE(server.pages.told(1, {}));
+    }
+    EXPECT_TRUE(server.pages.told(2, {}));
+  }
+}
+
+TEST(BatchFormerEviction, RandomCallsStayConsistent) {
+  std::uint64_t preemptions = 0, evictions = 0, told = 0;
+  for (std::uint64_t seed = 1; seed <= 60; ++seed) {
+    Random random(seed);
+    BatchFormerOptions options = vllm(24);
+    options.order = static_cast<BatchOrder>(random.below(kBatchOrderCount));
+    options.max_copies = static_cast<std::uint32_t>(random.below(2) * 8);
+    if (options.max_copies > 0 && random.below(2) == 0) options.preemption = Preemption::kSwap;
+    if (options.max_copies > 0) options.slowest_hit = Tier::kHost;
+    Server server(saga_pages(10, 6), options);
+    std::map<std::uint64_t, std::uint32_t> blocks;  // of the thread's conversation
+    Time now = 0;
+    for (int step = 0; step < 150; ++step) {
+      now += random.below(3 * kSecond);
+      if (random.below(2) == 0) {
+        const std::uint64_t thread = random.below(6);
+        const bool named = random.below(4) > 0;
+        std::uint32_t& length = blocks[thread];
+        length = random.below(8) == 0 ? 1 : std::min(length + 1, 5u);
+        BatchCall call{.prompt_tokens = 4 * length + static_cast<std::uint32_t>(random.below(4)),
+                       .max_new_tokens = 1 + static_cast<std::uint32_t>(random.below(6)),
+                       .urgency = 1 + static_cast<double>(random.below(3)),
+                       .prompt_kind = static_cast<PromptKind>(random.below(3))};
+        if (named) call.thread = thread;
+        CallId id = kNone;
+        (void)server.former->submit(std::max(now, server.former->now()), call, blocks_from(100 * thread, length), id);
+      }
+      const CallId call = static_cast<CallId>(random.below(options.max_calls));
+      if (random.below(4) == 0 && server.former->is_open(call)) {
+        server.former->set_outcome(call, {.stop_reason = StopReason::kToolUse,
+                                          .session_end = random.below(3) == 0,
+                                          .declared_gap = random.below(2) == 0 ? kNotDeclared : random.below(kSecond)});
+      }
+      if (random.below(16) == 0 && server.former->is_open(call)) server.former->cancel(call);
+      if (random.below(4) == 0) told += server.pages.told(random.below(6), {.session_end = random.below(2) == 0});
+      if (random.below(24) == 0) server.pages.thread_left(random.below(6));
+      if (server.form(now).calls > 0) {
+        if (random.below(16) == 0 && server.former->is_open(call)) server.former->cancel(call);
+        server.complete();
+      }
+      if (testing::Test::HasFailure()) FAIL() << "seed " << seed << " step " << step;
+    }
+    preemptions += server.former->stats().preempted_total;
+    evictions += server.pages.evictor()->stats().evicted_total;
+    server.former.reset();
+    ASSERT_TRUE(server.pages.verify());
+    // All calls have ended: every thread that called is in a gap, or has left.
+    EXPECT_EQ(server.pages.stats().open_sequences, 0u);
+  }
+  EXPECT_GT(preemptions, 100u);
+  EXPECT_GT(evictions, 1000u);
+  EXPECT_GT(told, 200u);
+}
+
 }  // namespace
 }  // namespace saga

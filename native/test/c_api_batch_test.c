@@ -274,6 +274,8 @@ static void test_wrong_arguments(void) {
   CALL_REFUSED(call.max_new_tokens = 0xFFFFFFFFu);
   CALL_REFUSED(call.urgency = -1);
   CALL_REFUSED(memset(&call.urgency, 0xFF, sizeof call.urgency)); /* not a number */
+  CALL_REFUSED(call.prompt_kind = (saga_prompt_kind_t)3);
+  CALL_REFUSED(call.reserved = 1);
 #undef CALL_REFUSED
   call = call_of(8, 4);
   CHECK(saga_batch_former_submit(NULL, 0, &call, hashes, 2, &id) == INVALID);
@@ -390,8 +392,86 @@ static void test_wrong_arguments(void) {
   saga_page_table_destroy(table);
 }
 
+/* Two calls that are not told of, then an outcome for the second: its blocks go first. */
+static void test_outcomes(void) {
+  const saga_call_outcome_t nothing = {0, 0, 0, 0, UINT64_MAX}, last = {0, 0, 1, 0, UINT64_MAX};
+  const uint32_t one[1] = {1};
+  const uint8_t running[1] = {0};
+  int way; /* 0: before the end, 1: after it, 2: the thread left */
+  for (way = 0; way < 3; ++way) {
+    saga_page_table_options_t options;
+    saga_page_table_t* table = NULL;
+    saga_batch_former_t* former = NULL;
+    saga_batch_former_options_t former_options = small_options();
+    const saga_batch_arrays_t arrays = all_arrays();
+    saga_call_outcome_t wrong = nothing;
+    uint64_t thread;
+    uint32_t id = SAGA_NONE, ended = 0;
+    saga_page_table_options_init(&options);
+    options.block_tokens = 4;
+    options.block_count[SAGA_TIER_GPU] = 6;
+    options.max_sequences = ROWS;
+    options.max_blocks_per_sequence = WIDTH;
+    options.eviction = SAGA_EVICTOR_SAGA;
+    CHECK(saga_page_table_create(&options, &table) == SAGA_OK);
+    CHECK(saga_batch_former_create(table, &former_options, &former) == SAGA_OK);
+    for (thread = 1; thread <= 3; ++thread) {
+      const uint64_t hashes[3] = {10 * thread, 10 * thread + 1, 10 * thread + 2};
+      saga_batch_call_t call = call_of(12, 1);
+      saga_batch_t batch;
+      CHECK(call.thread == SAGA_NO_THREAD && call.prompt_kind == SAGA_PROMPT_START);
+      call.thread = thread;
+      call.prompt_kind = SAGA_PROMPT_TOOL;
+      CHECK(saga_batch_former_submit(former, thread * 1000000, &call, hashes, 3, &id) == SAGA_OK);
+      CHECK(saga_batch_former_set_outcome(former, id, thread == 2 && way == 0 ? &last : &nothing) == SAGA_OK);
+      CHECK(saga_batch_former_form(former, thread * 1000000, &arrays, &batch) == SAGA_OK && batch.tokens == 12);
+      CHECK(saga_page_table_told(table, thread, &last, 0) == SAGA_ERR_NOT_FOUND); /* it is running */
+      CHECK(saga_batch_former_complete(former, one, running, 1, &ended) == SAGA_OK && ended == 1);
+      if (thread == 2 && way == 1) CHECK(saga_page_table_told(table, thread, &last, 0) == SAGA_OK);
+      if (thread == 2 && way == 2) CHECK(saga_page_table_thread_left(table, thread, 0) == SAGA_OK);
+    }
+    {
+      const uint64_t first[3] = {10, 11, 12}, second[3] = {20, 21, 22};
+      saga_prefix_hit_t hit;
+      CHECK(saga_page_table_match(table, first, 3, 13, SAGA_TIER_GPU, &hit) == SAGA_OK && hit.tokens == 12);
+      CHECK(saga_page_table_match(table, second, 3, 13, SAGA_TIER_GPU, &hit) == SAGA_OK && hit.tokens == 0);
+    }
+    CHECK(saga_page_table_told(table, 77, &last, 0) == SAGA_ERR_NOT_FOUND);
+    CHECK(saga_page_table_told(NULL, 1, &last, 0) == INVALID);
+    CHECK(saga_page_table_told(table, 1, NULL, 0) == INVALID);
+    wrong.stop_reason = 3;
+    CHECK(saga_page_table_told(table, 1, &wrong, 0) == INVALID);
+    CHECK(saga_batch_former_set_outcome(former, id, &nothing) == SAGA_ERR_NOT_FOUND);
+    CHECK(saga_batch_former_set_outcome(NULL, id, &nothing) == INVALID);
+    CHECK(saga_batch_former_set_outcome(former, id, NULL) == INVALID);
+    CHECK(saga_batch_former_set_outcome(former, id, &wrong) == INVALID);
+    CHECK(intact(former));
+    saga_batch_former_destroy(former);
+    saga_page_table_destroy(table);
+  }
+}
+
+/* Callers of before `thread`: 32 bytes. */
+static void test_an_older_call(void) {
+  saga_page_table_t* table = small_table(6, 0);
+  saga_batch_former_t* former = NULL;
+  saga_batch_former_options_t options = small_options();
+  saga_batch_call_t call;
+  uint32_t id = SAGA_NONE;
+  CHECK(saga_batch_former_create(table, &options, &former) == SAGA_OK);
+  memset(&call, 0xFF, sizeof call);
+  saga_batch_call_init_sized(&call, 32);
+  call.prompt_tokens = 8;
+  CHECK(call.reserved == 0xFFFFFFFFu);
+  CHECK(saga_batch_former_submit(former, 0, &call, NULL, 0, &id) == SAGA_OK && id == 0);
+  saga_batch_former_destroy(former);
+  saga_page_table_destroy(table);
+}
+
 int main(void) {
   test_a_day();
+  test_outcomes();
+  test_an_older_call();
   test_swap();
   test_wrong_options();
   test_wrong_arguments();

@@ -43,10 +43,10 @@ BatchFormer::BatchFormer(PageTable& pages, const BatchFormerOptions& options)
 }
 
 BatchFormer::~BatchFormer() {
-  for (const Running& running : running_) (void)pages_.free(running.sequence);
-  for (const Waiting& waiting : waiting_) {
-    if (at(waiting.call).state == BatchCallState::kSwapped) (void)pages_.free(at(waiting.call).sequence);
+  for (const Running& running : running_) {
+    (void)pages_.free(running.sequence, outcome_of(at(running.call), running.known));
   }
+  for (const Waiting& waiting : waiting_) give_up(at(waiting.call));
 }
 
 const BatchFormer::Call& BatchFormer::at(CallId call) const {
@@ -87,6 +87,8 @@ Status BatchFormer::submit(Time now, const BatchCall& call, std::span<const Bloc
   added.place = kMiddle + added.order;
   added.submitted = now;
   added.urgency = call.urgency;
+  added.thread = call.thread;
+  added.prompt_kind = call.prompt_kind;
   added.prompt_tokens = call.prompt_tokens;
   added.limit = call.prompt_tokens + call.max_new_tokens;
   added.known = call.prompt_tokens;
@@ -142,12 +144,25 @@ void BatchFormer::cancel(CallId id) {
     running_.erase(place);
     return;
   }
-  if (call.state == BatchCallState::kSwapped) {
-    (void)pages_.free(call.sequence);
-    --swapped_;
-  }
+  if (call.state == BatchCallState::kSwapped) --swapped_;
+  give_up(call);
   remove_waiting(id);
   release(id);
+}
+
+// What the page table still has of a waiting call.
+void BatchFormer::give_up(const Call& call) {
+  if (call.state == BatchCallState::kSwapped) {
+    (void)pages_.free(call.sequence, outcome_of(call, call.known));
+  } else {
+    pages_.preempted_ended(call.thread, outcome_of(call, call.known));
+  }
+}
+
+CallOutcome BatchFormer::outcome_of(const Call& call, std::uint32_t known) {
+  CallOutcome outcome = call.outcome;
+  if (outcome.output_tokens == 0) outcome.output_tokens = known - call.prompt_tokens;
+  return outcome;
 }
 
 std::uint32_t BatchFormer::cancel_workflow(std::uint64_t workflow) {
@@ -179,7 +194,7 @@ BatchCallStatus BatchFormer::call_status(CallId id) const {
 // Caches what is computed, gives the blocks back and forgets the call. It still stands in running_.
 void BatchFormer::end_call(const Running& running) {
   publish(running, running.computed);
-  (void)pages_.free(running.sequence);
+  (void)pages_.free(running.sequence, outcome_of(at(running.call), running.known));
   release(running.call);
 }
 
@@ -393,7 +408,7 @@ void BatchFormer::preempt(std::size_t index) {
     ++totals_.swapped_out_total;
   } else {
     totals_.recomputed_tokens_total += running.computed;
-    (void)pages_.free(running.sequence);
+    (void)pages_.free(running.sequence, outcome_of(call, call.known), true);
     call.state = BatchCallState::kWaiting;
   }
   call.place = --front_;
@@ -506,7 +521,9 @@ bool BatchFormer::reopen(Call& call, std::uint32_t matched) {
   const auto id = static_cast<CallId>(&call - calls_.data());
   const bool swapped = call.state == BatchCallState::kSwapped;
   if (!swapped) {
-    const OpenResult opened = pages_.open({hashes(id), matched}, std::max(call.known, 1u), slowest_hit_);
+    const CallHints hints = {
+        .thread = call.thread, .prompt_kind = call.prompt_kind, .chain = {hashes(id), hittable_blocks(call)}};
+    const OpenResult opened = pages_.open({hashes(id), matched}, std::max(call.known, 1u), slowest_hit_, hints);
     if (opened.status != PageStatus::kOk) return false;
     SAGA_ASSERT(opened.hit.tokens == matched * block_size_);
     call.sequence = opened.sequence;
@@ -517,7 +534,7 @@ bool BatchFormer::reopen(Call& call, std::uint32_t matched) {
   if (!swapped || pages_.block_count(call.sequence) <= room.size()) planned = pages_.plan_swap_in(call.sequence, room);
   if (planned.status != PageStatus::kOk) {
     if (!swapped) {
-      (void)pages_.free(call.sequence);
+      (void)pages_.free(call.sequence, {}, true);
       call.sequence = kNone;
     }
     return false;
@@ -873,6 +890,14 @@ std::uint64_t BatchFormer::digest() const {
     for (const std::uint64_t word :
          {call.workflow, call.order, call.place, call.submitted, ordered_bits(call.urgency)}) {
       digest.add(word);
+    }
+    if (pages_.evictor() != nullptr) {
+      digest.add(call.thread);
+      digest.add(static_cast<std::uint64_t>(call.prompt_kind) << 32 |
+                 static_cast<std::uint64_t>(call.outcome.stop_reason) << 16 |
+                 static_cast<std::uint64_t>(call.outcome.tool_class) << 8 | (call.outcome.session_end ? 1 : 0));
+      digest.add(call.outcome.declared_gap);
+      digest.add(call.outcome.output_tokens);
     }
     digest.add(std::uint64_t{call.prompt_tokens} << 32 | call.limit);
     digest.add(std::uint64_t{call.hash_count} << 32 | call.match_hint);

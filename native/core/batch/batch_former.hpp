@@ -49,6 +49,11 @@
 // The server executes `copies` in order before it computes the step, on the stream that computes; so blocks can be
 // given out again at once, and plans are committed at once.
 //
+// Eviction. Where the page table evicts by the policy saga, each call is a call to it: with its thread and the kind of
+// its prompt, by the whole chain of its prompt, and at its end with the outcome told by then (set_outcome; the tokens
+// of its answer are known here). A call preempted by recompute is expected back. What turns out after the end is told
+// to the page table (PageTable::told, thread_left). Without threads the policy knows calls again by their prompts.
+//
 // Outputs go to arrays of the caller. Block tables are written incrementally: the row of a call is its sequence id in
 // the page table, which stays the same while it runs, and a step writes only blocks that are new; `updates` lists them,
 // so that a server copies no more than that to the GPU. The array must therefore be the same in every step (or hold the
@@ -59,15 +64,15 @@
 // the page table: blocks are allocated whole, and the table's token counts are multiples of block_size. Where
 // fewer blocks are free than calls run, a step takes the slower way that can preempt.
 // Admission: O(blocks of the prompt); ordering: a heap, O(log waiting), rebuilt once a step that could admit under
-// kDfs, kHybrid and kSaga, O(waiting). Preemption: O(running). Memory, all of it at construction: about 150 bytes a
+// kDfs, kHybrid and kSaga, O(waiting). Preemption: O(running). Memory, all of it at construction: about 190 bytes a
 // call, and 8 bytes for each of max_calls * max_blocks_per_sequence hashes (address space where it is not used).
 //
 // States of a call: waiting -> running -> gone; running -> waiting when preempted (swapped: it keeps its sequence).
 // A batch is in flight between form() and complete(); a call cancelled meanwhile ends with complete().
 //
 // Ids of calls are small integers; the one freed last is given out next. While a former is attached, nobody else opens
-// or changes sequences of its page table; copies of cached blocks by hash (plan_copy), evict, evict_first and
-// drain_events are free to use.
+// or changes sequences of its page table; copies of cached blocks by hash (plan_copy), evict, evict_first, told,
+// thread_left and drain_events are free to use.
 //
 // Invariants (verify): each running or swapped call owns one open sequence whose blocks cover its computed tokens and
 // nothing more than the last block; computed < known <= limit; the heap is a heap and holds each waiting call once.
@@ -111,6 +116,8 @@ struct BatchCall {
   std::uint32_t max_new_tokens = 1;  // at least 1; with the last of them the call ends
   std::int32_t priority = 0;         // smaller goes first (kPriority)
   double urgency = 1;                // finite, at least 0; larger goes first (kHybrid, kSaga)
+  BlockEvictor::ThreadKey thread = BlockEvictor::kNoThread;  // for the eviction policy, as prompt_kind
+  PromptKind prompt_kind = PromptKind::kStart;
 };
 
 // Blocks [first_block, first_block + block_count) of a row of the block tables were written.
@@ -203,6 +210,9 @@ class BatchFormer {
   // Of all calls of the workflow; returns how many. O(max_calls).
   std::uint32_t set_urgency(std::uint64_t workflow, double urgency);
 
+  // What is known so far of how the call ends, for the eviction policy; the last word before its end counts.
+  void set_outcome(CallId call, const CallOutcome& outcome) { at(call).outcome = outcome; }
+
   void cancel(CallId call);
   std::uint32_t cancel_workflow(std::uint64_t workflow);
 
@@ -248,6 +258,9 @@ class BatchFormer {
     std::uint64_t place = 0;  // in the queue of kFcfs
     Time submitted = 0;
     double urgency = 1;
+    BlockEvictor::ThreadKey thread = BlockEvictor::kNoThread;
+    CallOutcome outcome;
+    PromptKind prompt_kind = PromptKind::kStart;
     std::uint32_t prompt_tokens = 0;
     std::uint32_t limit = 0;
     std::uint32_t hash_count = 0;
@@ -325,6 +338,8 @@ class BatchFormer {
                  BatchSummary& summary);
   void export_row(Running& running, const BatchArrays& arrays, BatchSummary& summary);
   void end_call(const Running& running);
+  void give_up(const Call& call);
+  static CallOutcome outcome_of(const Call& call, std::uint32_t known);
   void release(CallId id);
 
   bool order_changes() const { return options_.order >= BatchOrder::kDfs; }

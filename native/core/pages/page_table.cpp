@@ -96,7 +96,10 @@ OpenResult PageTable::open(std::span<const BlockHash> hashes, std::uint32_t toke
   free_sequences_.pop_back();
   Sequence& sequence = sequences_[id];
   sequence = {.open = true};
-  if (evictor_ != nullptr) start_call(id, hashes.first(cacheable_blocks(hashes.size(), token_count)), hints);
+  if (evictor_ != nullptr) {
+    const std::span<const BlockHash> chain = hints.chain.empty() ? hashes : hints.chain;
+    start_call(id, chain.first(cacheable_blocks(chain.size(), token_count)), hints);
+  }
   OpenResult result = {.sequence = id, .hit = {}};
   for (const BlockHash hash : hashes.first(cacheable_blocks(hashes.size(), token_count))) {
     const BlockLocation found = find(hash, slowest);
@@ -258,14 +261,22 @@ void PageTable::end_call(SequenceId id, const CallOutcome& outcome, bool preempt
   free_calls_.push_back(call);
 }
 
+bool PageTable::told(BlockEvictor::ThreadKey thread, const CallOutcome& outcome) {
+  return evictor_ != nullptr && evictor_->told(thread, outcome, evictor_->now());
+}
+
+void PageTable::preempted_ended(BlockEvictor::ThreadKey thread, const CallOutcome& outcome) {
+  if (evictor_ == nullptr || thread == BlockEvictor::kNoThread) return;
+  const CallId call = preempted_.find(thread);
+  if (call == kNone) return;
+  preempted_.erase(thread);
+  evictor_->end(call, outcome, kNone, evictor_->now());
+  free_calls_.push_back(call);
+}
+
 void PageTable::thread_left(BlockEvictor::ThreadKey thread) {
   if (evictor_ == nullptr) return;
-  const CallId call = preempted_.find(thread);
-  if (call != kNone) {
-    preempted_.erase(thread);
-    evictor_->end(call, {}, kNone, evictor_->now());
-    free_calls_.push_back(call);
-  }
+  preempted_ended(thread);
   evictor_->thread_left(thread, evictor_->now());
 }
 

@@ -120,6 +120,8 @@ struct PageTableOptions {
 struct CallHints {
   BlockEvictor::ThreadKey thread = BlockEvictor::kNoThread;
   PromptKind prompt_kind = PromptKind::kStart;
+  // The whole prompt, of which `hashes` of open() are the beginning; empty: they are all of it.
+  std::span<const BlockHash> chain = {};
 };
 
 struct BlockLocation {
@@ -223,7 +225,13 @@ class PageTable {
 
   PageStatus free(SequenceId sequence, const CallOutcome& outcome = {}, bool preempted = false);
 
-  // For the eviction policy; nothing under lru. The thread will not call again.
+  // For the eviction policy; nothing under lru.
+  // How the newest call of the thread ended, where that turned out after free(). False, and nothing happens, if the
+  // thread is not known or not in a gap.
+  bool told(BlockEvictor::ThreadKey thread, const CallOutcome& outcome);
+  // The call of the thread that was freed as preempted, if there is one, will not go on.
+  void preempted_ended(BlockEvictor::ThreadKey thread, const CallOutcome& outcome = {});
+  // The thread will not call again.
   void thread_left(BlockEvictor::ThreadKey thread);
   void advance_time(Time now) {
     if (evictor_ != nullptr) evictor_->advance(now);

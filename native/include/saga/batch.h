@@ -64,6 +64,10 @@ typedef struct saga_batch_call_t {
   int32_t priority;        /* smaller goes first (PRIORITY); default 0 */
   uint64_t workflow;       /* chosen by the caller, see set_urgency and cancel_workflow; default 0 */
   double urgency;          /* finite, at least 0; above 0 for SAGA; larger goes first (HYBRID, SAGA); default 1 */
+  /* For a page table of SAGA_EVICTOR_SAGA: */
+  uint64_t thread;                /* the agent that calls; default SAGA_NO_THREAD: inferred from the prompt */
+  saga_prompt_kind_t prompt_kind; /* default SAGA_PROMPT_START */
+  uint32_t reserved;              /* 0 */
 } saga_batch_call_t;
 
 /* Blocks [first_block, first_block + block_count) of a row of the block tables were written. */
@@ -182,6 +186,10 @@ SAGA_API saga_status_t saga_batch_former_set_priority(saga_batch_former_t* forme
 /* Of all calls of a workflow, O(max_calls). *count receives how many there are. */
 SAGA_API saga_status_t saga_batch_former_set_urgency(saga_batch_former_t* former, uint64_t workflow, double urgency,
                                                      uint32_t* count);
+/* What is known so far of how the call ends, for a page table of SAGA_EVICTOR_SAGA; the last word before its end counts. What turns
+ * out afterwards is for saga_page_table_told and saga_page_table_thread_left. Where output_tokens is 0 the former fills it in. */
+SAGA_API saga_status_t saga_batch_former_set_outcome(saga_batch_former_t* former, uint32_t call,
+                                                     const saga_call_outcome_t* outcome);
 /* Ends a call; what it has computed stays cached. While a batch is in flight a running call ends with complete. */
 SAGA_API saga_status_t saga_batch_former_cancel(saga_batch_former_t* former, uint32_t call);
 SAGA_API saga_status_t saga_batch_former_cancel_workflow(saga_batch_former_t* former, uint64_t workflow,

@@ -178,7 +178,11 @@ SAGA_API saga_status_t saga_page_table_open_call(saga_page_table_t* table, const
 /* saga_page_table_free of a call that ended so; `preempted` is 1 if it will go on: the next call of its thread is it. */
 SAGA_API saga_status_t saga_page_table_free_call(saga_page_table_t* table, uint32_t sequence,
                                                  const saga_call_outcome_t* outcome, uint32_t preempted, uint64_t now);
-/* The thread will not call again. */
+/* How the newest call of a thread ended, where that turned out after its sequence was freed: as saga_evictor_told.
+ * SAGA_ERR_NOT_FOUND: the thread is not in a gap, or not known; under SAGA_EVICTOR_LRU none is. Also with a batch former. */
+SAGA_API saga_status_t saga_page_table_told(saga_page_table_t* table, uint64_t thread,
+                                            const saga_call_outcome_t* outcome, uint64_t now);
+/* The thread will not call again. Also with a batch former. */
 SAGA_API saga_status_t saga_page_table_thread_left(saga_page_table_t* table, uint64_t thread, uint64_t now);
 /* Copies to host memory that allocate_slots has decided on since, in order: to be executed before all copies that are reported
  * later. At most max_blocks_per_sequence wait; others are dropped. */
