@@ -456,20 +456,21 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
 
     def _hash_tokens(self, target: Target) -> list[bytes]:
         from vllm.utils.hashing import get_hash_fn_by_name
-        from vllm.v1.core.kv_cache_utils import hash_block_tokens
+        from vllm.v1.core.kv_cache_utils import generate_block_hash_extra_keys, hash_block_tokens
 
-        if getattr(self._pool, "num_hash_lookahead_tokens", 0):
+        # The path of an adapter, which enters the hash, is not in the target.
+        if getattr(self._pool, "num_hash_lookahead_tokens", 0) or target.lora_name is not None:
             raise Unsupported
         function = get_hash_fn_by_name(self._vllm_config.cache_config.prefix_caching_hash_algo)
         assert target.token_ids is not None
         size = self._pool.hash_block_size
+        # What vLLM asks of a request there: how a salt is written is a matter of its version.
+        request: Any = SimpleNamespace(cache_salt=target.cache_salt, lora_request=None, mm_features=[], prompt_embeds=None)
         digests: list[bytes] = []
         for first in range(0, len(target.token_ids) - size + 1, size):
-            extra: list[str] = [] if target.lora_name is None else [target.lora_name]
-            if first == 0 and target.cache_salt is not None:
-                extra.append(target.cache_salt)
+            extra, _ = generate_block_hash_extra_keys(request, first, first + size, 0)
             digests.append(hash_block_tokens(function, digests[-1] if digests else None,
-                                             target.token_ids[first:first + size], tuple(extra) if extra else None))
+                                             target.token_ids[first:first + size], extra))
         return digests
 
     # ---- Strength `leases`
