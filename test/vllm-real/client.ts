@@ -62,7 +62,7 @@ export async function complete(
 ): Promise<Completion> {
   const body = { model: server.model, prompt, max_tokens: 1, temperature: 0, return_token_ids: true, ...more };
   const { status, text } = await post(server.url, '/v1/completions', body, options);
-  const answer = status === 200 && body.stream !== true ? (JSON.parse(text) as CompletionBody) : {};
+  const answer = status === 200 && more.stream !== true ? (JSON.parse(text) as CompletionBody) : {};
   return {
     status,
     promptTokens: answer.usage?.prompt_tokens ?? 0,
@@ -105,7 +105,8 @@ export async function dumpPool(server: RealServer): Promise<PoolDump> {
     copies.set(low64(key.slice(0, -8)), count);
     total += count;
   }
-  if (Object.keys(read.map).length !== copies.size) throw new Error('the map of the pool has blocks that are not there');
+  if (Object.keys(read.map).length !== copies.size)
+    throw new Error('the map of the pool has blocks that are not there');
   return { copies, total, free: read.free };
 }
 

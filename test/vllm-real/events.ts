@@ -92,6 +92,11 @@ export class Recorder {
     this.#from.close();
   }
 
+  /** Whether all blocks of a pool were told of. */
+  has(pool: { copies: ReadonlyMap<bigint, number> }): boolean {
+    return [...pool.copies.keys()].every((hash) => this.blocks.has(hash));
+  }
+
   /** Tokens and salt of the chain that ends with this block, from its root. */
   chainOf(hash: bigint): { tokens: number[]; salt: string | undefined } {
     const parts: number[][] = [];

@@ -129,29 +129,26 @@ function only(set: WorkerSet): VllmWorker {
   return worker;
 }
 
-/** The view of `view` is the pool of `dump`. */
+/** The view of `view` is the pool of `dump`, as soon as what is on its way has come. */
 async function compare(view: View, dump: PoolDump, recorder: Recorder, blockTokens: number): Promise<void> {
   const worker = only(view.set);
   const source = view.set.sourceOf(worker);
   if (source === undefined) throw new Error('the worker has no source');
-  await until(
-    `everything is known (${view.hash.algorithm})`,
-    () => worker.degraded.length === 0 && source.stats().blocks === dump.copies.size,
-  ).catch(() => undefined);
-  expect(worker.degraded).toEqual([]);
-  const { blocks, copies, namelessBlocks } = source.stats();
-  expect({ blocks, copies, namelessBlocks }).toEqual({
-    blocks: dump.copies.size,
-    copies: dump.total,
-    namelessBlocks: 0,
-  });
-  const wrong: string[] = [];
-  for (const [hash, count] of dump.copies) {
-    const key = view.hash.algorithm === 'saga' ? ownKey(recorder, hash, blockTokens) : hash;
-    const known = source.copies(key);
-    if (known !== count) wrong.push(`${hash.toString(16)}: ${known} of ${count}`);
-  }
-  expect(wrong).toEqual([]);
+  const difference = (): string[] => {
+    const found = [...worker.degraded];
+    const { blocks, copies, namelessBlocks } = source.stats();
+    if (blocks !== dump.copies.size) found.push(`${blocks} blocks, not ${dump.copies.size}`);
+    if (copies !== dump.total) found.push(`${copies} copies, not ${dump.total}`);
+    if (namelessBlocks > 0) found.push(`${namelessBlocks} blocks without a name`);
+    for (const [hash, count] of dump.copies) {
+      const key = view.hash.algorithm === 'saga' ? ownKey(recorder, hash, blockTokens) : hash;
+      const known = source.copies(key);
+      if (known !== count) found.push(`${known} of ${count} copies of ${hash.toString(16)}`);
+    }
+    return found;
+  };
+  await until('everything is known', () => recorder.has(dump) && difference().length === 0).catch(() => undefined);
+  expect(difference()).toEqual([]);
   expect(source.verify()).toBe(true);
 }
 
@@ -166,15 +163,23 @@ function ownKey(recorder: Recorder, hash: bigint, blockTokens: number): bigint {
 }
 
 /** What the scheduler would find of prompts: as many leading blocks as the pool holds. */
-function compareMatches(view: View, dump: PoolDump, sent: readonly Prompt[], seed: string, blockTokens: number): number {
+function compareMatches(
+  view: View,
+  dump: PoolDump,
+  sent: readonly Prompt[],
+  seed: string,
+  blockTokens: number,
+): number {
   let held = 0;
   const { worker } = only(view.set);
-  for (const { tokens } of sent.filter(({ salt }) => salt === undefined).slice(-400)) {
+  const hasher = new BlockHasher({ algorithm: 'sha256_cbor', blockTokens, hashSeed: seed, taggedKeys: true });
+  for (const { tokens, salt } of sent.slice(-400)) {
     const prompt = Uint32Array.from(tokens);
-    const engine = new BlockHasher({ algorithm: 'sha256_cbor', blockTokens, hashSeed: seed }).update(prompt);
+    const keys = salt === undefined ? {} : { cacheSalt: salt };
+    const engine = hasher.reset(keys).update(prompt);
     let expected = engine.findIndex((hash) => !dump.copies.has(hash));
     if (expected < 0) expected = engine.length;
-    const chain = view.hash.algorithm === 'saga' ? view.scheduler.hash(prompt) : engine;
+    const chain = view.hash.algorithm === 'saga' ? view.scheduler.hash(prompt, chainSaltOf(keys)) : engine;
     expect(view.scheduler.match(chain)[3 * worker.id]).toBe(expected);
     held += expected;
   }
@@ -209,7 +214,7 @@ describe.each(cases)('of the server $name', ({ name, blocks, blockTokens, most, 
     await delay(500);
     const views = [
       await follow(server, relay.endpoint, { algorithm: 'saga' }, blockTokens),
-      await follow(server, relay.endpoint, { algorithm: 'sha256_cbor', seed }, blockTokens),
+      await follow(server, relay.endpoint, { algorithm: 'sha256_cbor', seed, taggedKeys: true }, blockTokens),
     ];
     const prompts = new Prompts(11, blockTokens, most);
     const lose = (random: Random): void => {
@@ -223,8 +228,7 @@ describe.each(cases)('of the server $name', ({ name, blocks, blockTokens, most, 
       for (const view of views) await compare(view, dump, recorder, blockTokens);
       if (sent.length > 0) {
         expect(dump.total).toBeGreaterThan(blocks / 2);
-        for (const view of views)
-          expect(compareMatches(view, dump, sent, seed, blockTokens)).toBeGreaterThan(100);
+        for (const view of views) expect(compareMatches(view, dump, sent, seed, blockTokens)).toBeGreaterThan(100);
       }
     };
     // Their probes are in the pool.

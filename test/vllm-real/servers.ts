@@ -35,6 +35,7 @@ export const cpuPoolBlocks = 160;
 
 const dumps = (kind: 'Async' | ''): string[] => [
   '--',
+  '--disable-uvicorn-access-log',
   '--scheduler-cls',
   `vllm_testing.pool_dump.${kind}PoolDumpScheduler`,
 ];
@@ -46,6 +47,8 @@ export const plans = {
     arguments: [
       ...['--tokenizer', '--blocks', String(poolBlocks), '--max-model-len', '8192'],
       ...['--max-num-seqs', '64', '--max-num-batched-tokens', '2048', ...dumps('')],
+      // The ids of the emulated worker's tokens.
+      ...['--hf-overrides', JSON.stringify({ vocab_size: 2 ** 25 })],
     ],
   },
   /** With SAGA's connector deciding what goes. Events carry whole digests. */
@@ -53,7 +56,7 @@ export const plans = {
     env: 'latest',
     connector: { strength: 'policy' },
     arguments: [
-      ...['--byte-hashes', '--hash-seed', '7', '--blocks', String(poolBlocks), '--max-model-len', '8192'],
+      ...['--byte-hashes', '--hash-seed', '7', '--blocks', String(poolBlocks), '--max-model-len', '12000'],
       ...['--max-num-seqs', '64', '--max-num-batched-tokens', '2048', ...dumps('')],
     ],
   },
