@@ -169,6 +169,11 @@ export class OutlineResult {
     }
   }
 
+  /** Whether there is no member. */
+  get isEmpty(): boolean {
+    return this.#at.size === 0;
+  }
+
   /** Names of the members, in the order of the body. */
   names(): string[] {
     return [...this.#at.keys()];
@@ -178,15 +183,23 @@ export class OutlineResult {
   member(name: string): JsonMember | undefined {
     const at = this.#at.get(name);
     if (at === undefined) return undefined;
-    const [nameStart = 0, nameEnd = 0, start = 0, end = 0, type = 0] = this.#members.subarray(at, at + memberWords);
-    return { nameStart, nameEnd, start, end, type: typeOf(type & 0xff) };
+    const words = this.#members;
+    return {
+      nameStart: words[at] as number,
+      nameEnd: words[at + 1] as number,
+      start: words[at + 2] as number,
+      end: words[at + 3] as number,
+      type: typeOf((words[at + 4] as number) & 0xff),
+    };
   }
 
   /** The elements of a member that is an array; `undefined` where it is none. */
   elements(name: string): JsonElements | undefined {
     const at = this.#at.get(name);
     if (at === undefined) return undefined;
-    const [, , , , type = 0, count = 0, first = 0] = this.#members.subarray(at, at + memberWords);
+    const type = this.#members[at + 4] as number;
+    const count = this.#members[at + 5] as number;
+    const first = this.#members[at + 6] as number;
     if (typeOf(type & 0xff) !== 'array') return undefined;
     const listed = first !== none;
     const own = listed ? this.#elements.subarray(first * elementWords, (first + count) * elementWords) : undefined;
@@ -251,9 +264,13 @@ export function hash64(bytes: Uint8Array): bigint {
 export function insertMembers(body: Uint8Array, outline: OutlineResult, members: string): Buffer[] {
   const bytes = checkObject(body, outline);
   const text = checkText('members', members).replace(/,\s*$/, '');
+  return inserted(bytes, outline, text);
+}
+
+function inserted(bytes: Buffer, outline: OutlineResult, text: string): Buffer[] {
   if (text === '') return [bytes];
   const behind = outline.start + 1;
-  const comma = outline.names().length === 0 ? '' : ',';
+  const comma = outline.isEmpty ? '' : ',';
   return [bytes.subarray(0, behind), Buffer.from(text + comma), bytes.subarray(behind)];
 }
 
@@ -270,7 +287,13 @@ export function withMembers(
   members: Readonly<Record<string, unknown>>,
 ): Buffer[] {
   const bytes = checkObject(body, outline);
-  const texts = new Map(Object.entries(members).map(([name, value]) => [name, textOf(name, value)]));
+  const names = Object.keys(members);
+  if (names.every((name) => outline.member(name) === undefined)) {
+    // Nothing is replaced, as mostly.
+    const text = names.map((name) => textOf(name, members[name])).filter((each) => each !== undefined);
+    return inserted(bytes, outline, text.join(','));
+  }
+  const texts = new Map(names.map((name) => [name, textOf(name, members[name])]));
   const added = [...texts].filter(([name, text]) => text !== undefined && outline.member(name) === undefined);
   const pieces = new Pieces();
   pieces.bytes(bytes.subarray(0, outline.start + 1));

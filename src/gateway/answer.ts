@@ -31,17 +31,13 @@ const mostTools = 16;
 /** Of an event, or of an answer that is no stream. What is longer passes unread. */
 const mostReadBytes = 8 * 2 ** 20;
 
-/** Words of events that say something; each as bytes, for a search without decoding. */
-const words: Readonly<Record<Endpoint, readonly Buffer[]>> = {
-  chat: bytes('"finish_reason":"', '"finish_reason": "', '"usage":{', '"usage": {', '"name"'),
-  completions: bytes('"finish_reason":"', '"finish_reason": "', '"usage":{', '"usage": {'),
-  responses: bytes('response.created', 'response.completed', 'response.incomplete', 'response.output_item.added'),
-  messages: bytes('message_start', 'message_delta', 'content_block_start'),
+/** Words of events that say something. One expression over the bytes as characters: a search of the bytes for each word costs four times as much. */
+const words: Readonly<Record<Endpoint, RegExp>> = {
+  chat: /"(?:finish_reason": ?"|usage": ?\{|name")/,
+  completions: /"(?:finish_reason": ?"|usage": ?\{)/,
+  responses: /response\.(?:created|completed|incomplete|output_item\.added)/,
+  messages: /message_start|message_delta|content_block_start/,
 };
-
-function bytes(...texts: string[]): Buffer[] {
-  return texts.map((text) => Buffer.from(text));
-}
 
 /** Reads one answer; `streamed` is known when its head is there. */
 export class AnswerReader {
@@ -55,6 +51,7 @@ export class AnswerReader {
     unread: 0,
   };
   readonly #endpoint: Endpoint;
+  readonly #words: RegExp;
   readonly #streamed: boolean;
   readonly #dropUsage: boolean;
   /** Of a stream: the event that is not complete; else all there is. */
@@ -66,6 +63,7 @@ export class AnswerReader {
   /** `dropUsage`: the event that only brings usage was asked for by the gateway alone. */
   constructor(endpoint: Endpoint, options: { streamed: boolean; dropUsage: boolean }) {
     this.#endpoint = endpoint;
+    this.#words = words[endpoint];
     this.#streamed = options.streamed;
     this.#dropUsage = options.dropUsage && options.streamed;
   }
@@ -150,7 +148,7 @@ export class AnswerReader {
   }
 
   #says(chunk: Buffer): boolean {
-    return words[this.#endpoint].some((word) => chunk.includes(word));
+    return this.#words.test(chunk.toString('latin1'));
   }
 
   /** Reads whole events; returns them without those to be taken out. */

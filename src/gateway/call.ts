@@ -195,6 +195,8 @@ export async function serveCall(
   async function passThrough(call: Placed): Promise<WorkerFailure | undefined> {
     const { worker } = call;
     const sent = upstreamBody(context, endpoint, body, call, usageAsked);
+    const headers = upstreamHeaders(context, request, worker, sent.length);
+    if (worker.wantsLoad()) headers['endpoint-load-metrics-format'] = 'TEXT';
     let reader: AnswerReader | undefined;
     let failed: WorkerFailure | undefined;
     try {
@@ -203,7 +205,7 @@ export async function serveCall(
           origin: worker.origin,
           path: worker.path + pathOf(endpoint),
           method: 'POST',
-          headers: upstreamHeaders(context, request, worker, sent.length),
+          headers,
           body: sent,
         },
         response,
@@ -212,11 +214,13 @@ export async function serveCall(
         chunkSeconds: context.chunkSeconds,
         head: (status, headers) => {
           const load = headers['endpoint-load-metrics'];
-          if (typeof load === 'string') worker.loadHeader(load);
-          delete headers['endpoint-load-metrics'];
+          if (load !== undefined) {
+            if (typeof load === 'string') worker.loadHeader(load);
+            delete headers['endpoint-load-metrics'];
+          }
           const events = String(headers['content-type'] ?? '').startsWith('text/event-stream');
           // What is taken out makes the answer shorter than the worker said.
-          if (events) delete headers['content-length'];
+          if (events && headers['content-length'] !== undefined) delete headers['content-length'];
           headers['x-request-id'] = context.requestId;
           headers['x-saga-call'] = callName(context.pool, call.call.id);
           if (status < 400) reader = new AnswerReader(endpoint, { streamed: events, dropUsage: usageAsked });
@@ -357,7 +361,6 @@ export function upstreamHeaders(
 ): Record<string, string> {
   const headers: Record<string, string> = {
     'x-request-id': context.requestId,
-    'endpoint-load-metrics-format': 'TEXT',
     'user-agent': 'saga',
     ...worker.headers,
   };

@@ -348,10 +348,22 @@ export class Gateway {
   }
 
   #context(target: Target, tenant: Tenant, requestId: string): CallContext {
+    const { firstByteSeconds, chunkSeconds, deadlineSeconds, retries } = this.#limits;
+    // Spelled out: it is made for every call.
     return {
-      ...target,
-      ...this.#passing(tenant, requestId),
-      retries: this.#limits.retries,
+      pool: target.pool,
+      prompts: target.prompts,
+      loraName: target.loraName,
+      modelName: target.modelName,
+      upstream: this.#upstream,
+      tenant,
+      requestId,
+      firstByteSeconds,
+      chunkSeconds,
+      deadlineSeconds,
+      log: this.#log,
+      responses: this.#responses,
+      retries,
       ended: (record) => {
         this.metrics.ended(record);
         this.#log.debug({ requestId, ...record }, 'call');

@@ -191,6 +191,10 @@ export class ModelPool {
   #timer: NodeJS.Timeout | undefined;
   #pumping = false;
   #pumpAgain = false;
+  /** It is pumped at the end of this turn of the event loop. */
+  #pumpDue = false;
+  /** For which the timer is set, of the scheduler's clock. */
+  #wakeAt = Number.POSITIVE_INFINITY;
   #closed = false;
   readonly #microsecondsScale: number;
 
@@ -322,7 +326,7 @@ export class ModelPool {
     this.#tell(placed, () => {
       placed.call.firstToken({ placement: placed.receipt.placement });
     });
-    this.pump();
+    this.#pumpSoon();
   }
 
   /** @internal */
@@ -367,7 +371,7 @@ export class ModelPool {
     }
     if (final && request.named.agent === undefined) session.closing = true;
     this.#left(session, placed.head);
-    this.pump();
+    this.#pumpSoon();
   }
 
   /** @internal */
@@ -378,7 +382,7 @@ export class ModelPool {
       placed.call.cancel();
     });
     this.#left(placed.session, placed.head);
-    this.pump();
+    this.#pumpSoon();
   }
 
   /** @internal */
@@ -426,6 +430,7 @@ export class ModelPool {
       this.#pumpAgain = true;
       return;
     }
+    this.#pumpDue = false;
     if (this.#closed) return;
     this.#pumping = true;
     try {
@@ -443,16 +448,30 @@ export class ModelPool {
     } finally {
       this.#pumping = false;
     }
-    clearTimeout(this.#timer);
     const { nextWake } = this.scheduler;
-    if (nextWake !== undefined) {
-      const milliseconds = (nextWake - this.scheduler.now()) / this.#microsecondsScale;
-      this.#timer = setTimeout(
-        () => {
-          this.pump();
-        },
-        Math.min(Math.max(milliseconds, 0), 2 ** 31 - 1),
-      ).unref();
+    // A timer that is early does no harm: it is left, as wakes move with nearly every event.
+    if (nextWake === undefined || nextWake >= this.#wakeAt) return;
+    clearTimeout(this.#timer);
+    this.#wakeAt = nextWake;
+    const milliseconds = (nextWake - this.scheduler.now()) / this.#microsecondsScale;
+    this.#timer = setTimeout(
+      () => {
+        this.#wakeAt = Number.POSITIVE_INFINITY;
+        this.pump();
+      },
+      Math.min(Math.max(milliseconds, 0), 2 ** 31 - 1),
+    ).unref();
+  }
+
+  /** After an event that can only let calls go which wait: at once where some do, else once for all events of this turn of the loop. */
+  #pumpSoon(): void {
+    if (this.#waiting.size > 0) {
+      this.pump();
+    } else if (!this.#pumpDue) {
+      this.#pumpDue = true;
+      setImmediate(() => {
+        if (this.#pumpDue) this.pump();
+      });
     }
   }
 
@@ -599,20 +618,10 @@ export class ModelPool {
   ): Promise<{ call: Call; receipt: Receipt; worker: VllmWorker; waited: number }> {
     const begun = performance.now();
     for (;;) {
-      let placedNow = false;
-      const placed = new Promise<Call>((resolve, reject) => {
-        this.#waiting.set(call.id, {
-          resolve: (found) => {
-            placedNow = true;
-            resolve(found);
-          },
-          reject,
-        });
-      });
-      placed.catch(() => undefined);
       this.pump();
-      // Most calls are placed at once: no timer, no listener.
-      if (!placedNow) await this.#patience(call, placed, signal, begun);
+      // Most calls are placed at once: no promise, no timer, no listener.
+      if (!call.ended && (call.receipt === undefined || this.workers.of(call.receipt.worker) === undefined))
+        await this.#patience(call, signal, begun);
       const { receipt } = call;
       const worker = receipt === undefined ? undefined : this.workers.of(receipt.worker);
       if (receipt !== undefined && worker !== undefined) {
@@ -624,7 +633,11 @@ export class ModelPool {
     }
   }
 
-  async #patience(call: Call, placed: Promise<Call>, signal: AbortSignal, begun: number): Promise<void> {
+  async #patience(call: Call, signal: AbortSignal, begun: number): Promise<void> {
+    const placed = new Promise<Call>((resolve, reject) => {
+      this.#waiting.set(call.id, { resolve, reject });
+    });
+    placed.catch(() => undefined);
     const seconds = this.#queueSeconds;
     let timer: NodeJS.Timeout | undefined;
     let onAbort: (() => void) | undefined;

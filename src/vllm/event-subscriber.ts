@@ -299,19 +299,16 @@ export class EventSubscriber {
 
   #changed(): void {
     const { metrics } = this.#options;
-    const { duplicates, gaps, restarts, resets, dropped, applied, replays, replayedFrames, replayFailures } =
-      this.sequence;
-    Object.assign(metrics, {
-      duplicates,
-      gaps,
-      restarts,
-      resets,
-      dropped,
-      applied,
-      replays,
-      replayedFrames,
-      replayFailures,
-    });
+    const { sequence } = this;
+    metrics.duplicates = sequence.duplicates;
+    metrics.gaps = sequence.gaps;
+    metrics.restarts = sequence.restarts;
+    metrics.resets = sequence.resets;
+    metrics.dropped = sequence.dropped;
+    metrics.applied = sequence.applied;
+    metrics.replays = sequence.replays;
+    metrics.replayedFrames = sequence.replayedFrames;
+    metrics.replayFailures = sequence.replayFailures;
     if (!this.#closed) this.#options.onChange();
   }
 

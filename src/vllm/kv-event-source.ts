@@ -301,11 +301,28 @@ export class KvEventSource {
   }
 
   #counts(from: number): KvEventCounts {
-    const counts = {} as KvEventCounts;
-    countNames.forEach((name, i) => {
-      counts[name] = this.#results[from + i] as number;
-    });
-    return counts;
+    const results = this.#results;
+    const read = (at: number): number => results[from + at] as number;
+    // Spelled out, in the order of `countNames`: a batch is reported with every step of an engine.
+    return {
+      events: read(0),
+      storedEvents: read(1),
+      removedEvents: read(2),
+      clearedEvents: read(3),
+      unknownEvents: read(4),
+      refusedEvents: read(5),
+      remoteEvents: read(6),
+      partialEvents: read(7),
+      groupEvents: read(8),
+      storedBlocks: read(9),
+      removedBlocks: read(10),
+      unknownRemovals: read(11),
+      unusableBlocks: read(12),
+      droppedBlocks: read(13),
+      schedulerStored: read(14),
+      schedulerRemoved: read(15),
+      skippedFields: read(16),
+    };
   }
 }
 

@@ -52,6 +52,8 @@ export const workerRoutes = {
 } as const;
 export type WorkerRoute = keyof typeof workerRoutes;
 
+const loadAskMs = 100;
+
 /** @internal What the set does for its workers. */
 export interface WorkerOwner {
   /** A request to it failed. */
@@ -78,6 +80,7 @@ export class VllmWorker {
   readonly headers: Readonly<Record<string, string>>;
   readonly #owner: WorkerOwner;
   readonly #doubts = new Doubts();
+  #loadAskedAt = Number.NEGATIVE_INFINITY;
   /** @internal */
   readonly drift: Drift;
   /** @internal */
@@ -134,7 +137,18 @@ export class VllmWorker {
     if (this.condition_ !== 'lost') this.#owner.unreachable(this, error);
   }
 
-  /** The header `endpoint-load-metrics` of an answer of this worker (ask for it by `endpoint-load-metrics-format: TEXT`). */
+  /**
+   * Whether a request to it should ask for its load, by `endpoint-load-metrics-format: TEXT`: the last one that did so is some time ago.
+   * What comes with every answer of many a second tells nothing more.
+   */
+  wantsLoad(): boolean {
+    const now = performance.now();
+    if (now - this.#loadAskedAt < loadAskMs) return false;
+    this.#loadAskedAt = now;
+    return true;
+  }
+
+  /** The header `endpoint-load-metrics` of an answer of this worker; see {@link wantsLoad}. */
   loadHeader(text: string): void {
     if (this.condition_ !== 'lost') this.#owner.load(this, text);
   }

@@ -4,10 +4,11 @@
  *
  * Counters are kept where things happen, as plain numbers, and copied when somebody asks: a call costs three histograms.
  */
-import { Counter, Gauge, Histogram, Registry } from 'prom-client';
+import { Counter, Gauge, Registry } from 'prom-client';
 import type { WorkerMetrics } from '../../vllm/index.js';
 import type { CallRecord } from '../call.js';
 import type { ModelPool } from '../model-pool.js';
+import { Durations } from './durations.js';
 
 const secondsBuckets = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600];
 
@@ -98,38 +99,38 @@ function readyWorkers({ workers }: ModelPool): number {
 /** The registry of one gateway. */
 export class GatewayMetrics {
   readonly #registry = new Registry();
-  readonly #timeToFirstToken: Histogram<'model_name' | 'endpoint'>;
-  readonly #latency: Histogram<'model_name' | 'endpoint'>;
-  readonly #queueTime: Histogram<'model_name'>;
-  readonly #answers: Counter<'model_name' | 'endpoint' | 'tenant' | 'status'>;
+  readonly #timeToFirstToken = new Durations(
+    'saga:time_to_first_token_seconds',
+    'From a request to the first byte of its answer',
+    ['model_name', 'endpoint'],
+    secondsBuckets,
+  );
+  readonly #latency = new Durations(
+    'saga:e2e_request_latency_seconds',
+    'From a request to the last byte of its answer',
+    ['model_name', 'endpoint'],
+    secondsBuckets,
+  );
+  readonly #queueTime = new Durations(
+    'saga:request_queue_time_seconds',
+    'From a request to its worker',
+    ['model_name'],
+    secondsBuckets,
+  );
+  /** By model, endpoint, tenant and status. */
+  readonly #answers = new Map<string, { labels: Record<string, string>; count: number }>();
   readonly #errors: Counter<'code'>;
   readonly #passed: Counter<'endpoint'>;
 
   constructor(pools: readonly ModelPool[]) {
     const registers = [this.#registry];
-    const times = { labelNames: ['model_name', 'endpoint'] as const, buckets: secondsBuckets, registers };
-    this.#timeToFirstToken = new Histogram({
-      name: 'saga:time_to_first_token_seconds',
-      help: 'From a request to the first byte of its answer',
-      ...times,
-    });
-    this.#latency = new Histogram({
-      name: 'saga:e2e_request_latency_seconds',
-      help: 'From a request to the last byte of its answer',
-      ...times,
-    });
-    this.#queueTime = new Histogram({
-      name: 'saga:request_queue_time_seconds',
-      help: 'From a request to its worker',
-      ...times,
-      labelNames: ['model_name'],
-    });
-    this.#answers = new Counter({
-      name: 'saga:requests_total',
-      help: 'Calls that ended, by status; 499: the client went first',
-      labelNames: ['model_name', 'endpoint', 'tenant', 'status'],
-      registers,
-    });
+    this.#counter(
+      'requests',
+      'Calls that ended, by status; 499: the client went first',
+      ['model_name', 'endpoint', 'tenant', 'status'],
+      () => [...this.#answers.values()].map((answers) => [answers.labels, answers] as const),
+      ({ count }) => count,
+    );
     this.#errors = new Counter({
       name: 'saga:errors_total',
       help: 'Requests that the gateway refused or gave up',
@@ -198,11 +199,15 @@ export class GatewayMetrics {
   /** A call has ended. */
   ended(record: CallRecord): void {
     const { model: model_name, endpoint, tenant, status } = record;
-    this.#answers.inc({ model_name, endpoint, tenant, status });
-    if (record.placedAfter !== undefined) this.#queueTime.observe({ model_name }, record.placedAfter / 1000);
+    const key = `${status} ${endpoint} ${tenant}\n${model_name}`;
+    const known = this.#answers.get(key);
+    if (known === undefined)
+      this.#answers.set(key, { labels: { model_name, endpoint, tenant, status: String(status) }, count: 1 });
+    else known.count += 1;
+    if (record.placedAfter !== undefined) this.#queueTime.observe(record.placedAfter / 1000, model_name);
     if (record.firstByteAfter !== undefined)
-      this.#timeToFirstToken.observe({ model_name, endpoint }, record.firstByteAfter / 1000);
-    this.#latency.observe({ model_name, endpoint }, record.endedAfter / 1000);
+      this.#timeToFirstToken.observe(record.firstByteAfter / 1000, model_name, endpoint);
+    this.#latency.observe(record.endedAfter / 1000, model_name, endpoint);
   }
 
   /** A request ended in an error of the gateway. */
@@ -215,8 +220,9 @@ export class GatewayMetrics {
     this.#passed.inc({ endpoint });
   }
 
-  text(): Promise<string> {
-    return this.#registry.metrics();
+  async text(): Promise<string> {
+    const durations = [this.#timeToFirstToken, this.#latency, this.#queueTime].map((each) => each.text());
+    return `${await this.#registry.metrics()}\n${durations.join('')}`;
   }
 
   #counter<T>(

@@ -29,6 +29,9 @@ const mostLineTokens = 16 * 2 ** 20;
 const defaultMostTokens = 2 ** 20;
 /** Leading ids by which prompts of ids find each other. */
 const leadingIds = 256;
+/** Prompts of ids with fewer, of no named workflow, get no line: 256 blocks are hashed in 10 microseconds. */
+const leastLineTokens = 4096;
+const mostScratchChains = 64;
 /** Messages at the beginning of a conversation that new ones are rendered behind. */
 const headMessages = 2;
 
@@ -46,6 +49,7 @@ class Prompts implements PromptSource {
   /** Templates that rewrite earlier turns switch this off. */
   #incremental = true;
   #room = new Uint32Array(4096);
+  readonly #scratch = new Map<string, PromptChain>();
 
   constructor(pool: ModelPool) {
     this.#pool = pool;
@@ -90,6 +94,8 @@ class Prompts implements PromptSource {
 
   close(): void {
     this.#lines.close();
+    for (const chain of this.#scratch.values()) chain.close();
+    this.#scratch.clear();
   }
 
   /** A prompt of ids, in the body. */
@@ -113,6 +119,12 @@ class Prompts implements PromptSource {
     const name64 = hash64(new Uint8Array(lead.buffer, lead.byteOffset, lead.byteLength));
     const key = `ids ${request.workflow ?? ''} ${name64} ${this.#root(request)}`;
     const mark = this.#lines.find(key);
+    // A short prompt of nobody that is known costs less to hash again than to remember.
+    if (mark === undefined && count < leastLineTokens && request.workflow === undefined) {
+      const chain = this.#scratchChain(request);
+      const { hashedBlocks } = chain.update(tokens);
+      return { promptTokens: count, chain: chain.chain, source: 'ids', tokenizedTokens: 0, hashedBlocks };
+    }
     const line = mark?.line ?? new Line(this.#newChain(request));
     const before = mark === undefined ? 0 : line.chain.length;
     const { hashedBlocks } = line.chain.update(tokens);
@@ -319,6 +331,21 @@ class Prompts implements PromptSource {
 
   #root({ cacheSalt, loraName }: PromptRequest): string {
     return cacheSalt === undefined && loraName === undefined ? '' : JSON.stringify([cacheSalt, loraName]);
+  }
+
+  /** For prompts that are not remembered: one for each way to begin a chain. */
+  #scratchChain(request: PromptRequest): PromptChain {
+    const root = this.#root(request);
+    const known = this.#scratch.get(root);
+    if (known !== undefined) return known;
+    if (this.#scratch.size === mostScratchChains) {
+      const [oldest, chain] = this.#scratch.entries().next().value as [string, PromptChain];
+      chain.close();
+      this.#scratch.delete(oldest);
+    }
+    const made = this.#newChain(request);
+    this.#scratch.set(root, made);
+    return made;
   }
 
   #newChain({ cacheSalt, loraName }: PromptRequest): PromptChain {
