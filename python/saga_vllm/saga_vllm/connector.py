@@ -20,6 +20,7 @@ import hashlib
 import logging
 import re
 import time
+from types import SimpleNamespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
