@@ -20,8 +20,8 @@ import hashlib
 import logging
 import re
 import time
-from types import SimpleNamespace
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import vllm.version
