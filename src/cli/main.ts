@@ -6,6 +6,7 @@
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { build, type BuildOptions } from './build.js';
+import { registerDemo } from './demo.js';
 import { doctor, type DoctorOptions } from './doctor.js';
 import { registerEvaluate } from './evaluate.js';
 import { registerReplay } from './replay.js';
@@ -37,6 +38,7 @@ registerReplay(program);
 registerEvaluate(program);
 registerServe(program);
 registerWorker(program);
+registerDemo(program);
 program
   .command('doctor')
   .description(

@@ -131,6 +131,8 @@ async function run(given: WorkerCommandOptions): Promise<void> {
   }
   await new Promise<void>((resolve) => {
     for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve());
+    // Forked by somebody who is gone.
+    process.once('disconnect', () => resolve());
   });
   await worker.close();
 }

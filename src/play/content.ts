@@ -47,10 +47,15 @@ export class WorkloadContent {
     return before === noCall ? undefined : before;
   }
 
-  /** The prompt of a call. */
-  prompt(call: number): Uint32Array {
-    const tokens = new Uint32Array(this.columns.promptTokens[call] as number);
-    this.#fill(call, 0, tokens);
+  /** Whether a call continues this one. */
+  continued(call: number): boolean {
+    return this.#next[call] !== noCall;
+  }
+
+  /** The prompt of a call, from position `from` on. */
+  prompt(call: number, from = 0): Uint32Array {
+    const tokens = new Uint32Array((this.columns.promptTokens[call] as number) - from);
+    this.#fill(call, from, tokens);
     return tokens;
   }
 

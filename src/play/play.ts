@@ -13,6 +13,7 @@
  *
  * Costs: about 0.2 ms of CPU a call of 10,000 tokens, more for streams (every event is looked at). Prompts exist while they are sent.
  */
+import { setMaxListeners } from 'node:events';
 import { Agent, type Dispatcher } from 'undici';
 import { checkInteger, checkOptions, checkText, describe } from '../check.js';
 import { SagaArgumentError } from '../errors.js';
@@ -52,8 +53,10 @@ export interface PlayOptions {
   /** Seconds are so many times shorter. Default 1. */
   timeScale?: number;
   arrivals: Arrivals;
-  /** Of arrivals and contents. Default 42. */
+  /** Of arrivals. Default 42. */
   seed?: number;
+  /** Of the tokens that prompts are made of: another seed gives the same tasks with words that no worker has seen. Default: `seed`. */
+  contentSeed?: number;
   apiKey?: string;
   /** Whether answers are streamed: then there are times to first tokens, and more work for everybody. Default true. */
   stream?: boolean;
@@ -202,6 +205,8 @@ interface Waiting {
 }
 
 const mostTimeoutMs = 2 ** 31 - 1;
+const comma = Buffer.from(',');
+const closing = Buffer.from(']}');
 
 class Player {
   readonly #columns: WorkloadColumns;
@@ -224,6 +229,8 @@ class Player {
   readonly #tasks: PlayedTask[] = [];
   readonly #calls: PlayedCall[] = [];
   readonly #timers = new Set<NodeJS.Timeout>();
+  /** The prompts of calls that others continue, as JSON: most of the next one. */
+  readonly #texts = new Map<number, Buffer>();
   readonly #progress: PlayProgress;
   readonly #stop = new AbortController();
   #begun = 0;
@@ -243,8 +250,11 @@ class Player {
     const { low, high } = options.tokenRange ?? { low: 256, high: 32_000 };
     checkInteger('tokenRange.low', low, 0, 2 ** 31);
     checkInteger('tokenRange.high', high, low + 2, 2 ** 31);
-    this.#content = new WorkloadContent(this.#columns, seed, { low, high });
+    const contentSeed = checkInteger('contentSeed', options.contentSeed ?? seed, 0, Number.MAX_SAFE_INTEGER);
+    this.#content = new WorkloadContent(this.#columns, contentSeed, { low, high });
     const url = new URL(options.url);
+    // Every call listens.
+    setMaxListeners(0, this.#stop.signal);
     this.#origin = url.origin;
     this.#path = `${url.pathname.replace(/\/$/, '')}/v1/completions`;
     this.#stream = options.stream ?? true;
@@ -452,10 +462,14 @@ class Player {
       // As text: not every release takes lists there.
       ...(this.#script ? { vllm_xargs: { saga_script: this.#content.answer(call).join(',') } } : {}),
     };
-    return Buffer.from(
-      `${JSON.stringify(head).slice(0, -1)},"prompt":[${this.#content.prompt(call).join(',')}]}`,
-      'latin1',
-    );
+    const before = this.#content.previous(call);
+    const known = before === undefined ? undefined : this.#texts.get(before);
+    const from = known === undefined ? 0 : (this.#columns.promptTokens[before as number] as number);
+    const text = Buffer.from(this.#content.prompt(call, from).join(','), 'latin1');
+    const prompt = known === undefined ? text : Buffer.concat([known, comma, text]);
+    if (before !== undefined) this.#texts.delete(before);
+    if (this.#content.continued(call)) this.#texts.set(call, prompt);
+    return Buffer.concat([Buffer.from(`${JSON.stringify(head).slice(0, -1)},"prompt":[`), prompt, closing]);
   }
 
   #headers(task: number, call: number): Record<string, string> {
