@@ -1,6 +1,6 @@
 /**
  * Directives to an emulated worker: the ROUTER end of docs/directives.md. What changes the cache waits for the next step, as in a
- * vLLM connector; `saga.status` is answered at once.
+ * vLLM connector; `saga.status` and `saga.ended` are carried out at once.
  *
  * A message: received -> queued -> carried out at the beginning of a step, or refused, or expired. A lease: applied -> released,
  * expired or revoked. The answers of the last 4,096 messages are kept: a message that comes again is answered again and not
@@ -8,8 +8,10 @@
  */
 import { createHmac, timingSafeEqual } from 'node:crypto';
 import { Router } from 'zeromq';
+import type { CallOutcome } from '../page-table.js';
+import { toolClasses, type StopReason } from '../scheduler/vocabulary.js';
 import type { Engine, Lease } from './engine.js';
-import { isObject } from './requests.js';
+import { isObject, isSeconds } from './requests.js';
 
 export interface DirectiveServerOptions {
   key: string | undefined;
@@ -59,6 +61,12 @@ interface Claim {
   readonly action: Action;
 }
 
+const stopReasonsByWord = new Map<unknown, StopReason>([
+  [undefined, 'unknown'],
+  [null, 'unknown'],
+  ['tool_use', 'tool-use'],
+  ['end_turn', 'end-turn'],
+]);
 const mostMessages = 4096;
 const mostQueued = 4096;
 const mostBytes = 2 ** 20;
@@ -195,16 +203,16 @@ export class DirectiveServer {
     if (epoch !== undefined && epoch !== null && epoch !== this.#epoch) return this.#refusal(action, 'epoch');
     // Who has a key for directives does not take those of whoever may send requests.
     const rides = action.message.from === undefined;
-    if (rides && this.#options.key !== undefined && action.type !== 'saga.call')
-      return this.#refusal(action, 'unsupported');
+    const concernsThread = action.type === 'saga.call' || action.type === 'saga.ended';
+    if (rides && this.#options.key !== undefined && !concernsThread) return this.#refusal(action, 'unsupported');
     switch (action.type) {
       case 'saga.status':
         return this.#status(action);
       case 'saga.call':
-        // The thread was taken from the request that it rides on; by itself it says nothing.
+        // It was taken from the request that it rides on; by itself it says nothing.
         return rides ? { action_id: action.id, status: 'applied' } : this.#refusal(action, 'unsupported');
       case 'saga.ended':
-        return this.#refusal(action, 'unsupported');
+        return this.#ended(action);
       case 'kv.prefetch':
         return this.#refusal(action, 'synthetic_request');
       case 'kv.retain':
@@ -303,6 +311,33 @@ export class DirectiveServer {
     return { action_id: action.id, status: 'applied', blocks, missing };
   }
 
+  #ended(action: Action): Outcome {
+    if (this.#engine.options.eviction !== 'saga') return this.#refusal(action, 'unsupported');
+    const { thread, stop_reason: stop, tool_class: tool = 0, session_end: sessionEnd = false } = action.payload;
+    const seconds = action.payload.expected_seconds ?? undefined;
+    const stopReason = stopReasonsByWord.get(stop);
+    const toolClass = typeof tool === 'number' ? toolClasses[tool] : undefined;
+    if (
+      typeof thread !== 'number' ||
+      !Number.isSafeInteger(thread) ||
+      thread < 0 ||
+      stopReason === undefined ||
+      toolClass === undefined ||
+      typeof sessionEnd !== 'boolean' ||
+      (seconds !== undefined && !isSeconds(seconds))
+    )
+      return this.#refusal(action, 'malformed');
+    const outcome: CallOutcome = {
+      stopReason,
+      tool: toolClass,
+      sessionEnd,
+      ...(seconds === undefined ? {} : { declaredGapSeconds: seconds }),
+    };
+    if (!this.#engine.told(thread, outcome)) return this.#refusal(action, 'not_resident');
+    this.#counters.applied++;
+    return { action_id: action.id, status: 'applied' };
+  }
+
   #endClaim(claim: string, { lease, action }: Claim, status: 'released'): void {
     this.#claims.delete(claim);
     this.#engine.release(lease);
@@ -347,12 +382,10 @@ export class DirectiveServer {
 
   #status(action: Action): Outcome {
     const engine = this.#engine;
-    const saga = engine.options.eviction === 'saga';
     return {
       action_id: action.id,
       status: 'applied',
-      strength: 'leases',
-      ...(saga ? { eviction: 'saga' } : {}),
+      strength: engine.options.eviction === 'saga' ? 'policy' : 'leases',
       vllm_version: 'emulated',
       connector_version: 'emulated',
       block_size: engine.options.blockTokens,

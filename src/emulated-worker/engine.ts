@@ -8,11 +8,11 @@
  *
  * vLLM's block 0 is the null block that nobody uses: of `blocks` one less can be filled.
  */
+import { createHash } from 'node:crypto';
 import { BatchFormer, type Batch } from '../batch.js';
 import { BlockHasher, type RequestKeys } from '../hasher.js';
-import { PageTable, type BlockEvents } from '../page-table.js';
-import type { StepSeconds } from '../scheduler.js';
-import { TaggedHasher } from './tagged-hasher.js';
+import { PageTable, type BlockEvents, type CallOutcome } from '../page-table.js';
+import type { PromptKind, StepSeconds } from '../scheduler.js';
 
 /** Events of a step, as vLLM puts them into one batch. */
 export type EngineEvent = StoredEvent | RemovedEvent | { readonly type: 'AllBlocksCleared' };
@@ -55,6 +55,8 @@ export interface EngineOptions {
   prefixCaching: boolean;
   eviction: 'lru' | 'saga';
   stepSeconds: Required<StepSeconds>;
+  /** Modelled seconds a second of the driver's clock, in which the eviction policy `saga` learns; `Infinity` counts as 1. */
+  timeScale: number;
 }
 
 /** What is submitted. */
@@ -71,6 +73,9 @@ export interface EngineRequest {
   /** For directives. */
   requestId?: string | undefined;
   thread?: number | undefined;
+  /** For the eviction policy `saga`, as `outcome`: what is known beforehand of how the call ends. */
+  promptKind?: PromptKind | undefined;
+  outcome?: CallOutcome | undefined;
   /** Called at the end of a step that brought a token: `call.generated` has grown. */
   onToken: (call: EngineCall) => void;
   /** The engine was restarted, or closed: no more tokens will come. */
@@ -95,7 +100,7 @@ export interface EngineCall {
   /** @internal */
   id: number;
   /** @internal */
-  hasher: BlockHasher | TaggedHasher;
+  hasher: BlockHasher;
   /** @internal */
   computed: number;
   /** @internal */
@@ -295,7 +300,9 @@ export class Engine {
       maxNewTokens: request.answer.length,
       priority: request.priority ?? 0,
       hashes: call.hashes.subarray(0, call.hashCount),
+      ...(options.eviction === 'saga' ? callOf(request) : {}),
     });
+    if (request.outcome !== undefined) this.#former.setOutcome(call.id, request.outcome);
     this.#calls[call.id] = call;
     this.#open.add(call);
     if (this.#open.size === 1) this.onWork();
@@ -326,7 +333,8 @@ export class Engine {
    * events of them went out)
    */
   beginStep(now: number): number | undefined {
-    this.#time = Math.max(this.#time, Math.floor(now * 1000));
+    const { timeScale } = this.options;
+    this.#time = Math.max(this.#time, Math.floor(now * 1000 * (timeScale === Infinity ? 1 : timeScale)));
     this.#expireLeases(now);
     this.onStep(now);
     if (this.#leases.size > 0) this.#revokeForMemory(now);
@@ -478,16 +486,31 @@ export class Engine {
     return dropped;
   }
 
+  /**
+   * How the newest call of a thread ended, or will end; for the eviction policy `saga`.
+   *
+   * @returns whether that call is known
+   */
+  told(thread: number, outcome: CallOutcome): boolean {
+    let open: EngineCall | undefined;
+    for (const call of this.#open) if (call.request.thread === thread) open = call;
+    if (open !== undefined) {
+      this.#former.setOutcome(open.id, outcome);
+      return this.options.eviction === 'saga';
+    }
+    const last = this.#recent.findLast((call) => call.request.thread === thread);
+    return this.#table.told(thread, { outputTokens: last?.generated ?? 0, ...outcome });
+  }
+
   verify(): boolean {
     return this.#former.verify() && this.#table.verify();
   }
 
   // ---- Within
 
-  #hasherFor(keys: RequestKeys): BlockHasher | TaggedHasher {
-    const { hashAlgorithm, hashSeed, blockTokens, taggedKeys } = this.options;
-    if (taggedKeys && (keys.loraName || keys.cacheSalt)) return new TaggedHasher(blockTokens, hashSeed).reset(keys);
-    const hasher = this.#hashers.pop() ?? new BlockHasher({ algorithm: hashAlgorithm, blockTokens, hashSeed });
+  #hasherFor(keys: RequestKeys): BlockHasher {
+    const { hashAlgorithm: algorithm, hashSeed, blockTokens, taggedKeys } = this.options;
+    const hasher = this.#hashers.pop() ?? new BlockHasher({ algorithm, hashSeed, blockTokens, taggedKeys });
     return hasher.reset(keys);
   }
 
@@ -657,7 +680,7 @@ export class Engine {
 
   #release(call: EngineCall): void {
     if (this.#calls[call.id] === call) this.#calls[call.id] = undefined;
-    if (call.hasher instanceof BlockHasher) this.#hashers.push(call.hasher);
+    this.#hashers.push(call.hasher);
     this.#recent.push(call);
     if (this.#recent.length > 256) this.#recent = this.#recent.slice(128);
   }
@@ -723,6 +746,16 @@ export class Engine {
       if (this.#leased.has(call.hashes[block] as bigint)) leased++;
     return Math.ceil(Math.min(known, found + tokenBudget) / blockTokens) - leased;
   }
+}
+
+/** What the eviction policy is told of a call. Whoever names no thread but a session is a thread by that, as in the connector. */
+function callOf({ thread, promptKind, sessionId }: EngineRequest): { thread?: number; promptKind?: PromptKind } {
+  const named = thread ?? (sessionId === undefined ? undefined : numberOf(sessionId));
+  return { ...(named === undefined ? {} : { thread: named }), ...(promptKind === undefined ? {} : { promptKind }) };
+}
+
+function numberOf(name: string): number {
+  return createHash('sha256').update(name).digest().readUIntBE(0, 6);
 }
 
 /** How many "stored" events from `at` on are the blocks of a call from `block` on. */

@@ -7,7 +7,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { AnswerReader, planAnswer, scriptedAnswer, type Answer, type ScriptRequest } from './answer.js';
 import { encodeChat, type ChatMessage } from './chat-template.js';
-import type { Engine, EngineCall } from './engine.js';
+import type { Engine, EngineCall, EngineRequest } from './engine.js';
 import { HttpRefusal, RouteRefusal, badRequest, malformed, notFound, unknownModel } from './errors.js';
 import {
   ChatFormat,
@@ -26,6 +26,7 @@ import {
   chatMessages,
   commonFields,
   idsOf,
+  isSeconds,
   optionalArray,
   optionalBoolean,
   optionalInteger,
@@ -38,6 +39,7 @@ import {
   type CommonFields,
 } from './requests.js';
 import { decode, encode, tokenText } from './tokenizer.js';
+import { promptKinds } from '../scheduler/vocabulary.js';
 
 /** What vLLM's answers would come from, with a mark. */
 export const emulatedVersion = '0.33.0+emulated';
@@ -48,6 +50,9 @@ const mostUnread = 16 * 2 ** 20;
 const completionTokens = 16;
 
 type Endpoint = ScriptRequest['endpoint'];
+
+/** What a `saga.call` says of its request. */
+type SagaCall = Pick<EngineRequest, 'thread' | 'promptKind' | 'outcome'>;
 
 /** A generating request, understood. */
 interface Generation {
@@ -60,7 +65,7 @@ interface Generation {
   fields: CommonFields;
   id: string;
   parsed: boolean;
-  thread: number | undefined;
+  sagaCall: SagaCall | undefined;
 }
 
 export class HttpApi {
@@ -316,7 +321,6 @@ export class HttpApi {
     if (priority !== undefined && /^[+-]?\d+$/.test(priority)) fields.priority = Number(priority);
     this.#check(tokens, fields);
     const prefix = { completions: 'cmpl-', chat: 'chatcmpl-', messages: 'chatcmpl-', responses: 'resp_' }[endpoint];
-    const call = sagaCallOf(fields);
     return {
       endpoint,
       body,
@@ -327,7 +331,7 @@ export class HttpApi {
       fields,
       id: `${prefix}${headerOf(request, 'x-request-id') ?? fields.requestId ?? hexId()}`,
       parsed,
-      thread: call,
+      sagaCall: sagaCallOf(fields),
     };
   }
 
@@ -396,7 +400,7 @@ export class HttpApi {
         sessionId: fields.sessionId,
         finish,
         requestId: generation.id,
-        thread: generation.thread,
+        ...generation.sagaCall,
         onToken: (now) => answer.token(now),
         onLost: () => response.destroy(),
       });
@@ -567,8 +571,8 @@ function missing(name: string): never {
   );
 }
 
-/** The thread of a `saga.call` that rides on the request. */
-function sagaCallOf(fields: CommonFields): number | undefined {
+/** The `saga.call` that rides on the request. One that is malformed is none. */
+function sagaCallOf(fields: CommonFields): SagaCall | undefined {
   for (const envelope of [fields.transferParams?.saga, fields.hints]) {
     const actions = (envelope as { actions?: unknown } | undefined)?.actions;
     if (!Array.isArray(actions)) continue;
@@ -576,8 +580,13 @@ function sagaCallOf(fields: CommonFields): number | undefined {
       if (typeof action !== 'object' || action === null) continue;
       const { action_type: type, payload } = action as Record<string, unknown>;
       if (type !== 'saga.call') continue;
-      const thread = optionalObject({ payload }, 'payload')?.thread;
-      if (typeof thread === 'number' && Number.isSafeInteger(thread) && thread >= 0) return thread;
+      const given = optionalObject({ payload }, 'payload') ?? {};
+      const { thread, prompt_kind: kind = 'start', expected_seconds: expected } = given;
+      const seconds = expected ?? undefined;
+      const promptKind = promptKinds.find((one) => one === kind);
+      if (typeof thread !== 'number' || !Number.isSafeInteger(thread) || thread < 0) continue;
+      if (promptKind === undefined || (seconds !== undefined && !isSeconds(seconds))) continue;
+      return { thread, promptKind, outcome: seconds === undefined ? undefined : { declaredGapSeconds: seconds } };
     }
   }
   return undefined;

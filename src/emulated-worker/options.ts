@@ -42,8 +42,8 @@ export interface EmulatedWorkerOptions {
   /** `PYTHONHASHSEED`. Default `0`. */
   hashSeed?: string;
   /**
-   * Salts and adapters enter block hashes with their names, as in vLLM 0.33; `sha256_cbor` only. Default `false`: bare, as in
-   * releases before it.
+   * Salts and adapters enter block hashes each with its kind, as in vLLM 0.32 and 0.33. Default `false`: bare, as in releases
+   * before.
    */
   taggedKeys?: boolean;
   /** Events carry whole hashes, as with `VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES=0`. Default: their low 64 bits. */
@@ -52,7 +52,7 @@ export interface EmulatedWorkerOptions {
   prefixCaching?: boolean;
   /** As `--scheduling-policy priority`. Default `false`: first come, first served. */
   priorityScheduling?: boolean;
-  /** Which cached blocks go first. `lru` (default) is vLLM's order. */
+  /** Which cached blocks go first. `lru` (default) is vLLM's order; `saga` learns from calls and what `saga.ended` tells. */
   eviction?: 'lru' | 'saga';
   /** `prompt_tokens_details` in usage, as `--enable-prompt-tokens-details`. Default `true`. */
   promptTokensDetails?: boolean;
@@ -98,8 +98,8 @@ export function resolveOptions(options: EmulatedWorkerOptions): ResolvedOptions 
   const hashAlgorithm = options.hashAlgorithm ?? 'sha256_cbor';
   checkOneOf('hashAlgorithm', hashAlgorithm, ['sha256_cbor', 'xxhash_cbor']);
   const taggedKeys = options.taggedKeys ?? false;
-  if (taggedKeys && hashAlgorithm !== 'sha256_cbor')
-    throw new SagaArgumentError('taggedKeys needs hashAlgorithm sha256_cbor');
+  if (typeof taggedKeys !== 'boolean')
+    throw new SagaArgumentError(`taggedKeys must be true or false, got ${describe(taggedKeys)}`);
   const eviction = options.eviction ?? 'lru';
   checkOneOf('eviction', eviction, ['lru', 'saga']);
   const timeScale = options.timeScale ?? 1;

@@ -12,6 +12,11 @@ export function isObject(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
+/** A duration in a directive. */
+export function isSeconds(value: unknown): value is number {
+  return typeof value === 'number' && value >= 0 && value <= 1e7;
+}
+
 function wrong(name: string, expected: string): Error {
   const at = `body.${name}`;
   return malformed(`1 validation error:\n  {'loc': '${at}', 'msg': 'Input should be ${expected}'}`, at);

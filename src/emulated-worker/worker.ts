@@ -33,6 +33,7 @@ export function engineOptions(options: ResolvedOptions): EngineOptions {
     prefixCaching: options.prefixCaching,
     eviction: options.eviction,
     stepSeconds: options.stepSeconds,
+    timeScale: options.timeScale,
   };
 }
 

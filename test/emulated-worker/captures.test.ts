@@ -1,8 +1,6 @@
 /** The emulated engine against frames that real vLLM published for the same requests. */
 import { existsSync, readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
-import { TaggedHasher } from '../../src/emulated-worker/tagged-hasher.js';
-import { BlockHasher } from '../../src/hasher.js';
 import { encodeBatch } from '../../src/emulated-worker/event-publisher.js';
 import { Bench, range, short } from './helpers.js';
 
@@ -94,16 +92,16 @@ describe('the scheduler of vLLM, 8 usable blocks of 4 tokens', () => {
   }
 });
 
-describe('hashes with named keys', () => {
-  it('are those of vLLM 0.33.0 for a salt, and of every release without', () => {
-    const hasher = new TaggedHasher(16, '0');
-    expect([...hasher.reset({ cacheSalt: 'tenant-a' }).update(range(10, 36))]).toEqual([
+describe('hashes with tagged keys', () => {
+  it('are those of vLLM 0.33.0 for a salt', () => {
+    const { engine } = new Bench({ blockTokens: 16, taggedKeys: true });
+    expect([...engine.hashesOf(range(10, 36), { cacheSalt: 'tenant-a' })]).toEqual([
       16014397371320633522n,
       14626754679705080051n,
     ]);
-    const plain = new BlockHasher({ algorithm: 'sha256_cbor', blockTokens: 16 });
-    const tokens = Uint32Array.from({ length: 64 }, (_, i) => [0, 23, 24, 255, 256, 65_535, 65_536, 151_936][i % 8]!);
-    expect(hasher.reset().update(tokens)).toEqual(plain.reset().update(tokens));
-    expect(hasher.digest()).toEqual(plain.digest());
+    // Without keys there is nothing to tag.
+    const bare = new Bench({ blockTokens: 16 }).engine;
+    expect(engine.hashesOf(range(10, 36), {})).toEqual(bare.hashesOf(range(10, 36), {}));
+    expect(engine.hashesOf(range(10, 36), {})).not.toEqual(bare.hashesOf(range(10, 36), { cacheSalt: 'tenant-a' }));
   });
 });

@@ -1,7 +1,7 @@
 /** The engine under random requests: its events, counted, are what its cache holds. */
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import type { EngineCall } from '../../src/emulated-worker/engine.js';
+import type { EngineCall, EngineRequest } from '../../src/emulated-worker/engine.js';
 import { Bench, range } from './helpers.js';
 
 /** Copies of each hash by the events so far. */
@@ -79,6 +79,7 @@ describe('random requests', () => {
                   answer: range(7, one.answer),
                   cacheSalt: one.salt,
                   priority: priorityScheduling ? one.priority : 0,
+                  ...(eviction === 'saga' ? { thread: one.family, promptKind: 'tool' } : {}),
                   onToken: () => tokens++,
                 }),
               );
@@ -102,6 +103,7 @@ describe('random requests', () => {
             case 'release': {
               const lease = [...engine.leases.values()][one.which % Math.max(1, engine.leases.size)];
               if (lease !== undefined) engine.release(lease);
+              engine.told(one.which % 3, { sessionEnd: one.which % 2 === 0, declaredGapSeconds: one.which % 7 });
               break;
             }
             default: {
@@ -207,5 +209,62 @@ describe('leases', () => {
     expect(engine.resetPrefixCache()).toBe(true);
     expect(ended.at(-1)).toBe('100 reset');
     expect(engine.verify()).toBe(true);
+  });
+});
+
+describe('eviction by the policy saga', () => {
+  /** Prompts of three blocks, one a thread, in a cache of six; returns the threads whose blocks are still there. */
+  const kept = (
+    eviction: 'lru' | 'saga',
+    during: (bench: Bench, thread: number) => void,
+    about: (thread: number) => Partial<EngineRequest> = () => ({}),
+  ): number[] => {
+    const bench = new Bench({ blocks: 7, eviction, maxModelTokens: 24 });
+    for (const thread of [1, 2, 3]) {
+      bench.now += 1000;
+      bench.run(range(100 * thread, 12), { answer: Uint32Array.of(7), thread, promptKind: 'tool', ...about(thread) });
+      during(bench, thread);
+    }
+    expect(bench.engine.verify()).toBe(true);
+    return [1, 2, 3].filter((thread) => {
+      const chain = bench.engine.hashesOf(range(100 * thread, 12), {});
+      return bench.engine.resident(chain).missing === 0;
+    });
+  };
+  const nothing = (): void => undefined;
+
+  it('takes the blocks of a thread that is gone first', () => {
+    const gone = (bench: Bench, thread: number): void => {
+      if (thread === 2) bench.engine.told(2, { stopReason: 'end-turn', sessionEnd: true });
+    };
+    expect(kept('saga', gone)).toEqual([1, 3]);
+    expect(kept('lru', gone)).toEqual([2, 3]);
+    expect(kept('saga', nothing)).toEqual([2, 3]);
+  });
+
+  it('keeps a thread whose tool takes a moment before one whose tool takes an hour', () => {
+    const about = (thread: number): Partial<EngineRequest> => ({
+      outcome: { declaredGapSeconds: thread === 1 ? 5 : 3600 },
+    });
+    expect(kept('saga', nothing, about)).toEqual([1, 3]);
+    expect(kept('lru', nothing, about)).toEqual([2, 3]);
+    // What is told afterwards replaces it.
+    const corrected = (bench: Bench, thread: number): void => {
+      const told = { stopReason: 'tool-use', declaredGapSeconds: thread === 1 ? 3600 : 5 } as const;
+      expect(bench.engine.told(thread, told)).toBe(true);
+    };
+    expect(kept('saga', corrected, about)).toEqual([2, 3]);
+  });
+
+  it('knows calls that run, those that ended, and no others', () => {
+    const bench = new Bench({ eviction: 'saga' });
+    const call = bench.submit(range(1, 6), { answer: range(7, 3), thread: 5 });
+    expect(bench.engine.told(5, { sessionEnd: true })).toBe(true);
+    expect(bench.engine.told(6, { sessionEnd: true })).toBe(false);
+    while (call.state !== 'ended') bench.step();
+    expect(bench.engine.told(5, { stopReason: 'tool-use' })).toBe(true);
+    const lru = new Bench();
+    lru.submit(range(1, 6), { thread: 5 });
+    expect(lru.engine.told(5, {})).toBe(false);
   });
 });

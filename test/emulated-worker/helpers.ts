@@ -22,6 +22,7 @@ export const smallEngine: EngineOptions = {
   prefixCaching: true,
   eviction: 'lru',
   stepSeconds: { base: 0.01, perCall: 0.001, perContextToken: 0, perPrefillToken: 0.0001, perPrefillPair: 0 },
+  timeScale: 1,
 };
 
 /** Ids from `first` on. */

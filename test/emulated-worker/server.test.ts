@@ -591,6 +591,50 @@ describe('directives', () => {
     expect(worker.engines[0]!.verify()).toBe(true);
   });
 
+  it.each(['lru', 'saga'] as const)('tell the policy %s which threads come back', async (eviction) => {
+    const saga = eviction === 'saga';
+    const worker = await start({
+      blocks: 7,
+      blockTokens: 4,
+      maxModelTokens: 20,
+      directivesPort: 0,
+      directiveKey: key,
+      eviction,
+    });
+    const ask = channel(worker);
+    let messages = 0;
+    const envelope = (type: string, payload: object): object => ({
+      protocol_version: '0.1',
+      message_id: `m${messages++}`,
+      actions: [{ action_id: 'a', action_type: type, action_version: '1.0', payload }],
+    });
+    const complete = async (thread: number, expected?: number): Promise<number> => {
+      const call = { thread, prompt_kind: 'tool', expected_seconds: expected ?? null };
+      const body = { prompt: [...range(100 * thread, 12)], max_tokens: 1 };
+      const params = { kv_transfer_params: { saga: envelope('saga.call', call) } };
+      const answer = await post(worker, '/v1/completions', { ...body, ...params });
+      return answer.json().usage.prompt_tokens_details.cached_tokens;
+    };
+    const [status] = await ask(envelope('saga.status', {}));
+    expect(status).toMatchObject({ strength: saga ? 'policy' : 'leases' });
+    await complete(1, 2);
+    await complete(2);
+    const ended = { thread: 2, stop_reason: 'end_turn', tool_class: 0, session_end: true };
+    const refused = (reason: string): object[] => [{ action_id: 'a', status: 'refused', reason }];
+    expect(await ask(envelope('saga.ended', ended))).toEqual(
+      saga ? [{ action_id: 'a', status: 'applied' }] : refused('unsupported'),
+    );
+    if (saga) {
+      for (const wrong of [{ thread: -1 }, { stop_reason: 'other' }, { tool_class: 5 }, { expected_seconds: -1 }])
+        expect(await ask(envelope('saga.ended', { ...ended, ...wrong }))).toEqual(refused('malformed'));
+      expect(await ask(envelope('saga.ended', { ...ended, thread: 77 }))).toEqual(refused('not_resident'));
+    }
+    await complete(3);
+    // A prompt of whole blocks hits all but the last.
+    expect(await complete(1)).toBe(saga ? 8 : 0);
+    expect(worker.engines[0]!.verify()).toBe(true);
+  });
+
   it('give way to memory', async () => {
     const worker = await start({ blocks: 11, blockTokens: 4, maxModelTokens: 40, leaseBudget: 1 });
     const saga = {
