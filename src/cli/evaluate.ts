@@ -6,6 +6,7 @@
  */
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import type { Command } from 'commander';
 import { SagaError } from '../errors.js';
 import { checkSection, withSection } from '../evaluate/document.js';
@@ -38,6 +39,8 @@ export interface RawEvaluateOptions {
   markdown?: boolean;
   charts?: string;
   write?: string;
+  runs?: string;
+  timeScale?: string;
 }
 
 /** What tests put their own in the place of. */
@@ -46,6 +49,7 @@ export interface EvaluateHost extends SimulateStreams {
   machine: string;
   date: string;
   now: () => number;
+  checkout: string;
 }
 
 function processHost(): EvaluateHost {
@@ -57,6 +61,7 @@ function processHost(): EvaluateHost {
     machine: machineText(),
     date: new Date().toISOString().slice(0, 10),
     now: () => performance.now(),
+    checkout: fileURLToPath(new URL('../../../', import.meta.url)),
   };
 }
 
@@ -137,11 +142,13 @@ function optionsOf(names: readonly string[], raw: RawEvaluateOptions): EvaluateO
   const quick = raw.quick === true;
   const size = quick ? quickSize : fullSize;
   return {
-    tables: chosen.length === 0 ? tables : tables.filter((table) => chosen.includes(table)),
+    tables: tables.filter((table) => (chosen.length === 0 ? table.onlyByName !== true : chosen.includes(table))),
     quick,
     seeds: wholeNumber('--seeds', raw.seeds, 1, publishedSeeds.length) ?? size.seeds,
     tasks: wholeNumber('--tasks', raw.tasks, 1, 1_000_000) ?? size.tasks,
     traces: raw.traces,
+    runs: raw.runs,
+    timeScale: wholeNumber('--time-scale', raw.timeScale, 1, 1000),
   };
 }
 
@@ -163,6 +170,7 @@ function commandOf(names: readonly string[], raw: RawEvaluateOptions): string {
     ...(raw.seeds === undefined ? [] : [`--seeds ${raw.seeds}`]),
     ...(raw.tasks === undefined ? [] : [`--tasks ${raw.tasks}`]),
     ...(raw.traces === undefined ? [] : ['--traces DIR']),
+    ...(raw.timeScale === undefined ? [] : [`--time-scale ${raw.timeScale}`]),
   ].join(' ');
 }
 
@@ -173,11 +181,13 @@ function listText(): string {
     { head: 'full', right: true },
     { head: 'what it shows', right: false },
   ];
-  const total = tables.reduce((sum, { minutes }) => sum + minutes, 0);
+  const total = tables.reduce((sum, { minutes, onlyByName }) => sum + (onlyByName === true ? 0 : minutes), 0);
+  const named = tables.flatMap(({ name, onlyByName }) => (onlyByName === true ? [name] : []));
   return [
     layOut(columns, rows).replace(/\n\n/g, '\n'),
     '',
     `All of them: about ${total} min on two cores; runs that tables share are made once. With --quick: under 3 min.`,
+    `Only by name, because they need what is no part of this package: ${named.join(', ')}.`,
   ].join('\n');
 }
 
@@ -224,7 +234,9 @@ Examples:
   The goals, as in docs/evaluation.md:
     saga evaluate completion
   Everything anew, into the document:
-    saga evaluate --traces traces --write docs`;
+    saga evaluate --traces traces --write docs
+  On real engines (docs/evaluation.md says what has to be installed), kept run by run:
+    saga evaluate vllm --traces traces --runs vllm-runs --write docs`;
 
 /** Adds `saga evaluate` to the program. */
 export function registerEvaluate(program: Command): void {
@@ -240,6 +252,8 @@ export function registerEvaluate(program: Command): void {
     .option('--json <file>', 'write all figures to a file')
     .option('--markdown', 'print markdown')
     .option('--charts <dir>', 'write a chart (SVG) of each table into a folder')
+    .option('--time-scale <n>', 'vllm: time runs so many times faster; less for a slower machine; default 8')
+    .option('--runs <dir>', 'vllm: keep each run in this folder, and take from it what is there already')
     .option('--write <dir>', 'put the tables and charts into evaluation.md and images/ of this folder')
     .addHelpText('after', examples)
     .action(async (names: string[], options: RawEvaluateOptions) => {

@@ -21,6 +21,10 @@ export interface EvaluateOptions {
   tasks: number;
   /** Folder with the recorded traces. */
   traces: string | undefined;
+  /** Folder where long measurements are kept. */
+  runs: string | undefined;
+  /** Of measurements in accelerated time. */
+  timeScale: number | undefined;
 }
 
 /** Seeds of sweeps and ablations. */
@@ -55,6 +59,9 @@ export interface Surroundings {
   command: string;
   /** Milliseconds of a clock that only goes forward. */
   now(): number;
+  /** The checkout. */
+  checkout: string;
+  environment: NodeJS.ProcessEnv;
 }
 
 /**
@@ -82,6 +89,11 @@ export async function evaluate(
     tasks: options.tasks,
     cluster: options.quick ? { ...paperCluster, workers: quickSize.workers } : paperCluster,
     traces: options.traces,
+    checkout: surroundings.checkout,
+    runs: options.runs,
+    timeScale: options.timeScale,
+    environment: surroundings.environment,
+    note: (text) => progress.note(text),
   };
   const failures: Failure[] = [];
   for (const [index, table] of options.tables.entries()) {

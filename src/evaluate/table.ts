@@ -19,6 +19,8 @@ export interface Table {
   shows: string;
   /** Wall-clock minutes of the full table on two cores, rounded up. */
   minutes: number;
+  /** Needs more than this package: it is made only when its name is given. */
+  onlyByName?: boolean;
   run(context: Context): Promise<TableReport>;
 }
 
@@ -36,6 +38,15 @@ export interface Context {
   cluster: ClusterHardware;
   /** Folder with claude-code-v6 and mooncake-conversation. */
   traces: string | undefined;
+  /** The checkout, for what is no part of the package. */
+  checkout: string;
+  /** Folder where long measurements are kept, so that what was measured once is not measured again. */
+  runs: string | undefined;
+  environment: NodeJS.ProcessEnv;
+  /** Of measurements in accelerated time; undefined: the table's own. */
+  timeScale: number | undefined;
+  /** A line for whoever waits. */
+  note(text: string): void;
 }
 
 /** Seeds published with the paper's code. */

@@ -388,13 +388,17 @@ export function firstTasks(columns: WorkloadColumns, tasks: number): WorkloadCol
 }
 
 /**
- * A workload of the tasks for which `keep` says so, in the same order; threads are numbered anew. The workload itself where
- * all are kept, undefined where none is.
+ * A workload of the tasks for which `keep` says so, in the same order, each with its first `mostCalls` calls; threads are numbered
+ * anew. The workload itself where all are kept as they are, undefined where none is.
  */
-export function selectTasks(columns: WorkloadColumns, keep: (task: number) => boolean): WorkloadColumns | undefined {
+export function selectTasks(
+  columns: WorkloadColumns,
+  keep: (task: number) => boolean,
+  mostCalls = Infinity,
+): WorkloadColumns | undefined {
   const kept: number[] = [];
   for (let task = 0; task < taskCount(columns); ++task) if (keep(task)) kept.push(task);
-  if (kept.length === taskCount(columns)) return columns;
+  if (kept.length === taskCount(columns) && mostCalls === Infinity) return columns;
   if (kept.length === 0) return undefined;
   const builder = new WorkloadBuilder(columns.blockTokens, columns.classNames, columns.graphs);
   const threads = new Map<number, number>();
@@ -410,7 +414,8 @@ export function selectTasks(columns: WorkloadColumns, keep: (task: number) => bo
     });
     const first = columns.taskFirstCall[task] as number;
     const shift = builder.calls - first;
-    for (let call = first; call < (columns.taskFirstCall[task + 1] as number); ++call) {
+    const end = Math.min(columns.taskFirstCall[task + 1] as number, first + mostCalls);
+    for (let call = first; call < end; ++call) {
       const thread = columns.callThread[call] as number;
       if (!threads.has(thread)) threads.set(thread, threads.size);
       builder.addCall({

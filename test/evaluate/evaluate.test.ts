@@ -81,6 +81,7 @@ async function runWith(names: string[], raw: RawEvaluateOptions, backend = backe
   const host: EvaluateHost = {
     ...streams,
     openBackend: () => Promise.resolve(backend),
+    checkout: '',
     machine: 'a machine',
     date: '2026-01-31',
     now: () => (clock += 1500),

@@ -15,6 +15,7 @@ import { sweepTable } from './sweep.js';
 import { tenantsTable } from './tenants.js';
 import { toolVarianceTable } from './tool-variance.js';
 import { traceTable } from './trace.js';
+import { vllmTable } from './vllm.js';
 
 /** Every table of the evaluation. */
 export const tables: readonly Table[] = [
@@ -31,4 +32,5 @@ export const tables: readonly Table[] = [
   traceTable,
   inferenceTable,
   searchTable,
+  vllmTable,
 ];

@@ -1,0 +1,341 @@
+/**
+ * The comparison on real engines: vLLM servers whose executors sleep the step times of A100s, behind SAGA's gateway, and beside each
+ * run what the simulator predicts for it.
+ */
+import { distributionOf } from '../../play/index.js';
+import type { WorkloadColumns } from '../../workload/columns.js';
+import type { BarPanel } from '../bar-chart.js';
+import { goalOf, type Cell, type Goal, type Grid } from '../report.js';
+import { geometricMean } from '../statistics.js';
+import { clusterText, type ClusterOutcome, type Context, type Table } from '../table.js';
+import { KeptRuns, measure, type MeasuredRun } from '../vllm/measure.js';
+import { ServerSet, VllmInstallation } from '../vllm/servers.js';
+import { grain, seed, setupOf, type MeasuredSystem, type VllmSetup } from '../vllm/setup.js';
+import { serverStepModel } from '../vllm/step-model.js';
+
+/** Steps of about 20 ms and more on two cores; lateness says whether that was enough. */
+const usualTimeScale = 8;
+
+/** Steps that are later than this, of the wall time, are flagged. */
+const mostLate = 0.05;
+
+/** By which measured and simulated figures may differ. */
+const agreement = 0.1;
+
+/** A run, and the same in the simulator. */
+interface Pair {
+  workload: string;
+  load: number;
+  system: MeasuredSystem;
+  measured: MeasuredRun;
+  simulated: ClusterOutcome;
+}
+
+/** `saga evaluate vllm` */
+export const vllmTable: Table = {
+  name: 'vllm',
+  title: 'Measured on real engines',
+  shows: 'four vLLM servers with modelled GPUs: 0.15.1 and 0.33.0 behind affinity, round robin and SAGA, three loads',
+  minutes: 90,
+  onlyByName: true,
+  async run(context) {
+    const setup = setupOf(context.quick, context.traces, context.timeScale ?? usualTimeScale);
+    const { played, rates, outcomes } = await simulated(context, setup);
+    const pairs = await measured(context, setup, played, rates, outcomes);
+    return {
+      table: 'vllm',
+      title: this.title,
+      setup: {
+        workloads: setup.workloads
+          .map(({ name, text }) => {
+            const one = pairs.find(({ workload }) => workload === name) as Pair;
+            const rate = rates.get(name) as number;
+            return `${text} (${one.measured.tasks} tasks, ${one.measured.calls} calls; load 1: ${(60 * rate).toFixed(2)} tasks a minute)`;
+          })
+          .join('; '),
+        servers: `${clusterText(setup.cluster)} (${setup.blocks} blocks), ${setup.cluster.stepTokens} tokens a step; vLLM ${[...new Set(pairs.map(({ measured: { versions } }) => versions))].join(' and ')}`,
+        'time scale': `${setup.timeScale}; one token stands for ${grain}, one step for ${grain} steps`,
+        seed: String(seed),
+      },
+      goals: goalsOf(setup, pairs),
+      grids: setup.workloads.map(({ name }) => gridOf(name, pairs)),
+      notes: notesOf(context, pairs),
+      chart: {
+        kind: 'bars',
+        chart: {
+          title: this.title,
+          subtitle: `Mean completion time without gaps at load ${setup.loads[0] as number}`,
+          panels: setup.workloads.map(({ name }) => panelOf(name, setup.loads[0] as number, pairs)),
+        },
+      },
+    };
+  },
+};
+
+/** The tasks that fit, the rate of load 1, and every run in the simulator. */
+async function simulated(
+  context: Context,
+  { workloads, cluster, systems, loads }: VllmSetup,
+): Promise<{
+  played: Map<string, WorkloadColumns>;
+  rates: Map<string, number>;
+  outcomes: Map<string, ClusterOutcome>;
+}> {
+  const { laboratory } = context;
+  const played = new Map<string, WorkloadColumns>();
+  const rates = new Map<string, number>();
+  const outcomes = new Map<string, ClusterOutcome>();
+  const reference = { name: 'affinity', policy: 'affinity' } as const;
+  for (const { name, source } of workloads) {
+    played.set(name, await laboratory.played(source, cluster));
+    const [rate] = await laboratory.saturations('vllm', [{ workload: source, cluster, seed, system: reference }]);
+    rates.set(name, rate as number);
+    const cells = loads.flatMap((load) => systems.map((system) => ({ load, system })));
+    const results = await laboratory.cluster(
+      'vllm',
+      cells.map(({ load, system }) => ({
+        workload: source,
+        cluster,
+        system: system.simulated,
+        arrivals: { load },
+        seed,
+      })),
+    );
+    cells.forEach(({ load, system }, index) => {
+      outcomes.set(keyOf(name, load, system), results[index] as ClusterOutcome);
+    });
+  }
+  return { played, rates, outcomes };
+}
+
+function keyOf(workload: string, load: number, system: MeasuredSystem): string {
+  return `${workload}-${load}-${system.letter}`;
+}
+
+/** Every run on servers; those of a kind stay up for all their runs. */
+async function measured(
+  context: Context,
+  setup: VllmSetup,
+  played: ReadonlyMap<string, WorkloadColumns>,
+  rates: ReadonlyMap<string, number>,
+  outcomes: ReadonlyMap<string, ClusterOutcome>,
+): Promise<Pair[]> {
+  const { systems, workloads, loads, cluster, timeScale } = setup;
+  const installation = new VllmInstallation(context.checkout, context.environment);
+  // Before anything is started: is everything there?
+  for (const { environment, connector } of systems) {
+    installation.python(environment);
+    if (connector) installation.library();
+  }
+  const kept = new KeptRuns(context.runs);
+  const pairs: Pair[] = [];
+  for (const group of groupsOf(systems)) {
+    const [{ environment, connector }] = group as [MeasuredSystem];
+    let set: ServerSet | undefined;
+    try {
+      for (const { name, source } of workloads) {
+        // What a connector has learned from one workload it should not know of the next.
+        if (connector) {
+          await set?.close();
+          set = undefined;
+        }
+        for (const load of loads) {
+          for (const system of group) {
+            const key = keyOf(name, load, system);
+            const rate = load * (rates.get(name) as number);
+            const identity = { source: source.key.replace(/\S*\//g, ''), cluster, timeScale, rate, system: key };
+            let run = kept.get(key, identity);
+            if (run === undefined) {
+              if (set === undefined) {
+                context.note(`saga evaluate: vllm: starting ${cluster.workers} servers for ${system.title}`);
+                set = await ServerSet.start(installation, {
+                  environment,
+                  connector,
+                  servers: cluster.workers,
+                  blocks: setup.blocks,
+                  maxSequences: cluster.maxSequences,
+                  stepTokens: cluster.stepTokens,
+                  stepModel: JSON.stringify(serverStepModel(grain)),
+                  timeScale,
+                });
+              }
+              run = await measure(set, system, played.get(name) as WorkloadColumns, rate, timeScale);
+              kept.put(key, identity, run);
+            }
+            const pair = {
+              workload: name,
+              load,
+              system,
+              measured: run,
+              simulated: outcomes.get(key) as ClusterOutcome,
+            };
+            pairs.push(pair);
+            context.note(`saga evaluate: vllm: ${lineOf(pair)}`);
+          }
+        }
+      }
+    } finally {
+      await set?.close();
+    }
+  }
+  return pairs;
+}
+
+/** Systems that can use the same servers. */
+function groupsOf(systems: readonly MeasuredSystem[]): MeasuredSystem[][] {
+  const groups = new Map<string, MeasuredSystem[]>();
+  for (const system of systems) {
+    const key = `${system.environment} ${String(system.connector)}`;
+    groups.set(key, [...(groups.get(key) ?? []), system]);
+  }
+  return [...groups.values()];
+}
+
+function lineOf({ workload, load, system, measured: run, simulated: predicted }: Pair): string {
+  return [
+    `${workload} at ${load}, ${system.title}:`,
+    `${run.withoutGapsMean.toFixed(0)} s without gaps (simulated ${predicted.taskCompletionSecondsWithoutGaps.mean.toFixed(0)} s),`,
+    `hits ${(100 * hitRate(run)).toFixed(1)} % (${(100 * predicted.prefixHitRate).toFixed(1)} %),`,
+    `late ${(100 * run.lateShare).toFixed(1)} %, errors ${run.errors}, ${run.wallSeconds.toFixed(0)} s of wall time`,
+    ...run.reasons.map((reason) => `; ${reason}`),
+    ...run.warnings.map((warning) => `; ${warning}`),
+  ].join(' ');
+}
+
+function hitRate({ hits, queries }: MeasuredRun): number {
+  return queries === 0 ? 0 : hits / queries;
+}
+
+function predictedSeconds({ simulated: predicted }: Pair): number {
+  return predicted.taskCompletionSecondsWithoutGaps.mean;
+}
+
+function difference(pair: Pair): number {
+  return pair.measured.withoutGapsMean / predictedSeconds(pair) - 1;
+}
+
+/** Prompt tokens computed besides those that were computed for the first time, which the simulator counts. */
+export function recomputedTokens(run: MeasuredRun, predicted: ClusterOutcome): number {
+  return Math.max(0, run.prefilledTokens - (predicted.prefilledTokens - predicted.regeneratedTokens));
+}
+
+function goalsOf({ workloads, loads }: VllmSetup, pairs: readonly Pair[]): Goal[] {
+  const top = loads[0] as number;
+  const at = (name: string, letter: string): Pair | undefined =>
+    pairs.find(({ workload, load, system }) => workload === name && load === top && system.letter === letter);
+  const ratios = workloads.map(({ name }) => {
+    const [reference, ours] = [at(name, 'c'), at(name, 'd')];
+    return reference === undefined || ours === undefined
+      ? null
+      : reference.measured.withoutGapsMean / ours.measured.withoutGapsMean;
+  });
+  const whole = ratios.every((ratio) => ratio !== null) ? geometricMean(ratios as number[]) : null;
+  return [
+    ...workloads.map(({ name }, index) =>
+      goalOf(`completion time without gaps, (c) / (d), ${name}, load ${top}`, 'at least', 1.3, ratios[index] ?? null),
+    ),
+    goalOf(`completion time without gaps, (c) / (d), load ${top}, geometric mean`, 'at least', 1.3, whole),
+    goalOf(
+      'completion time without gaps, measured against simulated, largest difference',
+      'at most',
+      agreement,
+      Math.max(...pairs.map((pair) => Math.abs(difference(pair)))),
+      { percent: true, digits: 1 },
+    ),
+    goalOf(
+      'calls that failed',
+      'at most',
+      0,
+      pairs.reduce((sum, pair) => sum + pair.measured.errors, 0),
+      { digits: 0 },
+    ),
+  ];
+}
+
+function gridOf(name: string, pairs: readonly Pair[]): Grid {
+  const own = pairs
+    .filter(({ workload }) => workload === name)
+    .sort((left, right) => left.load - right.load || (left.system.letter < right.system.letter ? -1 : 1));
+  return {
+    title: `${name}: measured, and what the simulator predicts`,
+    columns: [
+      { key: 'load', head: 'load', digits: 1 },
+      { key: 'system', head: 'system' },
+      { key: 'completion', head: 'mean s', digits: 0 },
+      { key: 'seconds', head: 'without gaps s', digits: 0 },
+      { key: 'p95', head: 'p95 s', digits: 0 },
+      { key: 'ratio', head: '(c) / it', digits: 3 },
+      { key: 'predicted', head: 'simulated s', digits: 0 },
+      { key: 'difference', head: 'difference', percent: true, digits: 1 },
+      { key: 'hits', head: 'hit rate', percent: true, digits: 1 },
+      { key: 'predictedHits', head: 'simulated', percent: true, digits: 1 },
+      { key: 'prefilled', head: 'prompt tokens computed', scaled: true },
+      { key: 'recomputed', head: 'of them again', scaled: true },
+      { key: 'predictedRecomputed', head: 'simulated', scaled: true },
+      { key: 'preemptions', head: 'preemptions', digits: 0 },
+      { key: 'busy', head: 'GPU-busy s', digits: 0 },
+      { key: 'late', head: 'late', percent: true, digits: 1 },
+    ],
+    rows: own.map((pair): Record<string, Cell> => {
+      const { load, system, measured: run, simulated: predicted } = pair;
+      const reference = own.find((one) => one.load === load && one.system.letter === 'c');
+      return {
+        load,
+        system: `(${system.letter}) ${system.title}`,
+        completion: run.completionMean,
+        seconds: run.withoutGapsMean,
+        p95: run.completionP95,
+        ratio: reference === undefined ? null : reference.measured.withoutGapsMean / run.withoutGapsMean,
+        predicted: predictedSeconds(pair),
+        difference: difference(pair),
+        hits: hitRate(run),
+        predictedHits: predicted.prefixHitRate,
+        prefilled: run.prefilledTokens,
+        recomputed: recomputedTokens(run, predicted),
+        predictedRecomputed: predicted.regeneratedTokens,
+        preemptions: run.preemptions,
+        busy: run.busySeconds,
+        late: run.lateShare,
+      };
+    }),
+  };
+}
+
+function panelOf(name: string, top: number, pairs: readonly Pair[]): BarPanel {
+  const own = pairs.filter(({ workload, load }) => workload === name && load === top);
+  return {
+    title: name,
+    xTitle: 'seconds',
+    digits: 0,
+    bars: [...own]
+      .sort((left, right) => (left.system.letter < right.system.letter ? -1 : 1))
+      .flatMap((pair) => [
+        {
+          label: `(${pair.system.letter}) ${pair.system.title}`,
+          value: pair.measured.withoutGapsMean,
+          ours: pair.system.connector,
+        },
+        { label: 'simulated', value: predictedSeconds(pair), ours: pair.system.connector },
+      ]),
+  };
+}
+
+function notesOf(context: Context, pairs: readonly Pair[]): string[] {
+  const late = pairs.filter(({ measured: { lateShare } }) => lateShare > mostLate);
+  const failed = pairs.filter(({ measured: { errors } }) => errors > 0);
+  const walls = distributionOf(pairs.map(({ measured: { wallSeconds } }) => wallSeconds));
+  const name = ({ workload, load, system }: Pair): string => `${workload} at ${load} (${system.letter})`;
+  return [
+    'Seconds are those of the workload: wall time times the time scale. Tokens are those that were played.',
+    'Hit rates are those of the engines (`vllm:prefix_cache_hits` / `_queries`), which count a call each time that it is admitted, also after a preemption; prompt tokens computed are those of the executors. "Of them again": less those that the simulator computes for the first time.',
+    'Late: wall time by which steps ended late because the machine was busy, over wall time times servers. Client, gateway and servers share the machine.',
+    `A run took ${walls.mean.toFixed(0)} s of wall time, the longest ${walls.max.toFixed(0)} s.`,
+    ...(context.traces === undefined && !context.quick
+      ? ['No --traces were given: recorded sessions are left out.']
+      : []),
+    ...(late.length === 0
+      ? []
+      : [`Steps were more than ${100 * mostLate} % late, so that times are too long: ${late.map(name).join(', ')}.`]),
+    ...(failed.length === 0 ? [] : [`Calls failed: ${failed.map(name).join(', ')}.`]),
+  ];
+}
