@@ -35,6 +35,7 @@ export default defineConfig({
           // They share the servers.
           fileParallelism: false,
           testTimeout: 600_000,
+          hookTimeout: 300_000,
         },
       },
     ],

@@ -165,7 +165,7 @@ describe.each(['local', 'worker'] as const)('chat, tokens made by the %s tokeniz
     const say = 'It is sunny in Paris.';
     const chunks = await front.stream([question], { max_tokens: 60, vllm_xargs: { saga_say: say } });
     expect(chunks.map(({ choices }) => choices[0]?.delta.content ?? '').join('')).toBe(say);
-    expect(chunks.length).toBeGreaterThan(2);
+    expect(chunks.length).toBeGreaterThan(1);
     expect(chunks.at(-1)?.choices[0]?.finish_reason).toBe('stop');
     expect(chunks.filter(({ usage }) => usage)).toEqual([]);
     const told = await front.stream([question], {
@@ -205,7 +205,7 @@ describe.each(['local', 'worker'] as const)('chat, tokens made by the %s tokeniz
     expect(chunks.flatMap(({ choices }) => choices[0]?.finish_reason ?? [])).toEqual(['tool_calls']);
     expect(await front.counter('prompt_token_mismatches')).toBe(0);
     expect(await front.get('/saga/workflows')).toMatchObject({
-      workflows: [{ name: expect.stringContaining('conversation') as string, calls: 3, toolRuns: 1 }],
+      workflows: [{ name: expect.stringContaining('conversation') as string, calls: 3, toolRuns: true }],
     });
   });
 });
