@@ -157,7 +157,11 @@ describe('Gateway.check', () => {
     ],
     ['a URL that is none', { models: [{ name: 'm', servers: [{ url: 'nothing' }] }] }, /url must be/],
     ['a URL of another scheme', { models: [{ name: 'm', servers: [{ url: 'ftp://a' }] }] }, /url must be/],
-    ['a server twice', { models: [{ name: 'm', servers: [...model.servers, ...model.servers] }] }, /two servers have the same url/],
+    [
+      'a server twice',
+      { models: [{ name: 'm', servers: [...model.servers, ...model.servers] }] },
+      /two servers have the same url/,
+    ],
     ['a folder without a tokenizer', { models: [{ ...model, tokenizer: root }] }, /must have tokenizer\.json/],
     ['a block size of nothing', { models: [{ ...model, blockTokens: 0 }] }, /blockTokens must be/],
     ['a policy that is none', { models: [{ ...model, policy: 'best' as 'saga' }] }, /policy must be/],

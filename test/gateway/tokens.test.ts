@@ -273,3 +273,21 @@ describe('tokens by the worker', () => {
     expect(serving.pool.counters).toMatchObject({ finished: 6, promptsBySource: { worker: 4, unknown: 2 } });
   });
 });
+
+describe("the engine's own keys", () => {
+  it('of prompts with a salt are written in the way that is set', async () => {
+    const model = { hashAlgorithm: 'sha256_cbor', hashSeed: '0' } as const;
+    const chains: bigint[][] = [];
+    for (const hashTaggedKeys of [true, false]) {
+      const serving = await serve([await FakeWorker.start(echo)], {}, { ...model, hashTaggedKeys });
+      const prompts = submitted(serving);
+      const body = { model: 'm', prompt: range(10, 36), max_tokens: 1, cache_salt: 'tenant-a' };
+      expect((await post(serving.url, '/v1/completions', body)).status).toBe(200);
+      chains.push([...(prompts[0] as Prompt).chain]);
+    }
+    // As vLLM 0.33.0 names the blocks of this prompt.
+    expect(chains[0]).toEqual([16014397371320633522n, 14626754679705080051n]);
+    const bare = new BlockHasher({ algorithm: 'sha256_cbor' }).reset({ cacheSalt: 'tenant-a' });
+    expect(chains[1]).toEqual([...bare.update(Uint32Array.from(range(10, 36)))]);
+  });
+});
