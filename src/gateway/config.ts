@@ -20,6 +20,8 @@ export interface ModelConfig {
   hashAlgorithm?: HashAlgorithm;
   /** PYTHONHASHSEED of the engines, for an algorithm of vLLM. */
   hashSeed?: string;
+  /** Whether the engines write cache salts into hashes with their kind, for an algorithm of vLLM: 0.32 and 0.33 do. Default false. */
+  hashTaggedKeys?: boolean;
   /** Folder with `tokenizer.json` and a chat template: then text is tokenised here, and only what is new. Default: the workers' endpoints. */
   tokenizer?: string;
   /** Default `saga`. */
@@ -62,6 +64,10 @@ export interface GatewayConfig {
   maxHeldBytes?: number;
   /** Most calls open at one time, a model. Default 8,192. */
   maxCalls?: number;
+  /** Most connections of clients at one time; further ones are dropped. Default 16,384. */
+  maxConnections?: number;
+  /** Seconds for a request's headers to arrive. Default 20. */
+  headerSeconds?: number;
   /** Seconds for a request's body to arrive. Default 30. */
   bodySeconds?: number;
   /** Seconds that a call may wait for its worker. Default 120. */

@@ -31,11 +31,14 @@ const noLog: Logger = { debug() {}, info() {}, warn() {}, error() {} };
 
 const loopback = /^(?:localhost|127(?:\.\d{1,3}){3}|::1|\[::1\])$/;
 const mostPathBytes = 2048;
+const mostHeaderBytes = 16_384;
 const defaults = {
   host: '127.0.0.1',
   port: 8080,
   maxBodyBytes: 32 * 2 ** 20,
   maxHeldBytes: 2 ** 30,
+  maxConnections: 16_384,
+  headerSeconds: 20,
   bodySeconds: 30,
   firstByteSeconds: 600,
   chunkSeconds: 300,
@@ -132,8 +135,20 @@ export class Gateway {
 
   /** Listens at `host` and `port`. */
   async listen(): Promise<AddressInfo> {
-    const { host, port } = this.#limits;
-    const server = createServer({ keepAliveTimeout: 75_000, requestTimeout: 0 }, this.handler);
+    const { host, port, maxConnections, headerSeconds } = this.#limits;
+    const headersTimeout = Math.ceil(headerSeconds * 1000);
+    const server = createServer(
+      {
+        keepAliveTimeout: 75_000,
+        // A body has its own time, see readBody. Without one for requests node has none for headers either, unless it is told.
+        requestTimeout: 0,
+        headersTimeout,
+        connectionsCheckingInterval: Math.min(5000, headersTimeout),
+        maxHeaderSize: mostHeaderBytes,
+      },
+      this.handler,
+    );
+    server.maxConnections = maxConnections;
     server.on('clientError', refuseConnection);
     // A client that asks first is told to send its body when its key was looked at.
     server.on('checkContinue', (request: IncomingMessage, response: ServerResponse) => {
@@ -208,6 +223,7 @@ export class Gateway {
       sendJson(response, 200, { status: 'ok' });
       return;
     }
+    checkPath(request, path);
     const tenant = this.#tenants.of(request.headers);
     const endpoint = Object.hasOwn(endpointPaths, path) ? endpointPaths[path] : undefined;
     if (endpoint !== undefined) {
@@ -295,9 +311,7 @@ export class Gateway {
       });
       return;
     }
-    throw new GatewayError('unknown_route', `there is no ${request.method ?? ''} ${path.slice(0, 200)}`, {
-      closes: true,
-    });
+    throw unknownRoute(request, path);
   }
 
   /** Reads and scans the body, and holds its bytes until `use` has ended. */
@@ -396,6 +410,33 @@ function refuseConnection(
 
 /** Routes that would change one worker and not the others. */
 const ofOneWorker = /^\/v1\/(?:un)?load_lora_adapter$/;
+
+/** What stands behind these is a name of its own, which can be written with escapes. */
+const named = /^\/(?:v1\/models|v1\/responses|saga\/explain)\//;
+
+/**
+ * A path that somebody could read otherwise is nobody's: what is scheduled is told by the path, and a worker that decodes more than the
+ * gateway must not get there by another way.
+ *
+ * @throws GatewayError `unknown_route`
+ */
+function checkPath(request: IncomingMessage, path: string): void {
+  const segments = path.split('/');
+  const name = named.test(path) ? segments.splice(3, 1) : [];
+  // eslint-disable-next-line no-control-regex
+  const odd = /[%\\\u0000-\u0020\u007f-\uffff]/;
+  const plain = segments.every(
+    (segment, i) => !odd.test(segment) && !/^\.\.?$/.test(segment) && (i === 0 || segment !== ''),
+  );
+  if (plain && path.startsWith('/') && name.every((each) => !/^\.{0,2}$/.test(each))) return;
+  throw unknownRoute(request, path);
+}
+
+function unknownRoute(request: IncomingMessage, path: string): GatewayError {
+  return new GatewayError('unknown_route', `there is no ${request.method ?? ''} ${path.slice(0, 200)}`, {
+    closes: true,
+  });
+}
 
 /** Whether a path means the same to whoever reads it: no segment leads elsewhere. */
 function isPlain(path: string): boolean {

@@ -24,8 +24,8 @@ import { LocalTokenizer, type ChatMessage, type TemplateArguments } from './temp
 import type { Prompt, PromptRequest, PromptSource } from './types.js';
 import { render, tokenizeChat, tokenizeText } from './worker-endpoints.js';
 
-/** Tokens that the lines of a model hold: five bytes each. */
-const mostLineTokens = 16 * 2 ** 20;
+/** What the lines of a model may hold: 400 conversations of 128,000 tokens, or 8,192 short ones. */
+const mostLines = { bytes: 256 * 2 ** 20, lines: 8192 };
 const defaultMostTokens = 2 ** 20;
 /** Leading ids by which prompts of ids find each other. */
 const leadingIds = 256;
@@ -44,7 +44,7 @@ class Prompts implements PromptSource {
   readonly #pool: ModelPool;
   readonly #model: string;
   readonly #most: number;
-  readonly #lines = new Lines(mostLineTokens);
+  readonly #lines = new Lines(mostLines);
   readonly #local: LocalTokenizer | undefined;
   /** Templates that rewrite earlier turns switch this off. */
   #incremental = true;
@@ -126,10 +126,9 @@ class Prompts implements PromptSource {
       return { promptTokens: count, chain: chain.chain, source: 'ids', tokenizedTokens: 0, hashedBlocks };
     }
     const line = mark?.line ?? new Line(this.#newChain(request));
-    const before = mark === undefined ? 0 : line.chain.length;
     const { hashedBlocks } = line.chain.update(tokens);
     this.#lines.mark(line, key, count);
-    this.#lines.resized(line, before);
+    this.#lines.resized(line);
     return { promptTokens: count, chain: line.chain.chain, source: 'ids', tokenizedTokens: 0, hashedBlocks };
   }
 
@@ -169,7 +168,7 @@ class Prompts implements PromptSource {
       const chain = line.chain.chain;
       const promptTokens = tokens.tokens.length;
       this.#lines.mark(line, keys[count - 1] as string, promptTokens - asking);
-      this.#lines.resized(line, 0);
+      this.#lines.resized(line);
       return { promptTokens, chain, source: tokens.source, tokenizedTokens: promptTokens, hashedBlocks };
     } catch (error) {
       if (error instanceof GatewayError) throw error;
@@ -189,7 +188,6 @@ class Prompts implements PromptSource {
     const promptTokens = mark.tokens + tail.tokens.length;
     this.#checkLength(promptTokens);
     let { line } = mark;
-    const before = line.tokens === mark.tokens ? line.chain.length : 0;
     if (line.tokens === mark.tokens) {
       line.chain.truncate(mark.tokens);
     } else {
@@ -200,7 +198,7 @@ class Prompts implements PromptSource {
     const { hashedBlocks } = line.chain.append(tail.tokens);
     const chain = line.chain.chain;
     this.#lines.mark(line, key, mark.tokens + messageTokens);
-    this.#lines.resized(line, before);
+    this.#lines.resized(line);
     return { promptTokens, chain, source: tail.source, tokenizedTokens: tail.tokens.length, hashedBlocks };
   }
 
@@ -349,13 +347,13 @@ class Prompts implements PromptSource {
   }
 
   #newChain({ cacheSalt, loraName }: PromptRequest): PromptChain {
-    const { hashAlgorithm: algorithm = 'saga', hashSeed = '0' } = this.#pool.config;
+    const { hashAlgorithm: algorithm = 'saga', hashSeed = '0', hashTaggedKeys: taggedKeys = false } = this.#pool.config;
     const keys = {
       ...(cacheSalt === undefined ? {} : { cacheSalt }),
       ...(loraName === undefined ? {} : { loraName }),
     };
     const options: PromptChainOptions =
-      algorithm === 'saga' ? { salt: chainSaltOf(keys) } : { algorithm, hashSeed, ...keys };
+      algorithm === 'saga' ? { salt: chainSaltOf(keys) } : { algorithm, hashSeed, taggedKeys, ...keys };
     return new PromptChain({ ...options, blockTokens: this.#pool.scheduler.blockTokens, maxTokens: this.#most });
   }
 }

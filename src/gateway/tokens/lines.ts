@@ -3,7 +3,8 @@
  *
  * A **line** is one conversation that grows: a `PromptChain` and, for each number of messages at which a prompt ended, how many tokens those were (a
  * **mark**). Marks are found by a hash over the bytes of what the prompt is made of, so a conversation finds its line whatever its client
- * says of itself, and one that goes on from an earlier point forks it. All lines together hold at most so many tokens; the line unused for longest goes first.
+ * says of itself, and one that goes on from an earlier point forks it. All lines together hold at most so many bytes and are at most so many, as a chain has a
+ * fixed cost of some 26 KB however short it is; the line unused for longest goes first.
  */
 import type { PromptChain } from '../../prompt-chain.js';
 
@@ -23,6 +24,8 @@ export class Line {
   tokens = 0;
   /** Whether going on from a mark was compared with doing everything anew. */
   verified = false;
+  /** What it was last counted with. */
+  bytes = 0;
 
   constructor(chain: PromptChain) {
     this.chain = chain;
@@ -30,25 +33,29 @@ export class Line {
 }
 
 const mostMarks = 512;
+/** A mark in two maps with its key. */
+const markBytes = 256;
 
 /** All lines of a model. */
 export class Lines {
   readonly #byKey = new Map<string, Mark>();
   /** In the order of use, the oldest first. */
   readonly #lines = new Set<Line>();
-  readonly #mostTokens: number;
-  #tokens = 0;
+  readonly #mostBytes: number;
+  readonly #mostLines: number;
+  #bytes = 0;
 
-  constructor(mostTokens: number) {
-    this.#mostTokens = mostTokens;
+  constructor(most: { bytes: number; lines: number }) {
+    this.#mostBytes = most.bytes;
+    this.#mostLines = most.lines;
   }
 
   get size(): number {
     return this.#lines.size;
   }
 
-  get tokens(): number {
-    return this.#tokens;
+  get bytes(): number {
+    return this.#bytes;
   }
 
   find(key: string): Mark | undefined {
@@ -72,17 +79,20 @@ export class Lines {
   }
 
   /** Counts what a line's chain has come to hold, and makes room for it. */
-  resized(line: Line, before: number): void {
-    this.#tokens += line.chain.length - before;
+  resized(line: Line): void {
+    const bytes = line.chain.stats().memoryBytes + line.marks.size * markBytes;
+    this.#bytes += bytes - line.bytes;
+    line.bytes = bytes;
     for (const oldest of this.#lines) {
-      if (this.#tokens <= this.#mostTokens || this.#lines.size === 1) break;
+      const fits = this.#bytes <= this.#mostBytes && this.#lines.size <= this.#mostLines;
+      if (fits || this.#lines.size === 1) break;
       if (oldest !== line) this.#forget(oldest);
     }
   }
 
   #forget(line: Line): void {
     this.#lines.delete(line);
-    this.#tokens -= line.chain.length;
+    this.#bytes -= line.bytes;
     for (const [key] of line.marks) if (this.#byKey.get(key)?.line === line) this.#byKey.delete(key);
     line.chain.close();
   }
@@ -91,6 +101,6 @@ export class Lines {
     for (const line of this.#lines) line.chain.close();
     this.#lines.clear();
     this.#byKey.clear();
-    this.#tokens = 0;
+    this.#bytes = 0;
   }
 }
