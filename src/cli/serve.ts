@@ -34,11 +34,16 @@ export function registerServe(program: Command): void {
   addFlags(check);
   check.action(async (options: ServeOptions & Record<string, unknown>) => {
     const { SettingsError, shownConfiguration } = await import('../gateway/settings.js');
+    const { Gateway: Checked } = await import('../gateway/gateway.js');
+    const { SagaError } = await import('../errors.js');
     try {
-      process.stdout.write(`${shownConfiguration(await configurationOf(options))}\n`);
+      const configuration = await configurationOf(options);
+      await Checked.check(configuration.config);
+      process.stdout.write(`${shownConfiguration(configuration)}\n`);
     } catch (error) {
-      if (!(error instanceof SettingsError)) throw error;
-      for (const problem of error.problems) process.stderr.write(`saga config: ${problem}\n`);
+      if (!(error instanceof SagaError)) throw error;
+      const problems = error instanceof SettingsError ? error.problems : [error.message];
+      for (const problem of problems) process.stderr.write(`saga config: ${problem}\n`);
       process.exitCode = 2;
     }
   });
@@ -76,6 +81,7 @@ const flagNames: readonly (readonly [name: string, repeated: boolean, help: stri
   ['block_tokens', false, 'tokens of a KV block (16)'],
   ['hash_algorithm', false, 'saga, sha256_cbor or xxhash_cbor'],
   ['hash_seed', false, 'PYTHONHASHSEED of the engines'],
+  ['hash_tagged_keys', false, 'true: the engines are vLLM 0.32 or 0.33'],
   ['tokenizer', false, 'folder with tokenizer.json'],
   ['policy', false, 'saga, affinity or round-robin'],
   ['without', true, 'a part of saga to switch off; repeat for more'],

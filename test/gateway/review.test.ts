@@ -16,13 +16,11 @@ describe('lines of conversations', () => {
   it('are bounded by the memory that they really take', () => {
     const most = { bytes: 2 ** 20, lines: 1000 };
     const lines = new Lines(most);
-    let real = 0;
     for (let i = 0; i < 200; ++i) {
       const line = new Line(chainOf(16));
       lines.mark(line, `k${i}`, 16);
       lines.resized(line);
-      real = lines.size * line.chain.stats().memoryBytes;
-      expect(real).toBeLessThanOrEqual(most.bytes);
+      expect(lines.size * line.chain.stats().memoryBytes).toBeLessThanOrEqual(most.bytes);
     }
     // A prompt of 16 tokens has a fixed cost far above its 80 bytes.
     expect(lines.size).toBeLessThan(60);
