@@ -231,7 +231,10 @@ export class ModelPool {
       model: config.upstreamName ?? config.name,
       ...(config.servers === undefined ? {} : { servers: config.servers }),
       ...(config.discover === undefined ? {} : { discover: config.discover }),
-      hash: algorithm === 'saga' ? { algorithm } : { algorithm, seed: config.hashSeed ?? '0' },
+      hash:
+        algorithm === 'saga'
+          ? { algorithm }
+          : { algorithm, seed: config.hashSeed ?? '0', taggedKeys: config.hashTaggedKeys ?? false },
       probe: gateway.probe ?? true,
       timeScale,
       requestIdOf: ({ id }) => this.#calls.get(id)?.requestId,

@@ -24,7 +24,8 @@ export interface ProbeResult {
   words: string;
   /** `undefined`: not seen. */
   promptTokensDetails: boolean | undefined;
-  priority: boolean | undefined;
+  /** `false`: it was refused. */
+  priority: false | undefined;
 }
 
 export interface ProbeOptions {
@@ -34,6 +35,8 @@ export interface ProbeOptions {
   blockTokens: number;
   /** Leading blocks of a prompt that the worker holds, as its events tell; `undefined`: there are no events. */
   held: ((tokens: Uint32Array, cacheSalt: string | undefined) => number) | undefined;
+  /** As `held`, by keys with salts in the other form (`taggedKeys`); `undefined`: keys are not the engine's own. */
+  heldOtherwise: ((tokens: Uint32Array, cacheSalt: string) => number) | undefined;
   /** For each request. */
   requestMs: number;
   /** Until the event of the first one is there. */
@@ -65,7 +68,11 @@ export async function probe(options: ProbeOptions): Promise<ProbeResult> {
       const blocks = await arrived(options, tokens, cacheSalt);
       if (blocks < probeBlocks)
         words = `of the probe's ${probeBlocks} blocks ${blocks} came with its events under the expected key`;
-      if (blocks === 0) {
+      if (blocks === 0 && options.heldOtherwise?.(tokens, cacheSalt) === probeBlocks) {
+        saltOnly = true;
+        words =
+          'prompts with a cache salt are found under keys of the other form: change taggedKeys (hash_tagged_keys)';
+      } else if (blocks === 0) {
         // Versions of vLLM differ in how a salt enters keys, and some tell nothing of it. Without a salt: its tokens are random, nobody will ask for these blocks.
         const plain = tokens.slice().reverse();
         await complete({ prompt: [...plain], cache_salt: undefined });
@@ -73,10 +80,12 @@ export async function probe(options: ProbeOptions): Promise<ProbeResult> {
         if (saltOnly) words = 'prompts with a cache salt are not found under their keys in this version of vLLM';
       }
     }
-    // A priority is an error of its own unless the server schedules by it.
+    // A server that takes a priority may ignore it all the same; one that refuses it does not schedule by it.
     again = await complete({ priority: 1 });
-    result.priority = again.status === 200;
-    if (again.status === 400) again = await complete();
+    if (again.status === 400) {
+      result.priority = false;
+      again = await complete();
+    }
   } catch (error) {
     signal.throwIfAborted();
     return { ...result, outcome: 'unproven', words: `the probe was not answered: ${(error as Error).name}` };

@@ -383,6 +383,10 @@ export class ServerLink implements WorkerOwner {
       headers: worker.headers,
       blockTokens,
       held: feed && ((tokens, cacheSalt) => feed.source.usable(this.#chain(tokens, cacheSalt, blockTokens))),
+      heldOtherwise:
+        feed === undefined || options.hash.algorithm === 'saga'
+          ? undefined
+          : (tokens, cacheSalt) => feed.source.usable(this.#chain(tokens, cacheSalt, blockTokens, true)),
       requestMs: times.probeRequest,
       eventMs: times.probeEvent,
       signal,
@@ -395,7 +399,8 @@ export class ServerLink implements WorkerOwner {
     options.log.warn({ url: this.url, rank: worker.rank, reason: words }, 'the parity probe was not passed');
   }
 
-  #chain(tokens: Uint32Array, cacheSalt: string | undefined, blockTokens: number): BigUint64Array {
+  /** `otherForm`: of the engine's own keys, the salt written in the way that is not configured. */
+  #chain(tokens: Uint32Array, cacheSalt: string | undefined, blockTokens: number, otherForm = false): BigUint64Array {
     const { hash } = this.#host.options;
     const keys = cacheSalt === undefined ? {} : { cacheSalt };
     const hasher =
@@ -405,7 +410,7 @@ export class ServerLink implements WorkerOwner {
             algorithm: hash.algorithm,
             blockTokens,
             hashSeed: hash.seed,
-            taggedKeys: hash.taggedKeys ?? false,
+            taggedKeys: (hash.taggedKeys ?? false) !== otherForm,
           }).reset(keys);
     return hasher.update(tokens);
   }

@@ -31,7 +31,7 @@ export interface WorkerFeatures {
   version: string | undefined;
   /** Routes of generation by name, whether the server has them. */
   routes: Readonly<Partial<Record<WorkerRoute, boolean>>>;
-  /** It takes `priority`: `--scheduling-policy priority`. */
+  /** `false`: it refuses `priority`. Whether it schedules by one it takes cannot be seen: that stays `undefined`. */
   priority: boolean | undefined;
   /** Answers tell `cached_tokens`: `--enable-prompt-tokens-details`. */
   promptTokensDetails: boolean | undefined;

@@ -1,6 +1,7 @@
 /** Servers come, go, fail, come back and change; their load, trust and health reach the scheduler. */
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { text } from 'node:stream/consumers';
 import { afterEach, describe, expect, it } from 'vitest';
 import { EmulatedWorker, type EmulatedWorkerOptions } from '../../src/emulated-worker/index.js';
 import { Scheduler } from '../../src/index.js';
@@ -32,14 +33,29 @@ function setOf(servers: readonly ServerOptions[], options: Partial<WorkerSetOpti
 }
 
 /** A server of plain answers; a POST answers as the route says, too. */
+/** A text, a status, or what is made of the request's body. */
+type Answer = string | number;
+interface RequestBody {
+  prompt?: number[];
+  priority?: number;
+}
+type Route = Answer | ((body: RequestBody) => Answer);
+
 async function plainServer(
-  routes: Record<string, string | number>,
+  routes: Record<string, Route>,
 ): Promise<{ url: string; routes: typeof routes; server: Server }> {
   const server = createServer((request, response) => {
-    const answer = routes[(request.url ?? '').split('?')[0] as string] ?? 404;
-    request.resume();
-    if (typeof answer === 'number') response.writeHead(answer).end();
-    else response.writeHead(200, { 'content-type': 'text/plain' }).end(answer);
+    const route = routes[(request.url ?? '').split('?')[0] as string] ?? 404;
+    const send = (answer: Answer): void => {
+      if (typeof answer === 'number') response.writeHead(answer).end();
+      else response.writeHead(200, { 'content-type': 'text/plain' }).end(answer);
+    };
+    if (typeof route === 'function')
+      void text(request).then((body) => send(route(JSON.parse(body || '{}') as RequestBody)));
+    else {
+      request.resume();
+      send(route);
+    }
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   closing.push(() => {
@@ -49,7 +65,7 @@ async function plainServer(
   return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, routes, server };
 }
 
-const vllmRoutes = (more: Record<string, string | number> = {}): Record<string, string | number> => ({
+const vllmRoutes = (more: Record<string, Route> = {}): Record<string, Route> => ({
   '/health': '',
   '/version': '{"version":"0.33.0"}',
   '/v1/models': '{"data":[{"id":"emulated"}]}',
@@ -71,7 +87,7 @@ describe('joining', () => {
     expect(one).toMatchObject({ condition: 'ready', rank: 0, origin: worker.url, path: '', headers: {} });
     expect(one.features).toMatchObject({
       version: '0.33.0+emulated',
-      priority: true,
+      priority: undefined,
       promptTokensDetails: true,
       hashAlgorithm: 'sha256_cbor',
     });
@@ -292,6 +308,38 @@ describe('the probe', () => {
     expect(only(set).degraded).toEqual([
       "parity: of the probe's 3 blocks 0 came with its events under the expected key",
     ]);
+  });
+
+  it.each([
+    [false, false],
+    [false, true],
+    [true, false],
+    [true, true],
+  ])('salts in hashes: the server has tagged keys, %s; so it is set, %s', async (tagged, set_) => {
+    const worker = await emulate({ taggedKeys: tagged });
+    const { set } = setOf([serverOf(worker)], { hash: { algorithm: 'sha256_cbor', seed: '0', taggedKeys: set_ } });
+    await set.start();
+    const words =
+      'parity: prompts with a cache salt are found under keys of the other form: change taggedKeys (hash_tagged_keys)';
+    expect(only(set)).toMatchObject(tagged === set_ ? { trust: 1, degraded: [] } : { trust: 0.9, degraded: [words] });
+  });
+
+  it('a server that refuses priorities: known, and asked without', async () => {
+    const asked: unknown[] = [];
+    const usage = JSON.stringify({ usage: { prompt_tokens_details: { cached_tokens: 48 } } });
+    const server = await plainServer(
+      vllmRoutes({
+        '/v1/completions': (body) => {
+          if (body.prompt === undefined) return 405; // is the route there?
+          asked.push(body.priority);
+          return body.priority === undefined ? usage : 400;
+        },
+      }),
+    );
+    const { set } = setOf([{ url: server.url }]);
+    await set.start();
+    expect(asked).toEqual([undefined, 1, undefined]);
+    expect(only(set).features).toMatchObject({ priority: false, promptTokensDetails: true });
   });
 
   it('no prompt-token details: known, and no failure', async () => {
