@@ -66,7 +66,8 @@ export class CompletionReader {
       return;
     }
     const error = value['error'] as { message?: unknown } | undefined;
-    if (error !== undefined && error !== null) this.#facts.error ??= String(error.message ?? JSON.stringify(error));
+    if (error !== undefined && error !== null)
+      this.#facts.error ??= typeof error.message === 'string' ? error.message : JSON.stringify(error);
     const usage = value['usage'] as Record<string, unknown> | null | undefined;
     if (usage === undefined || usage === null) return;
     const details = usage['prompt_tokens_details'] as Record<string, unknown> | null | undefined;
