@@ -51,9 +51,18 @@ export async function startServers(folder: string, names: readonly ServerName[])
   const waiting = [...names];
   const next = async (): Promise<void> => {
     for (let name = waiting.shift(); name !== undefined; name = waiting.shift()) {
-      const server = new Supervised(folder, name, library, await freePorts(4));
-      running.push(server);
-      await server.start();
+      for (let attempt = 0; ; ++attempt) {
+        const server = new Supervised(folder, name, library, await freePorts(4));
+        try {
+          await server.start();
+          running.push(server);
+          break;
+        } catch (error) {
+          // Somebody may have taken one of its ports.
+          await server.stop();
+          if (attempt > 0) throw error;
+        }
+      }
     }
   };
   try {
