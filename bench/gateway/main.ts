@@ -4,9 +4,12 @@
  * Direct access, a bare proxy and the gateway take turns in front of the same emulated worker, each in a process of its own; so does the client, which is this
  * process. Probes are sent one after another; the streams beside them come from a second worker at 50 chunks a second.
  */
+import { rmSync } from 'node:fs';
 import { cpus } from 'node:os';
+import { BlockHasher, Lineage, Scheduler } from '../../dist/esm/index.js';
 import { Child, type Usage } from './processes.js';
 import { median, post, quantile } from './client.js';
+import { tokenizerFolder, words } from './tokenizer.js';
 
 const args = process.argv.slice(2);
 const quick = args.includes('--quick');
@@ -49,9 +52,10 @@ function row(...cells: (string | number)[]): void {
 }
 
 async function overhead(): Promise<void> {
-  // A step of nothing for probes; 20 ms for streams, which makes 50 chunks a second.
-  const probes = await worker({ model: 'probes', timeScale: null });
-  const streams = await worker({ model: 'streams', timeScale: 1, stepSeconds: steps });
+  // A step of nothing for probes; 20 ms for streams, which makes 50 chunks a second. There is room for what all workflows may come to hold, of which
+  // none goes on: no call waits for another.
+  const probes = await worker({ model: 'probes', timeScale: null, blocks: 1_000_000 });
+  const streams = await worker({ model: 'streams', timeScale: 1, stepSeconds: steps, blocks: 1_000_000 });
   const proxy = await Child.start<{ url: string }>('proxy-process.js', [
     `probes=${probes.ready.url}`,
     `streams=${streams.ready.url}`,
@@ -164,7 +168,7 @@ async function memory(): Promise<void> {
       }
     });
     await Promise.all(lanes);
-    resident.push((await gateway.usage()).residentBytes / 2 ** 20);
+    resident.push((await gateway.usage(true)).residentBytes / 2 ** 20);
   }
   console.log('\nresident memory of the gateway (MiB)');
   marks.forEach((mark, i) => {
@@ -181,7 +185,7 @@ async function select(): Promise<void> {
     JSON.stringify({
       port: 0,
       probe: false,
-      models: [{ name: 'm', servers: servers.ready.urls.map((url) => ({ url, events: 'tcp://127.0.0.1:1' })) }],
+      models: [{ name: 'm', servers: servers.ready.urls.map((url) => ({ url })) }],
     }),
   ]);
   const times: number[] = [];
@@ -201,8 +205,132 @@ async function select(): Promise<void> {
   gateway.stop();
 }
 
+/** Conversations of 100,000 tokens in 50 turns, each of which sends everything before it again. */
+async function conversation(): Promise<void> {
+  const turns = 50;
+  const perTurn = 2000;
+  const folder = tokenizerFolder();
+  const servers = await Child.start<{ urls: string[] }>('many-servers-process.js', ['1']);
+  const gateway = await Child.start<{ url: string }>('gateway-process.js', [
+    JSON.stringify({
+      port: 0,
+      probe: false,
+      models: [{ name: 'm', tokenizer: folder, servers: servers.ready.urls.map((url) => ({ url })) }],
+    }),
+  ]);
+  const { url } = gateway.ready;
+  const counted = async (): Promise<{ prompt: number; tokenized: number; hashed: number }> => {
+    const text = await (await fetch(`${url}/metrics`)).text();
+    const [prompt = 0, tokenized = 0, hashed = 0] = ['tokens', 'tokens_tokenized', 'blocks_hashed'].map((name) =>
+      Number(new RegExp(`^saga:prompt_${name}_total\\{.*\\} (\\d+)$`, 'm').exec(text)?.[1]),
+    );
+    return { prompt, tokenized, hashed };
+  };
+  const draw = (): number => ids(1)[0] as number;
+  const kinds = {
+    chat: () => {
+      const messages: object[] = [];
+      return () => {
+        messages.push({ role: 'user', content: words(perTurn / 2, draw) });
+        const body = JSON.stringify({ model: 'm', messages, max_tokens: 1 });
+        messages.push({ role: 'assistant', content: words(perTurn / 2, draw) });
+        return body;
+      };
+    },
+    ids: () => {
+      const prompt: number[] = [];
+      return () => {
+        prompt.push(...ids(perTurn));
+        return JSON.stringify({ model: 'm', prompt, max_tokens: 1 });
+      };
+    },
+  };
+  for (const [kind, begin] of Object.entries(kinds)) {
+    const path = kind === 'chat' ? '/v1/chat/completions' : '/v1/completions';
+    const rounds = quick ? 3 : 10;
+    const cpu = Array.from({ length: turns }, (): number[] => []);
+    const bytes: number[] = [];
+    const counts: Awaited<ReturnType<typeof counted>>[] = [];
+    for (let round = 0; round < rounds; ++round) {
+      const next = begin();
+      for (let turn = 0; turn < turns; ++turn) {
+        const body = next();
+        // Counts are the same each time; reading them costs CPU time.
+        const tell = round === 0;
+        const had = tell ? await counted() : undefined;
+        const before = await gateway.usage();
+        const answer = await post(url + path, body, true);
+        const after = await gateway.usage();
+        if (answer.status !== 200) throw new Error(`status ${answer.status}: ${answer.body}`);
+        if (round > 0) (cpu[turn] as number[]).push((after.cpuMicroseconds - before.cpuMicroseconds) / 1000);
+        bytes[turn] = body.length / 2 ** 20;
+        const now = tell ? await counted() : undefined;
+        if (now !== undefined && had !== undefined)
+          counts.push({
+            prompt: now.prompt - had.prompt,
+            tokenized: now.tokenized - had.tokenized,
+            hashed: now.hashed - had.hashed,
+          });
+      }
+    }
+    console.log(`\na conversation of ${turns} turns by ${kind}: in each turn`);
+    row('turn', 'body MiB', 'prompt tokens', 'tokenized', 'blocks hashed', 'CPU ms');
+    const costs = cpu.map(median);
+    for (const turn of [0, 1, 2, 9, 24, 49]) {
+      const { prompt = NaN, tokenized = NaN, hashed = NaN } = counts[turn] ?? {};
+      row(`${turn + 1}`, bytes[turn] as number, `${prompt}`, `${tokenized}`, `${hashed}`, costs[turn] as number);
+    }
+    // The first two turns make tokens of everything.
+    const { slope, start } = line(bytes.slice(2), costs.slice(2));
+    row('CPU ms a MiB', slope, 'and a turn', start);
+  }
+  servers.stop();
+  gateway.stop();
+  rmSync(folder, { recursive: true });
+
+  // What is done for each call with a chain that is known, by its length.
+  console.log('\na call whose prompt is known but for its last 125 blocks (us)');
+  row('blocks', 'lines of index', 'identify', 'submit', 'place', 'finish');
+  for (const blocks of [125, 500, 1000, 2000, 4000, 6250]) {
+    const lineage = new Lineage();
+    const scheduler = new Scheduler({ policy: 'saga' });
+    const worker = scheduler.addWorker({ blocks: 100_000 });
+    const workflow = scheduler.openWorkflow();
+    const chain = new BlockHasher().update(Uint32Array.from(ids(16 * blocks)));
+    worker.stored(chain.subarray(0, blocks - 125));
+    const times: number[][] = [[], [], [], []];
+    for (let i = 0; i < (quick ? 200 : 2000); ++i) {
+      const at = [performance.now()];
+      const { head } = lineage.identify(chain);
+      at.push(performance.now());
+      const call = workflow.submit({ chain, promptTokens: 16 * blocks });
+      at.push(performance.now());
+      call.place();
+      at.push(performance.now());
+      call.finish({ outputTokens: 10 });
+      at.push(performance.now());
+      lineage.ended(head);
+      times.forEach((own, k) => own.push(1000 * ((at[k + 1] as number) - (at[k] as number))));
+    }
+    row(`${blocks}`, `${Math.ceil(blocks / 16)}`, ...times.map(median));
+    scheduler.close();
+    lineage.close();
+  }
+}
+
+/** Least squares. */
+function line(x: readonly number[], y: readonly number[]): { slope: number; start: number } {
+  const mean = (values: readonly number[]): number => values.reduce((sum, value) => sum + value, 0) / values.length;
+  const [middle, height] = [mean(x), mean(y)];
+  const slope =
+    x.reduce((sum, value, i) => sum + (value - middle) * ((y[i] as number) - height), 0) /
+    x.reduce((sum, value) => sum + (value - middle) ** 2, 0);
+  return { slope, start: height - slope * middle };
+}
+
 console.log(`${cpus()[0]?.model ?? 'unknown CPU'}, ${cpus().length} cores, Node ${process.version}`);
 if (has('overhead')) await overhead();
 if (has('memory')) await memory();
 if (has('select')) await select();
+if (has('conversation')) await conversation();
 process.exit();

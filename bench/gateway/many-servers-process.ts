@@ -1,4 +1,4 @@
-/** So many servers that are healthy and hold nothing, for placements among many workers. Argument: their number. */
+/** So many servers that are healthy and hold nothing, for placements among many workers; every call gets the same answer. Argument: their number. */
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { answerUsage } from './processes.js';
@@ -10,6 +10,7 @@ const metrics = [
   'vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.0',
   '',
 ].join('\n');
+const completed = '{"id":"a","choices":[{"index":0,"text":"a","finish_reason":"stop"}]}';
 const answers: Record<string, string> = {
   '/health': '',
   '/version': '{"version":"0.33.0"}',
@@ -23,6 +24,13 @@ const urls = await Promise.all(
     () =>
       new Promise<string>((resolve) => {
         const server = createServer((request, response) => {
+          if (request.method === 'POST') {
+            request.resume().on('end', () => {
+              response.writeHead(200, { 'content-type': 'application/json', 'content-length': completed.length });
+              response.end(completed);
+            });
+            return;
+          }
           const answer = answers[(request.url ?? '').split('?')[0] ?? ''];
           response.writeHead(answer === undefined ? 405 : 200, {
             'content-type': answer?.startsWith('{') === true ? 'application/json' : 'text/plain',

@@ -30,9 +30,9 @@ export class Child<Ready> {
     return new Child<Ready>(child, lines, JSON.parse(first.value) as Ready);
   }
 
-  /** Of a process that calls {@link answerUsage}. */
-  async usage(): Promise<Usage> {
-    this.#process.stdin?.write('usage\n');
+  /** Of a process that calls {@link answerUsage}. `collect`: garbage is collected before, which takes CPU time. */
+  async usage(collect = false): Promise<Usage> {
+    this.#process.stdin?.write(collect ? 'collect\n' : 'usage\n');
     const line = await this.#lines.next();
     if (line.done === true) throw new Error('a process of the benchmark has ended');
     return JSON.parse(line.value) as Usage;
@@ -46,8 +46,8 @@ export class Child<Ready> {
 /** Answers {@link Child.usage}; the process ends with its parent. */
 export function answerUsage(): void {
   createInterface({ input: process.stdin })
-    .on('line', () => {
-      (globalThis as { gc?: () => void }).gc?.();
+    .on('line', (line) => {
+      if (line === 'collect') (globalThis as { gc?: () => void }).gc?.();
       const { user, system } = process.cpuUsage();
       const usage: Usage = { cpuMicroseconds: user + system, residentBytes: process.memoryUsage.rss() };
       process.stdout.write(`${JSON.stringify(usage)}\n`);

@@ -13,6 +13,7 @@ import type { PromptKind } from '../scheduler.js';
 import type { Logger, VllmWorker, WorkerRoute } from '../vllm/index.js';
 import { AnswerReader, type Endpoint } from './answer.js';
 import type { Body } from './body.js';
+import { CallSignal } from './call-signal.js';
 import { GatewayError } from './errors.js';
 import { nameOf, type Tenant } from './identity.js';
 import type { ModelPool, Placed } from './model-pool.js';
@@ -123,7 +124,7 @@ export async function serveCall(
     cachedTokens: undefined,
     callId: undefined,
   };
-  const gone = new AbortController();
+  const gone = new CallSignal();
   const onClose = (): void => {
     if (!response.writableFinished) gone.abort(clientGone);
   };
@@ -145,7 +146,7 @@ export async function serveCall(
       loraName: context.loraName,
       workflow: named.workflow,
       worker: anyWorker(context.pool, routeOf[endpoint]),
-      signal: gone.signal,
+      signal: gone,
     });
     record.promptTokens = prompt.promptTokens;
     placed = await context.pool.submit({
@@ -154,7 +155,7 @@ export async function serveCall(
       prompt,
       kind: kindOf(endpoint, body),
       requestId: context.requestId,
-      signal: gone.signal,
+      signal: gone,
     });
     for (let tries = 0; ; ++tries) {
       const { worker, call } = placed;
@@ -166,7 +167,7 @@ export async function serveCall(
         record.status = response.statusCode;
         break;
       }
-      gone.signal.throwIfAborted();
+      gone.throwIfAborted();
       if (tries >= context.retries) {
         context.pool.failed(worker, failed);
         throw new GatewayError('worker_lost', 'the worker failed before its first byte, and so did those before it', {
@@ -209,7 +210,7 @@ export async function serveCall(
           body: sent,
         },
         response,
-        signal: gone.signal,
+        signal: gone,
         firstByteSeconds: context.firstByteSeconds,
         chunkSeconds: context.chunkSeconds,
         head: (status, headers) => {

@@ -15,6 +15,7 @@ import { Lineage, type LineageKind } from '../lineage.js';
 import { Scheduler, type Call, type PromptKind, type Receipt, type Workflow } from '../scheduler.js';
 import { WorkerSet, type Logger, type VllmWorker } from '../vllm/index.js';
 import type { AnswerFacts } from './answer.js';
+import type { CallSignal } from './call-signal.js';
 import type { GatewayConfig, ModelConfig } from './config.js';
 import { GatewayError } from './errors.js';
 import type { Named, Tenant } from './identity.js';
@@ -27,7 +28,7 @@ export interface SubmitRequest {
   kind: PromptKind | undefined;
   /** By which its worker will know it; `undefined`: another program sends it there. */
   requestId?: string;
-  signal: AbortSignal;
+  signal: CallSignal;
 }
 
 /** A workflow that is open. */
@@ -617,7 +618,7 @@ export class ModelPool {
   /** Until a call that is submitted is placed; it is cancelled when that does not happen. */
   async #wait(
     call: Call,
-    signal: AbortSignal,
+    signal: CallSignal,
   ): Promise<{ call: Call; receipt: Receipt; worker: VllmWorker; waited: number }> {
     const begun = performance.now();
     for (;;) {
@@ -636,7 +637,7 @@ export class ModelPool {
     }
   }
 
-  async #patience(call: Call, signal: AbortSignal, begun: number): Promise<void> {
+  async #patience(call: Call, signal: CallSignal, begun: number): Promise<void> {
     const placed = new Promise<Call>((resolve, reject) => {
       this.#waiting.set(call.id, { resolve, reject });
     });
@@ -657,7 +658,7 @@ export class ModelPool {
       onAbort = () => {
         reject(signal.reason as Error);
       };
-      signal.addEventListener('abort', onAbort, { once: true });
+      signal.listen(onAbort);
       if (signal.aborted) onAbort();
     });
     try {
@@ -668,7 +669,7 @@ export class ModelPool {
       throw error;
     } finally {
       clearTimeout(timer);
-      if (onAbort !== undefined) signal.removeEventListener('abort', onAbort);
+      if (onAbort !== undefined) signal.unlisten(onAbort);
     }
   }
 

@@ -10,6 +10,7 @@
  */
 import type { ServerResponse } from 'node:http';
 import type { AnswerReader } from './answer.js';
+import type { CallSignal } from './call-signal.js';
 import { GatewayError } from './errors.js';
 import type { Upstream, UpstreamCall, UpstreamRequest } from './upstream.js';
 
@@ -17,7 +18,7 @@ export interface RelayOptions {
   request: UpstreamRequest;
   response: ServerResponse;
   /** Gives the answer up, with its reason. */
-  signal: AbortSignal;
+  signal: CallSignal;
   firstByteSeconds: number;
   chunkSeconds: number;
   /** The head is there; the headers can be changed. What it returns reads the answer. */
@@ -45,7 +46,7 @@ export async function relay(upstream: Upstream, options: RelayOptions): Promise<
     let paused = false;
     const stop = (): void => {
       clearTimeout(timer);
-      signal.removeEventListener('abort', onAbort);
+      signal.unlisten(onAbort);
       response.off('drain', onDrain);
     };
     const giveUp = (error: Error): void => {
@@ -75,7 +76,7 @@ export async function relay(upstream: Upstream, options: RelayOptions): Promise<
       }, chunkSeconds * 1000);
       response.writeHead(head.status, head.headers);
     };
-    signal.addEventListener('abort', onAbort, { once: true });
+    signal.listen(onAbort);
     response.on('drain', onDrain);
     call = upstream.send(request, {
       head: (status, headers) => {

@@ -8,10 +8,11 @@
  * A reservation that is not released ends by itself after `ttl_seconds`, as a call that was cancelled. Token ids are read from the body
  * natively: they never become JavaScript values.
  */
-import { randomBytes } from 'node:crypto';
+import { randomUUID } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
 import type { AnswerFacts } from './answer.js';
 import type { Body } from './body.js';
+import { CallSignal } from './call-signal.js';
 import { callName } from './call.js';
 import { GatewayError } from './errors.js';
 import { nameOf, type Tenant } from './identity.js';
@@ -52,7 +53,7 @@ export class Selections {
     const cacheSalt =
       tenant.cacheSalt === undefined ? own : own === undefined ? tenant.cacheSalt : `${tenant.cacheSalt}\n${own}`;
     const named = nameOf(request.headers, body);
-    const gone = new AbortController();
+    const gone = new CallSignal();
     const onClose = (): void => {
       gone.abort(new GatewayError('request_timeout', 'the client has gone', { closes: true }));
     };
@@ -65,9 +66,9 @@ export class Selections {
         loraName,
         workflow: named.workflow,
         worker: undefined,
-        signal: gone.signal,
+        signal: gone,
       });
-      const placed = await pool.submit({ tenant, named, prompt, kind: undefined, signal: gone.signal });
+      const placed = await pool.submit({ tenant, named, prompt, kind: undefined, signal: gone });
       const { worker, receipt } = placed;
       const answer = {
         call: callName(pool, placed.call.id),
@@ -96,7 +97,7 @@ export class Selections {
         placed.cancel();
         return answer;
       }
-      const id = `${callName(pool, placed.call.id)}-${randomBytes(9).toString('base64url')}`;
+      const id = `${callName(pool, placed.call.id)}-${randomUUID()}`;
       const timer = setTimeout(() => {
         this.#reservations.delete(id);
         placed.cancel();

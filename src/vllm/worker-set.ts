@@ -48,6 +48,8 @@ export class WorkerSet {
   /** Urls that the discovery brought. */
   readonly #found = new Set<string>();
   readonly #byWorker = new Map<Worker, { link: ServerLink; worker: VllmWorker }>();
+  /** Made when it is asked for; another array after every change. */
+  #sorted: readonly VllmWorker[] | undefined;
   readonly #running = new Set<Promise<void>>();
   readonly #dispatcher = new Agent({ connect: { timeout: 5000 } });
   readonly #times: LinkTimes;
@@ -85,7 +87,8 @@ export class WorkerSet {
 
   /** Workers that are not removed, by id. */
   get workers(): readonly VllmWorker[] {
-    return [...this.#byWorker.values()].map(({ worker }) => worker).sort((a, b) => a.worker.id - b.worker.id);
+    this.#sorted ??= [...this.#byWorker.values()].map(({ worker }) => worker).sort((a, b) => a.worker.id - b.worker.id);
+    return this.#sorted;
   }
 
   /** All servers, in the order in which they came. */
@@ -187,10 +190,12 @@ export class WorkerSet {
       times: this.#times,
       joined: (from, worker) => {
         this.#byWorker.set(worker.worker, { link: from, worker });
+        this.#sorted = undefined;
         this.#changed();
       },
       left: (worker) => {
         this.#byWorker.delete(worker.worker);
+        this.#sorted = undefined;
         this.#changed();
       },
       changed: () => this.#changed(),

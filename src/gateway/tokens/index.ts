@@ -81,8 +81,8 @@ class Prompts implements PromptSource {
     if (worker === undefined) return unknown(body);
     const tokens =
       endpoint === 'chat'
-        ? await tokenizeChat(worker, this.#model, body, signal)
-        : await render(worker, endpoint === 'responses' ? '/v1/responses' : '/v1/messages', body.bytes, signal);
+        ? await tokenizeChat(worker, this.#model, body, signal.signal)
+        : await render(worker, endpoint === 'responses' ? '/v1/responses' : '/v1/messages', body.bytes, signal.signal);
     return tokens === undefined ? unknown(body) : this.#anew(request, tokens, 'worker');
   }
 
@@ -273,7 +273,7 @@ class Prompts implements PromptSource {
   ): Promise<{ tokens: Uint32Array; source: 'worker' | 'local' } | undefined> {
     if (text === '') return { tokens: new Uint32Array(), source: 'local' };
     if (this.#local?.tokenizes === true) return { tokens: this.#local.encode(text, { special }), source: 'local' };
-    const tokens = worker === undefined ? undefined : await tokenizeText(worker, this.#model, text, special, signal);
+    const tokens = worker === undefined ? undefined : await tokenizeText(worker, this.#model, text, special, signal.signal);
     return tokens === undefined ? undefined : { tokens, source: 'worker' };
   }
 

@@ -2,6 +2,7 @@
 import type { VllmWorker } from '../../vllm/index.js';
 import type { Endpoint } from '../answer.js';
 import type { Body } from '../body.js';
+import type { CallSignal } from '../call-signal.js';
 
 export interface PromptRequest {
   /** `ids`: nothing but `token_ids`. */
@@ -14,7 +15,7 @@ export interface PromptRequest {
   workflow: string | undefined;
   /** A worker that may be asked to render; `undefined`: none is ready. */
   worker: VllmWorker | undefined;
-  signal: AbortSignal;
+  signal: CallSignal;
 }
 
 export interface Prompt {
