@@ -7,18 +7,18 @@
  * another one; after it the connection is broken off, which tells the client that its answer is not complete. When the client goes,
  * the worker's request is aborted at once. Nothing of the answer is kept but facts (`answer.ts`).
  */
+import { randomBytes } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { withMembers } from '../json-outline.js';
 import type { PromptKind } from '../scheduler.js';
 import type { Logger, VllmWorker, WorkerRoute } from '../vllm/index.js';
 import { AnswerReader, type Endpoint } from './answer.js';
 import type { Body } from './body.js';
-import { CallSignal } from './call-signal.js';
 import { GatewayError } from './errors.js';
 import { nameOf, type Tenant } from './identity.js';
 import type { ModelPool, Placed } from './model-pool.js';
 import type { PromptSource } from './tokens/types.js';
-import { relay, type WorkerFailure } from './relay.js';
+import { LateWorker, WorkerFailure, relay } from './relay.js';
 import type { Upstream } from './upstream.js';
 
 export const endpointPaths: Readonly<Record<string, Endpoint>> = {
@@ -45,12 +45,19 @@ export interface CallContext {
   readonly loraName: string | undefined;
   /** The name by which the workers know what the client named; `undefined`: the client's. */
   readonly modelName: string | undefined;
+  /** The client's, or one of the gateway's: in answers and in the log. */
   readonly requestId: string;
+  /** By which workers know it: no client can choose that of another one. */
+  readonly upstreamId: string;
+  /** Headers by which a worker's spans become children of the gateway's; `undefined`: the client's pass. */
+  readonly trace: Readonly<Record<string, string>> | undefined;
   readonly retries: number;
   readonly firstByteSeconds: number;
   readonly chunkSeconds: number;
   readonly deadlineSeconds: number;
   readonly log: Logger;
+  /** Whether clients may send `priority` and `kv_transfer_params`. */
+  readonly trustParameters: boolean;
   /** Which worker has a response that this one goes on from. */
   readonly responses: ResponseWorkers;
   /** Timings and figures of the call, when it has ended. */
@@ -124,7 +131,7 @@ export async function serveCall(
     cachedTokens: undefined,
     callId: undefined,
   };
-  const gone = new CallSignal();
+  const gone = new AbortController();
   const onClose = (): void => {
     if (!response.writableFinished) gone.abort(clientGone);
   };
@@ -146,7 +153,7 @@ export async function serveCall(
       loraName: context.loraName,
       workflow: named.workflow,
       worker: anyWorker(context.pool, routeOf[endpoint]),
-      signal: gone,
+      signal: gone.signal,
     });
     record.promptTokens = prompt.promptTokens;
     placed = await context.pool.submit({
@@ -154,8 +161,8 @@ export async function serveCall(
       named,
       prompt,
       kind: kindOf(endpoint, body),
-      requestId: context.requestId,
-      signal: gone,
+      requestId: context.upstreamId,
+      signal: gone.signal,
     });
     for (let tries = 0; ; ++tries) {
       const { worker, call } = placed;
@@ -167,9 +174,11 @@ export async function serveCall(
         record.status = response.statusCode;
         break;
       }
-      gone.throwIfAborted();
+      gone.signal.throwIfAborted();
       if (tries >= context.retries) {
         context.pool.failed(worker, failed);
+        if (failed instanceof LateWorker)
+          throw new GatewayError('deadline_exceeded', failed.message, { cause: failed });
         throw new GatewayError('worker_lost', 'the worker failed before its first byte, and so did those before it', {
           retryAfter: 1,
           cause: failed,
@@ -200,6 +209,7 @@ export async function serveCall(
     if (worker.wantsLoad()) headers['endpoint-load-metrics-format'] = 'TEXT';
     let reader: AnswerReader | undefined;
     let failed: WorkerFailure | undefined;
+    let unwatch: (() => void) | undefined;
     try {
       failed = await relay(context.upstream, {
         request: {
@@ -210,9 +220,14 @@ export async function serveCall(
           body: sent,
         },
         response,
-        signal: gone,
+        signal: gone.signal,
         firstByteSeconds: context.firstByteSeconds,
         chunkSeconds: context.chunkSeconds,
+        failable: (fail) => {
+          unwatch = context.pool.watch(worker, () => {
+            fail(new WorkerFailure('the worker was lost'));
+          });
+        },
         head: (status, headers) => {
           const load = headers['endpoint-load-metrics'];
           if (load !== undefined) {
@@ -228,6 +243,7 @@ export async function serveCall(
           return reader;
         },
         firstByte: () => {
+          unwatch?.();
           record.firstByteAfter ??= performance.now() - begun;
           call.firstByte();
         },
@@ -236,6 +252,8 @@ export async function serveCall(
       if (error instanceof GatewayError && error.code === 'worker_lost')
         context.pool.failed(worker, error.cause as Error);
       throw error;
+    } finally {
+      unwatch?.();
     }
     if (failed !== undefined) return failed;
     const facts = reader?.facts;
@@ -298,6 +316,9 @@ function kindOf(endpoint: Endpoint, body: Body): PromptKind | undefined {
   return messages.count === 1 ? undefined : /"role"\s*:\s*"user"/.test(start) ? 'user' : undefined;
 }
 
+/** Begins the ids of messages on requests: those of another process, or of before a restart, are others. */
+const messages = randomBytes(6).toString('hex');
+
 /** The client's body with what the worker needs besides. */
 function upstreamBody(
   context: CallContext,
@@ -307,23 +328,24 @@ function upstreamBody(
   usageAsked: boolean,
 ): Buffer {
   const { worker, receipt, request, session } = placed;
-  const members: Record<string, unknown> = {};
-  if (context.modelName !== undefined) members['model'] = context.modelName;
+  const members = membersOf(context, body);
   if (usageAsked) members['stream_options'] = { ...body.object('stream_options'), include_usage: true };
   const salt = saltOf(context.tenant, body);
   if (context.tenant.cacheSalt !== undefined) members['cache_salt'] = salt;
   const { features } = worker;
-  if (context.pool.config.priority === true && features.priority !== false && body.member('priority') === undefined)
+  const own = context.trustParameters ? body.member('priority') : undefined;
+  if (context.pool.config.priority === true && features.priority !== false && own === undefined)
     members['priority'] = receipt.priority;
-  if (request.named.session !== undefined && endpoint !== 'messages' && body.member('session_id') === undefined)
+  const takes = endpoint !== 'messages' || isAtLeast(features.version, messagesTakeParameters);
+  if (request.named.session !== undefined && takes && body.member('session_id') === undefined)
     members['session_id'] = request.named.session;
-  if (features.connector !== undefined && endpoint !== 'messages') {
+  if (features.connector !== undefined && takes) {
     const seconds = request.named.hints?.expectedSeconds;
     members['kv_transfer_params'] = {
-      ...body.object('kv_transfer_params'),
+      ...(members['kv_transfer_params'] as object | undefined),
       saga: {
         protocol_version: '0.1',
-        message_id: `call-${placed.call.id}-${receipt.placement}`,
+        message_id: `${messages}-${placed.call.id}-${receipt.placement}`,
         actions: [
           {
             action_id: '0',
@@ -332,7 +354,7 @@ function upstreamBody(
             payload: {
               thread: placed.thread,
               prompt_kind: session.calls === 1 ? 'start' : (request.kind ?? 'tool'),
-              ...(seconds === undefined ? {} : { expected_seconds: seconds }),
+              ...(seconds === undefined ? {} : { expected_seconds: context.pool.workers.directives.wallSeconds(seconds) }),
             },
           },
         ],
@@ -341,6 +363,47 @@ function upstreamBody(
   }
   if (Object.keys(members).length === 0) return body.bytes;
   return Buffer.concat(withMembers(body.bytes, body.outline, members));
+}
+
+/** Of vLLM: its `/v1/messages` has `kv_transfer_params` and `session_id`. */
+const messagesTakeParameters = [0, 33] as const;
+
+function isAtLeast(version: string | undefined, [major, minor]: readonly [number, number]): boolean {
+  const found = /^v?(\d+)\.(\d+)/.exec(version ?? '');
+  if (found === null) return false;
+  const [, own, second] = found.map(Number) as [number, number, number];
+  return own > major || (own === major && second >= minor);
+}
+
+/**
+ * What is changed of any body: the name of the model; and what steers an engine is left out, as it is the gateway's to say. A client could
+ * otherwise give orders to the connector, have blocks fetched from where it likes, or go before everybody else.
+ */
+export function membersOf(
+  context: Pick<CallContext, 'trustParameters'> & { readonly modelName?: string | undefined },
+  body: Body,
+): Record<string, unknown> {
+  const members: Record<string, unknown> = {};
+  if (context.modelName !== undefined) members['model'] = context.modelName;
+  if (body.member('kv_hints') !== undefined) members['kv_hints'] = undefined;
+  if (body.member('kv_transfer_params') !== undefined)
+    members['kv_transfer_params'] = context.trustParameters ? withoutOrders(body, 'kv_transfer_params') : undefined;
+  // vLLM puts these beside the others: a name among them would be one of those.
+  if (body.member('vllm_xargs') !== undefined) {
+    const kept = withoutOrders(body, 'vllm_xargs');
+    if (!context.trustParameters) delete kept?.['kv_transfer_params'];
+    members['vllm_xargs'] = kept;
+  }
+  if (body.member('priority') !== undefined && !context.trustParameters) members['priority'] = undefined;
+  return members;
+}
+
+function withoutOrders(body: Body, name: string): Record<string, unknown> | undefined {
+  const kept = body.object(name);
+  if (kept === undefined) return undefined;
+  delete kept['saga'];
+  delete kept['kv_hints'];
+  return kept;
 }
 
 /** Of a client's headers those that tell the worker something; never its key, its cookies or its address. */
@@ -355,13 +418,13 @@ const forwarded = [
 ];
 
 export function upstreamHeaders(
-  context: Pick<CallContext, 'requestId'>,
+  context: Pick<CallContext, 'upstreamId' | 'trustParameters' | 'trace'>,
   request: IncomingMessage,
   worker: VllmWorker,
   length: number | undefined,
 ): Record<string, string> {
   const headers: Record<string, string> = {
-    'x-request-id': context.requestId,
+    'x-request-id': context.upstreamId,
     'user-agent': 'saga',
     ...worker.headers,
   };
@@ -373,5 +436,12 @@ export function upstreamHeaders(
     const value = request.headers[name];
     if (typeof value === 'string') headers[name] = value;
   }
+  const { trace } = context;
+  if (trace !== undefined) {
+    for (const name of ['traceparent', 'tracestate', 'baggage']) delete headers[name];
+    Object.assign(headers, trace);
+  }
+  const priority = request.headers['x-vllm-priority'];
+  if (context.trustParameters && typeof priority === 'string') headers['x-vllm-priority'] = priority;
   return headers;
 }

@@ -58,6 +58,8 @@ export interface GatewayConfig {
   tenants?: readonly TenantConfig[];
   /** Whether `X-SAGA-Tenant` names the tenant of a request whose key belongs to none. Default false. */
   trustTenantHeader?: boolean;
+  /** Whether clients may send `priority`, `X-Vllm-Priority` and `kv_transfer_params` (never orders to the connector). Default false. */
+  trustClientParameters?: boolean;
   /** Bytes of a request. Default 32 MiB. */
   maxBodyBytes?: number;
   /** Bytes of all requests that are being read or wait. Default 1 GiB. */

@@ -7,15 +7,24 @@ import { withMembers } from '../json-outline.js';
 import type { VllmWorker } from '../vllm/index.js';
 import { AnswerReader } from './answer.js';
 import type { Body } from './body.js';
-import { CallSignal } from './call-signal.js';
-import { clientGone, saltOf, upstreamHeaders, type CallContext } from './call.js';
+import { clientGone, membersOf, saltOf, upstreamHeaders, type CallContext } from './call.js';
 import { GatewayError } from './errors.js';
 import type { ModelPool } from './model-pool.js';
-import { relay } from './relay.js';
+import { LateWorker, relay } from './relay.js';
 
 export type ForwardContext = Pick<
   CallContext,
-  'upstream' | 'tenant' | 'requestId' | 'firstByteSeconds' | 'chunkSeconds' | 'deadlineSeconds' | 'responses' | 'log'
+  | 'upstream'
+  | 'tenant'
+  | 'requestId'
+  | 'upstreamId'
+  | 'trace'
+  | 'trustParameters'
+  | 'firstByteSeconds'
+  | 'chunkSeconds'
+  | 'deadlineSeconds'
+  | 'responses'
+  | 'log'
 >;
 
 /** What is sent of a request. */
@@ -26,10 +35,14 @@ export interface ForwardBody {
 }
 
 /** The body as the workers want it: with their name of the model, and in the tenant's name space. */
-export function forwardBody(context: CallContext, body: Body, response: boolean): ForwardBody {
-  const members: Record<string, unknown> = {};
-  if (context.modelName !== undefined) members['model'] = context.modelName;
-  if (response && context.tenant.cacheSalt !== undefined) members['cache_salt'] = saltOf(context.tenant, body);
+export function forwardBody(
+  context: ForwardContext & { readonly modelName?: string | undefined },
+  body: Body,
+  response: boolean,
+): ForwardBody {
+  const members = membersOf(context, body);
+  // Servers pass over what a route does not know.
+  if (context.tenant.cacheSalt !== undefined) members['cache_salt'] = saltOf(context.tenant, body);
   const bytes =
     Object.keys(members).length === 0 ? body.bytes : Buffer.concat(withMembers(body.bytes, body.outline, members));
   return { bytes, response };
@@ -47,7 +60,7 @@ export async function forward(
   workers: readonly VllmWorker[],
   body: ForwardBody,
 ): Promise<void> {
-  const gone = new CallSignal();
+  const gone = new AbortController();
   const onClose = (): void => {
     if (!response.writableFinished) gone.abort(clientGone);
   };
@@ -70,7 +83,7 @@ export async function forward(
           body: body.bytes,
         },
         response,
-        signal: gone,
+        signal: gone.signal,
         firstByteSeconds: context.firstByteSeconds,
         chunkSeconds: context.chunkSeconds,
         head: (status, headers) => {
@@ -90,6 +103,7 @@ export async function forward(
       cause = failed;
       worker.unreachable(failed);
     }
+    if (cause instanceof LateWorker) throw new GatewayError('deadline_exceeded', cause.message, { cause });
     throw new GatewayError('worker_lost', 'the worker could not be reached or broke off', {
       retryAfter: 1,
       cause,

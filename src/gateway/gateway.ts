@@ -4,7 +4,7 @@
  * A request is authenticated by its headers, then read within bounds, then served: calls to models by `call.ts`, `/saga/...` by
  * `select.ts` and `observe/`, other `/v1` routes by whichever worker of the model fits. Errors are told in the shape that clients of the path know.
  */
-import { randomUUID } from 'node:crypto';
+import { randomBytes, randomUUID } from 'node:crypto';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import type { Duplex } from 'node:stream';
@@ -20,7 +20,7 @@ import { Tenants, type Tenant } from './identity.js';
 import { ModelPool } from './model-pool.js';
 import { GatewayMetrics } from './observe/metrics.js';
 import { explanation, readiness, workerList, workflowList } from './observe/state.js';
-import { startSpan } from './observe/trace.js';
+import { startSpan, type RequestSpan } from './observe/trace.js';
 import { Selections } from './select.js';
 import { createPromptSource } from './tokens/index.js';
 import type { PromptSource } from './tokens/types.js';
@@ -71,6 +71,7 @@ export class Gateway {
   readonly #selections: Selections;
   readonly #log: Logger;
   readonly #limits: Required<Pick<GatewayConfig, keyof typeof defaults>>;
+  readonly #trustParameters: boolean;
   readonly #open = new Set<ServerResponse>();
   #server: Server | undefined;
   #closing: Promise<void> | undefined;
@@ -79,6 +80,7 @@ export class Gateway {
     this.config = config;
     this.#log = config.log ?? noLog;
     this.#limits = { ...defaults, ...definedOf(config) };
+    this.#trustParameters = config.trustClientParameters ?? false;
     this.#tenants = new Tenants(config);
     if (!loopback.test(this.#limits.host) && !this.#tenants.closed && config.insecure !== true)
       throw new SagaArgumentError(
@@ -198,12 +200,13 @@ export class Gateway {
     const shape = path === '/v1/messages' || path.startsWith('/v1/messages/') ? 'anthropic' : 'openai';
     this.#open.add(response);
     response.once('close', () => this.#open.delete(response));
-    const requestId = requestIdOf(request);
     const span = startSpan(request, path);
+    const names = namesOf(request, span);
+    const { requestId } = names;
     try {
       if (this.#closing !== undefined)
         throw new GatewayError('shutting_down', 'the gateway is shutting down', { closes: true, retryAfter: 1 });
-      await this.#route(request, response, path, requestId);
+      await this.#route(request, response, path, names);
     } catch (thrown) {
       const error = asGatewayError(thrown);
       span.failed(error);
@@ -217,7 +220,7 @@ export class Gateway {
     }
   }
 
-  async #route(request: IncomingMessage, response: ServerResponse, path: string, requestId: string): Promise<void> {
+  async #route(request: IncomingMessage, response: ServerResponse, path: string, names: RequestNames): Promise<void> {
     if (path === '/healthz') {
       allow(request, 'GET');
       sendJson(response, 200, { status: 'ok' });
@@ -229,7 +232,7 @@ export class Gateway {
     if (endpoint !== undefined) {
       allow(request, 'POST');
       await this.#withBody(request, async (body) => {
-        const context = this.#context(this.#targetOf(body), tenant, requestId);
+        const context = this.#context(this.#targetOf(body), tenant, names);
         const previous = endpoint === 'responses' ? body.text('previous_response_id') : undefined;
         if (previous !== undefined) {
           // Its prompt is what that worker remembers: nobody else has it.
@@ -297,14 +300,17 @@ export class Gateway {
     }
     if (path.startsWith('/v1/responses/') && isPlain(path)) {
       const worker = this.#responses.of(decoded(path.split('/')[3] ?? ''), tenant);
-      const bytes = await this.#plainBody(request);
+      const context = this.#passing(tenant, names);
       this.metrics.passed('/v1/responses/{id}');
-      await forward(this.#passing(tenant, requestId), request, response, [worker], { bytes, response: false });
+      await this.#withPlainBody(request, async (body) => {
+        const sent = body === undefined ? { bytes: null, response: false } : forwardBody(context, body, false);
+        await forward(context, request, response, [worker], sent);
+      });
       return;
     }
     if (path.startsWith('/v1/') && request.method === 'POST' && isPlain(path) && !ofOneWorker.test(path)) {
       await this.#withBody(request, async (body) => {
-        const context = this.#context(this.#targetOf(body), tenant, requestId);
+        const context = this.#context(this.#targetOf(body), tenant, names);
         const workers = readyWorkers(context.pool, 1 + context.retries);
         this.metrics.passed('/v1/*');
         await forward(context, request, response, workers, forwardBody(context, body, false));
@@ -326,12 +332,12 @@ export class Gateway {
     }
   }
 
-  async #plainBody(request: IncomingMessage): Promise<Buffer | null> {
-    if (request.method === 'GET' || request.method === 'HEAD' || request.method === 'DELETE') return null;
-    asking.get(request)?.writeContinue();
-    const bytes = await readBody(request, { ...this.#limits, held: this.#held });
-    this.#held.give(bytes.length);
-    return bytes;
+  /** The same for routes whose requests have a body or none. */
+  async #withPlainBody(request: IncomingMessage, use: (body: Body | undefined) => Promise<void>): Promise<void> {
+    const { 'content-length': length, 'transfer-encoding': encoding } = request.headers;
+    const bare = request.method === 'GET' || request.method === 'HEAD' || request.method === 'DELETE';
+    if (bare || (encoding === undefined && (length === undefined || length === '0'))) await use(undefined);
+    else await this.#withBody(request, use);
   }
 
   #targetOf(body: Body): Target {
@@ -347,12 +353,15 @@ export class Gateway {
     return target;
   }
 
-  #passing(tenant: Tenant, requestId: string): ForwardContext {
+  #passing(tenant: Tenant, { requestId, upstreamId, trace }: RequestNames): ForwardContext {
     const { firstByteSeconds, chunkSeconds, deadlineSeconds } = this.#limits;
     return {
       upstream: this.#upstream,
       tenant,
       requestId,
+      upstreamId,
+      trace,
+      trustParameters: this.#trustParameters,
       firstByteSeconds,
       chunkSeconds,
       deadlineSeconds,
@@ -361,7 +370,7 @@ export class Gateway {
     };
   }
 
-  #context(target: Target, tenant: Tenant, requestId: string): CallContext {
+  #context(target: Target, tenant: Tenant, { requestId, upstreamId, trace, span }: RequestNames): CallContext {
     const { firstByteSeconds, chunkSeconds, deadlineSeconds, retries } = this.#limits;
     // Spelled out: it is made for every call.
     return {
@@ -372,6 +381,9 @@ export class Gateway {
       upstream: this.#upstream,
       tenant,
       requestId,
+      upstreamId,
+      trace,
+      trustParameters: this.#trustParameters,
       firstByteSeconds,
       chunkSeconds,
       deadlineSeconds,
@@ -380,7 +392,16 @@ export class Gateway {
       retries,
       ended: (record) => {
         this.metrics.ended(record);
-        this.#log.debug({ requestId, ...record }, 'call');
+        this.#log.info({ requestId, ...record }, 'call');
+        span.set({
+          'gen_ai.request.model': record.model,
+          'gen_ai.usage.input_tokens': record.promptTokens,
+          'gen_ai.usage.output_tokens': record.outputTokens,
+          'saga.tenant': record.tenant,
+          'saga.worker': record.worker,
+          'saga.call': record.callId,
+          'saga.cached_tokens': record.cachedTokens,
+        });
       },
     };
   }
@@ -460,10 +481,19 @@ function pathOf(request: IncomingMessage): string {
   return path.length > mostPathBytes ? '/' : path;
 }
 
-/** The client's, if it is one that can be logged and sent on. */
-function requestIdOf(request: IncomingMessage): string {
+/** By what a request is known. */
+interface RequestNames extends Pick<CallContext, 'requestId' | 'upstreamId' | 'trace'> {
+  readonly span: RequestSpan;
+}
+
+/** The client's request id, if it is one that can be logged and sent on; workers get it with something behind it that no client knows. */
+function namesOf(request: IncomingMessage, span: RequestSpan): RequestNames {
   const given = request.headers['x-request-id'];
-  return typeof given === 'string' && /^[\w.:/+=@-]{1,128}$/.test(given) ? given : randomUUID();
+  const trace = span.headers();
+  if (typeof given === 'string' && /^[\w.:/+=@-]{1,128}$/.test(given))
+    return { requestId: given, upstreamId: `${given}-${randomBytes(6).toString('hex')}`, trace, span };
+  const requestId = randomUUID();
+  return { requestId, upstreamId: requestId, trace, span };
 }
 
 function allow(request: IncomingMessage, method: string): void {

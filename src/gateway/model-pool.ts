@@ -8,7 +8,7 @@
  *
  * and may go back to waiting while no byte of its answer is there, when its worker fails. Each ends exactly once, whoever gives up first.
  */
-import { createHash } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import { SagaError, SagaStateError } from '../errors.js';
 import { classifyTool } from '../graph/tool-class.js';
 import { Lineage, type LineageKind } from '../lineage.js';
@@ -45,7 +45,8 @@ export interface Session {
   lastCallAt: number;
   calls: number;
   openCalls: number;
-  toolRuns: boolean;
+  /** Agents, or lines of calls without a name, whose client runs a tool now: the scheduler knows one tool of a workflow. */
+  readonly tools: Set<string>;
   /** Its number is gone, or nothing follows: it is closed with its last call. */
   closing: boolean;
 }
@@ -79,6 +80,16 @@ const keptCalls = 4096;
 const longestName = 900;
 const shunMilliseconds = 1000;
 const mostAgents = 1024;
+
+/** Threads are numbers of a process; workers may hear of several processes, and of one before its restart: each begins somewhere else. */
+let lastThread = randomBytes(6).readUIntBE(0, 6);
+const threadSeed = randomBytes(16);
+
+/** Of an agent for which there is no room: the same each time, among the numbers far above those that are counted. */
+function threadOf(session: Session, agent: string): number {
+  const digest = createHash('sha256').update(threadSeed).update(`${session.workflow.id}\n${agent}`).digest();
+  return 2 ** 52 + digest.readUIntBE(0, 6);
+}
 
 /** A call that has a worker. Ends by {@link finish} or {@link cancel}, once. */
 export class Placed {
@@ -146,6 +157,11 @@ export class Placed {
   }
 }
 
+/** What a running tool belongs to: the agent, or where none is named the line of calls. */
+function lineKey({ agent }: Named, head: number): string {
+  return agent === undefined ? `line ${head}` : `agent ${agent}`;
+}
+
 interface Waiter {
   resolve: (call: Call) => void;
   reject: (error: Error) => void;
@@ -188,7 +204,8 @@ export class ModelPool {
   readonly #calls = new Map<number, { call: Call; requestId: string | undefined; thread: number }>();
   /** Workers whose server has just failed, until they get calls again. */
   readonly #shunned = new Map<VllmWorker, NodeJS.Timeout>();
-  #threads = 0;
+  /** Who wants to know that a worker is lost: calls there without a first byte. */
+  readonly #watched = new Map<VllmWorker, Set<() => void>>();
   #timer: NodeJS.Timeout | undefined;
   #pumping = false;
   #pumpAgain = false;
@@ -209,13 +226,14 @@ export class ModelPool {
     this.#microsecondsScale = timeScale * 1000;
     const started = performance.now();
     const algorithm = config.hashAlgorithm ?? 'saga';
+    const maxCalls = gateway.maxCalls ?? 8192;
     this.scheduler = new Scheduler({
       clock: () => (performance.now() - started) * this.#microsecondsScale,
       // A server that is lost and comes back is a new worker, and ids are not used again.
       maxWorkers: 1024,
       blockTokens: config.blockTokens ?? 16,
-      maxCalls: gateway.maxCalls ?? 8192,
-      maxWorkflows: 4096,
+      maxCalls,
+      maxWorkflows: 2 * maxCalls,
       maxBlocks: 2 ** 22,
       maxOpenBlocks: 2 ** 22,
       policy: config.policy ?? 'saga',
@@ -226,7 +244,7 @@ export class ModelPool {
     if (this.scheduler.policy === 'saga')
       for (const { name, weight } of gateway.tenants ?? [])
         if (weight !== undefined) this.scheduler.tenant(name, { weight });
-    this.#lineage = new Lineage({ maxHeads: 4096, maxBlocks: 2 ** 20 });
+    this.#lineage = new Lineage({ maxHeads: Math.min(Math.max(2 * maxCalls, 4), 2 ** 20), maxBlocks: 2 ** 20 });
     this.workers = new WorkerSet({
       scheduler: this.scheduler,
       model: config.upstreamName ?? config.name,
@@ -243,6 +261,7 @@ export class ModelPool {
       log,
     });
     this.workers.onChange = () => {
+      for (const [worker, lost] of this.#watched) if (worker.condition === 'lost') for (const tell of [...lost]) tell();
       this.pump();
     };
   }
@@ -311,10 +330,8 @@ export class ModelPool {
       thread: this.#thread(session, named.agent),
     };
     try {
-      if (session.toolRuns) {
-        session.toolRuns = false;
-        session.workflow.toolFinished();
-      }
+      this.#toolEnded(session, lineKey(named, identity.head));
+      if (identity.superseded !== undefined) this.#toolEnded(session, lineKey(named, identity.superseded));
       const kind = identity.kind === 'new' ? 'start' : request.kind;
       const placed = await this.#place(session, request, kind);
       return new Placed(this, from, placed.call, placed.receipt, placed.worker, placed.waited);
@@ -351,42 +368,52 @@ export class ModelPool {
       worker.observe(placed.predictedTokens, facts.cachedTokens);
     }
     const stop = facts.stop ?? (told === undefined ? 'unknown' : 'tool-use');
-    this.#tell(placed, () => {
-      call.finish({
+    const seconds = request.named.hints?.expectedSeconds;
+    try {
+      this.#tell(placed, () => {
+        call.finish({
+          stop,
+          tool,
+          outputTokens: Math.min(facts.outputTokens ?? 0, 2 ** 31),
+          placement: receipt.placement,
+          ...(final ? { hints: { finalStep: true } } : {}),
+        });
+      });
+      this.workers.directives.ended({
+        worker,
+        thread: placed.thread,
         stop,
         tool,
-        outputTokens: Math.min(facts.outputTokens ?? 0, 2 ** 31),
-        placement: receipt.placement,
-        ...(final ? { hints: { finalStep: true } } : {}),
+        sessionEnd: final,
+        ...(seconds === undefined ? {} : { expectedSeconds: seconds }),
       });
-    });
-    const seconds = request.named.hints?.expectedSeconds;
-    this.workers.directives.ended({
-      worker,
-      thread: placed.thread,
-      stop,
-      tool,
-      sessionEnd: final,
-      ...(seconds === undefined ? {} : { expectedSeconds: seconds }),
-    });
-    if (stop === 'tool-use' && !session.toolRuns && !final) {
-      session.toolRuns = true;
-      session.workflow.toolStarted({ tool });
+      if (stop === 'tool-use' && !final && session.tools.size < mostAgents) {
+        if (session.tools.size === 0) session.workflow.toolStarted({ tool });
+        session.tools.add(lineKey(request.named, placed.head));
+      }
+    } finally {
+      if (final && request.named.agent === undefined) session.closing = true;
+      this.#left(session, placed.head);
+      this.#pumpSoon();
     }
-    if (final && request.named.agent === undefined) session.closing = true;
-    this.#left(session, placed.head);
-    this.#pumpSoon();
+  }
+
+  #toolEnded(session: Session, key: string): void {
+    if (session.tools.delete(key) && session.tools.size === 0) session.workflow.toolFinished();
   }
 
   /** @internal */
   cancel(placed: Placed): void {
     placed.ended = true;
     this.counters.cancelled += 1;
-    this.#tell(placed, () => {
-      placed.call.cancel();
-    });
-    this.#left(placed.session, placed.head);
-    this.#pumpSoon();
+    try {
+      this.#tell(placed, () => {
+        placed.call.cancel();
+      });
+    } finally {
+      this.#left(placed.session, placed.head);
+      this.#pumpSoon();
+    }
   }
 
   /** @internal */
@@ -418,11 +445,14 @@ export class ModelPool {
     } catch (thrown) {
       placed.ended = true;
       this.counters.cancelled += 1;
-      this.#tell(placed, () => {
-        placed.call.cancel();
-      });
-      this.#left(session, placed.head);
-      this.pump();
+      try {
+        this.#tell(placed, () => {
+          placed.call.cancel();
+        });
+      } finally {
+        this.#left(session, placed.head);
+        this.pump();
+      }
       throw thrown;
     }
   }
@@ -477,6 +507,19 @@ export class ModelPool {
         if (this.#pumpDue) this.pump();
       });
     }
+  }
+
+  /** `lost` is called when the worker is, unless what is returned was called before. */
+  watch(worker: VllmWorker, lost: () => void): () => void {
+    const known = this.#watched.get(worker);
+    const all = known ?? new Set();
+    if (known === undefined) this.#watched.set(worker, all);
+    all.add(lost);
+    if (worker.condition === 'lost') lost();
+    return () => {
+      all.delete(lost);
+      if (all.size === 0 && this.#watched.get(worker) === all) this.#watched.delete(worker);
+    };
   }
 
   /** A request to a worker failed, or its answer broke off. */
@@ -570,7 +613,7 @@ export class ModelPool {
         lastCallAt: Date.now(),
         calls: 0,
         openCalls: 0,
-        toolRuns: false,
+        tools: new Set(),
         closing: false,
       };
       this.sessions.set(number, opened);
@@ -584,8 +627,9 @@ export class ModelPool {
     const name = agent ?? '';
     let thread = session.threads.get(name);
     if (thread === undefined) {
-      thread = ++this.#threads;
-      if (session.threads.size < mostAgents) session.threads.set(name, thread);
+      if (session.threads.size >= mostAgents) return threadOf(session, name);
+      thread = ++lastThread;
+      session.threads.set(name, thread);
     }
     return thread;
   }

@@ -25,10 +25,15 @@ export interface RelayOptions {
   head(status: number, headers: Record<string, string | string[]>): AnswerReader | undefined;
   /** The first byte is there. */
   firstByte(): void;
+  /** Is given what makes the worker fail from outside, as long as nothing of its answer was sent. */
+  failable?(fail: (failure: WorkerFailure) => void): void;
 }
 
 /** Why a worker's answer was not passed: another one may do better. */
 export class WorkerFailure extends Error {}
+
+/** It did not begin in time. */
+export class LateWorker extends WorkerFailure {}
 
 /**
  * Passes one worker's answer on.
@@ -54,6 +59,12 @@ export async function relay(upstream: Upstream, options: RelayOptions): Promise<
       call?.abort(error);
       reject(error);
     };
+    const failOver = (failure: WorkerFailure): void => {
+      if (begun) return;
+      stop();
+      call?.abort(failure);
+      resolve(failure);
+    };
     const onAbort = (): void => {
       giveUp(signal.reason as Error);
     };
@@ -64,7 +75,7 @@ export async function relay(upstream: Upstream, options: RelayOptions): Promise<
       call?.resume();
     };
     let timer = setTimeout(() => {
-      giveUp(new GatewayError('deadline_exceeded', `no answer began within ${firstByteSeconds} seconds`));
+      failOver(new LateWorker(`no answer began within ${firstByteSeconds} seconds`));
     }, firstByteSeconds * 1000);
     const begin = (): void => {
       if (begun || head === undefined) return;
@@ -116,6 +127,7 @@ export async function relay(upstream: Upstream, options: RelayOptions): Promise<
       },
     });
     if (signal.aborted) onAbort();
+    else options.failable?.(failOver);
   });
 }
 

@@ -286,6 +286,12 @@ export const gatewaySettings: readonly Setting[] = [
     help: "`X-SAGA-Tenant` (or llm-d's fairness id) names the tenant where the key belongs to none",
   },
   {
+    name: 'trust_client_parameters',
+    type: { kind: 'flag' },
+    fallback: 'false',
+    help: 'Clients may send `priority`, `X-Vllm-Priority` and `kv_transfer_params`; otherwise they are left out',
+  },
+  {
     name: 'max_body_bytes',
     type: { kind: 'integer', least: 1024, most: 2 ** 31 },
     fallback: '33554432',

@@ -162,7 +162,7 @@ describe('tool calls', () => {
     const headers = { 'x-saga-session-id': 's' };
     expect((await post(serving.url, path, { model: 'm', ...body }, headers)).status).toBe(200);
     const [session] = sessionsOf(serving);
-    expect(session?.toolRuns).toBe(true);
+    expect(session?.tools.size).toBe(1);
     expect((await get(serving.url, '/saga/workflows')).json().workflows).toMatchObject([{ toolRuns: true }]);
     worker.script = json({
       choices: [{ text: 'done', finish_reason: 'stop' }],
@@ -170,7 +170,7 @@ describe('tool calls', () => {
       stop_reason: 'end_turn',
     });
     await call(serving, [1, 2], headers);
-    expect(session?.toolRuns).toBe(false);
+    expect(session?.tools.size).toBe(0);
   });
 
   it('of an emulated worker make directives that its connector carries out', async () => {

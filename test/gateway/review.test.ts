@@ -4,7 +4,19 @@ import { connect } from 'node:net';
 import { describe, expect, it } from 'vitest';
 import { Line, Lines } from '../../src/gateway/tokens/lines.js';
 import { PromptChain } from '../../src/prompt-chain.js';
-import { FakeWorker, json, raw, serve } from './helpers.js';
+import {
+  FakeWorker,
+  events,
+  json,
+  leftovers,
+  nothingLeft,
+  post,
+  raw,
+  serve,
+  until,
+  type Json,
+  type Script,
+} from './helpers.js';
 
 describe('lines of conversations', () => {
   const chainOf = (tokens: number): PromptChain => {
@@ -93,5 +105,186 @@ describe('a path', () => {
     expect(answer).toMatch(/^HTTP\/1\.1 404 /);
     expect(answer).toContain('"code":"unknown_route"');
     expect(worker.requests).toEqual([]);
+  });
+});
+
+describe('what steers an engine', () => {
+  const orders = {
+    kv_transfer_params: { saga: { actions: [] }, do_remote_prefill: true, own: 1 },
+    kv_hints: [{ x: 1 }],
+    vllm_xargs: { saga: 'x', kv_hints: 'y', kv_transfer_params: 'z', own: 2 },
+    priority: -5,
+  };
+  const routes = ['/v1/chat/completions', '/v1/completions', '/v1/responses', '/v1/messages', '/v1/embeddings'];
+  const bodyOf = (path: string): object => ({
+    model: 'm',
+    ...(path.endsWith('chat/completions') || path.endsWith('messages')
+      ? { messages: [{ role: 'user', content: 'a' }], max_tokens: 1 }
+      : path.endsWith('/completions')
+        ? { prompt: [1, 2] }
+        : { input: 'a' }),
+    ...orders,
+  });
+  const headers = { 'x-vllm-priority': '-9' };
+
+  it('is left out of what clients send, on every route', async () => {
+    const worker = await FakeWorker.start(json({ id: 'r1', choices: [], output: [] }));
+    const { url } = await serve([worker]);
+    for (const path of routes) expect((await post(url, path, bodyOf(path), headers)).status).toBe(200);
+    expect((await post(url, '/v1/responses', { ...bodyOf('/v1/responses'), previous_response_id: 'r1' })).status).toBe(
+      200,
+    );
+    expect((await post(url, '/v1/responses/r1/cancel', orders)).status).toBe(200);
+    expect((await post(url, '/v1/responses/r1/cancel', '')).status).toBe(200);
+    expect(worker.requests).toHaveLength(routes.length + 3);
+    for (const { path, body, headers: sent } of worker.requests) {
+      const got = JSON.parse(body || '{}') as Json;
+      expect([path, got.kv_transfer_params, got.kv_hints, got.priority]).toEqual([
+        path,
+        undefined,
+        undefined,
+        undefined,
+      ]);
+      if (body !== '') expect(got.vllm_xargs).toEqual({ own: 2 });
+      expect(sent['x-vllm-priority']).toBeUndefined();
+    }
+  });
+
+  it('passes where clients are trusted, but for orders to the connector', async () => {
+    const worker = await FakeWorker.start(json({ choices: [] }));
+    const { url } = await serve([worker], { trustClientParameters: true });
+    for (const path of routes) expect((await post(url, path, bodyOf(path), headers)).status).toBe(200);
+    for (const { body, headers: sent } of worker.requests) {
+      const got = JSON.parse(body) as Json;
+      expect(got.kv_transfer_params).toEqual({ do_remote_prefill: true, own: 1 });
+      expect(got.vllm_xargs).toEqual({ kv_transfer_params: 'z', own: 2 });
+      expect([got.kv_hints, got.priority, sent['x-vllm-priority']]).toEqual([undefined, -5, '-9']);
+    }
+  });
+
+  it('is said of calls to /v1/messages too', async () => {
+    const worker = await FakeWorker.start(json({ content: [] }));
+    const { url, pool } = await serve([worker]);
+    const known = pool.workers.workers[0] as Json;
+    known.features_ = { ...known.features_, connector: 'policy' };
+    await post(url, '/v1/messages', bodyOf('/v1/messages'), { 'x-session-id': 's' });
+    const sent = JSON.parse(worker.requests[0]?.body ?? '') as Json;
+    expect(sent.session_id).toBe('s');
+    expect(sent.kv_transfer_params.own).toBeUndefined();
+    expect(sent.kv_transfer_params.saga.actions[0].action_type).toBe('saga.call');
+  });
+
+  it('cannot be aimed at the request of another client by its id', async () => {
+    const worker = await FakeWorker.start(json({ choices: [] }));
+    const { url } = await serve([worker]);
+    const answers = [1, 2].map(() => post(url, '/v1/completions', { prompt: [1] }, { 'x-request-id': 'same' }));
+    for (const answer of answers) expect((await answer).headers.get('x-request-id')).toBe('same');
+    const ids = worker.requests.map(({ headers: sent }) => sent['x-request-id']);
+    expect(new Set(ids).size).toBe(2);
+    for (const id of ids) expect(id).toMatch(/^same-[0-9a-f]{12}$/);
+  });
+});
+
+describe('threads', () => {
+  it('are unique over models, and the same for an agent beyond the bound', async () => {
+    const worker = await FakeWorker.start(json({ choices: [] }));
+    const serving = await serve([worker], {
+      models: [
+        { name: 'm', servers: [{ url: worker.url }] },
+        { name: 'inner', servers: [{ url: worker.url }] },
+      ],
+    });
+    const call = async (model: string, session: string, agent: string): Promise<void> => {
+      const headers = { 'x-claude-code-session-id': session, 'x-claude-code-agent-id': agent };
+      expect((await post(serving.url, '/v1/completions', { model, prompt: [1] }, headers)).status).toBe(200);
+    };
+    const submitted: number[] = [];
+    for (const pool of serving.gateway.pools.values()) {
+      const { directives } = pool.workers;
+      const ended = directives.ended.bind(directives);
+      directives.ended = (end) => {
+        submitted.push(end.thread as number);
+        ended(end);
+      };
+    }
+    await call('m', 'a', 'x');
+    await call('inner', 'a', 'x');
+    await call('m', 'b', 'x');
+    await call('m', 'a', 'x');
+    const [first, second, third, fourth] = submitted;
+    expect(new Set([first, second, third]).size).toBe(3);
+    expect(fourth).toBe(first);
+    const session = [...serving.pool.sessions.values()].find(({ name }) => name === 'a');
+    for (let i = 0; session !== undefined && session.threads.size < 1024; ++i) session.threads.set(`filler ${i}`, i);
+    await call('m', 'a', 'late');
+    await call('m', 'a', 'later');
+    await call('m', 'a', 'late');
+    const [late, later, again] = submitted.slice(4);
+    expect(again).toBe(late);
+    expect(later).not.toBe(late);
+    expect(Number.isSafeInteger(late)).toBe(true);
+  });
+});
+
+describe('tools', () => {
+  const uses = (name: string): Script =>
+    json({
+      choices: [{ finish_reason: 'tool_calls', message: { tool_calls: [{ function: { name } }] } }],
+      usage: { prompt_tokens: 1, completion_tokens: 1 },
+    });
+
+  it('of several agents run until the agent that started each calls again', async () => {
+    const worker = await FakeWorker.start(uses('bash'));
+    const { url, pool } = await serve([worker]);
+    const call = async (agent: string): Promise<void> => {
+      const headers = { 'x-claude-code-session-id': 's', 'x-claude-code-agent-id': agent };
+      const body = { model: 'm', messages: [{ role: 'user', content: agent }] };
+      expect((await post(url, '/v1/chat/completions', body, headers)).status).toBe(200);
+    };
+    await call('x');
+    await call('y');
+    const [session] = pool.sessions.values();
+    expect([...(session?.tools ?? [])]).toEqual(['agent x', 'agent y']);
+    worker.script = json({ choices: [{ finish_reason: 'stop', message: {} }] });
+    await call('y');
+    expect([...(session?.tools ?? [])]).toEqual(['agent x']);
+    await call('x');
+    expect(session?.tools.size).toBe(0);
+    await call('x');
+    expect(pool.counters).toMatchObject({ finished: 5, cancelled: 0 });
+  });
+});
+
+describe('a worker that is lost', () => {
+  it('gives its calls without a first byte to another one at once, and keeps those in mid stream', async () => {
+    const held = await FakeWorker.start((_request, response, body) => {
+      if (!body.includes('"stream":true')) return;
+      response.writeHead(200, { 'content-type': 'text/event-stream' });
+      response.write('data: {"choices":[{}]}\n\n');
+      setTimeout(() => response.end('data: [DONE]\n\n'), 1500);
+    });
+    const serving = await serve([held]);
+    const streaming = post(serving.url, '/v1/completions', { prompt: [1], stream: true });
+    const waiting = post(serving.url, '/v1/completions', { prompt: [2] });
+    await until('both are there', () => held.requests.length === 2);
+    const other = await FakeWorker.start(json({ choices: [], other: true }));
+    await serving.pool.workers.add({ url: other.url });
+    serving.pool.workers.remove(held.url);
+    const answer = await waiting;
+    expect([answer.status, answer.json().other]).toEqual([200, true]);
+    expect((await streaming).text).toContain('[DONE]');
+    await until('nothing is left', () => JSON.stringify(leftovers(serving)) === JSON.stringify(nothingLeft), 3000);
+  });
+
+  it('or late with its first byte is replaced while there are retries', async () => {
+    const late = await FakeWorker.start(() => undefined);
+    const good = await FakeWorker.start(events('data: {"choices":[{}]}\n\n', 'data: [DONE]\n\n'));
+    const serving = await serve([late, good], { firstByteSeconds: 0.3 });
+    const answers = await Promise.all(
+      [1, 2, 3, 4].map((i) => post(serving.url, '/v1/completions', { prompt: [i], stream: true })),
+    );
+    expect(answers.map(({ status }) => status)).toEqual([200, 200, 200, 200]);
+    expect(late.requests.length).toBeGreaterThan(0);
+    expect(serving.pool.counters.retried).toBeGreaterThan(0);
   });
 });

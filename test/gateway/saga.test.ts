@@ -96,7 +96,7 @@ describe('a reservation', () => {
     expect((await post(url, '/saga/release', release)).json()).toEqual({ released: true });
     expect(leftovers(serving)).toEqual(nothingLeft);
     expect(pool.counters).toMatchObject({ finished: 1, outputTokens: 9, cachedTokens: 16 });
-    expect([...pool.sessions.values()].map(({ toolRuns }) => toolRuns)).toEqual([true]);
+    expect([...pool.sessions.values()].map(({ tools }) => tools.size)).toEqual([1]);
     const again = await post(url, '/saga/release', release);
     expect([again.status, again.json().error.code]).toEqual([404, 'not_found']);
   });

@@ -68,7 +68,7 @@ export function workflowList(pools: readonly ModelPool[], tenant: Tenant): objec
           calls: session.calls,
           openCalls: session.openCalls,
           agents: session.threads.size,
-          toolRuns: session.toolRuns,
+          toolRuns: session.tools.size > 0,
           openedAt: new Date(session.openedAt).toISOString(),
           lastCallAt: new Date(session.lastCallAt).toISOString(),
         })),

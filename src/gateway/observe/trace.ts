@@ -8,6 +8,8 @@ export interface RequestSpan {
   /** What is found out on the way. */
   set(attributes: Readonly<Record<string, string | number | boolean | undefined>>): void;
   failed(error: GatewayError): void;
+  /** For a request that is part of it; `undefined` where nothing is registered that writes them. */
+  headers(): Record<string, string> | undefined;
   end(status: number): void;
 }
 
@@ -23,6 +25,11 @@ export function startSpan(request: IncomingMessage, path: string): RequestSpan {
   return {
     set(attributes) {
       for (const [name, value] of Object.entries(attributes)) if (value !== undefined) span.setAttribute(name, value);
+    },
+    headers() {
+      const carrier: Record<string, string> = {};
+      propagation.inject(trace.setSpan(parent, span), carrier);
+      return Object.keys(carrier).length === 0 ? undefined : carrier;
     },
     failed(error) {
       span.setStatus({ code: SpanStatusCode.ERROR, message: error.code });
