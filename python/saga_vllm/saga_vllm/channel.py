@@ -1,11 +1,14 @@
 """The directive channel: a thread with a ZMQ ROUTER that checks messages and hands them to the engine's thread.
 
 The thread does everything that costs time (JSON, signatures, sockets). The engine's thread calls take() at its hooks, carries the
-directives out, and calls answer(); both only touch deques and one pipe. Nothing of the engine is touched from here.
+directives out, and calls answer(); both only touch a dict, a deque and one pipe. Nothing of the engine is touched from here.
 
 A message waits until the engine takes it or until it expires; who gets it is decided by taking it out of `_waiting`, which is
-atomic. What is not taken within 20 ms is answered `pending`. Messages and what became of them are remembered by message_id, the
-last 4,096, so that a repeated one is answered and not carried out again.
+atomic. What is not taken within 20 ms is answered `pending`. What became of a message is remembered by message_id, so that a
+repeated one is answered and not carried out again: the identifiers and outcomes of the last 4,096, never what was asked for.
+
+Memory, whatever is sent: messages that wait have at most 8 MiB of JSON together (what comes then is refused, `memory`), and what
+is remembered is at most 8 MiB by a generous estimate (the oldest goes).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import ipaddress
 import json
 import logging
 import os
+import sys
 import threading
 import time
 from collections import OrderedDict, deque
@@ -24,8 +28,11 @@ from . import envelope
 from .envelope import Directive, Envelope, Malformed
 
 REMEMBERED = 4096
+REMEMBERED_BYTES = 8 << 20
 MOST_WAITING = 4096
+MOST_WAITING_BYTES = 8 << 20
 PENDING_AFTER = 0.02
+_STATUS: dict[str, Any] = {}  # in the place of an outcome: the state, which is told anew to whoever asks again
 
 
 class CannotBind(RuntimeError):
@@ -33,15 +40,23 @@ class CannotBind(RuntimeError):
 
 
 class Message:
-    """An envelope that came, whom to answer, and what has been answered."""
+    """A message that came, whom to answer, and what has been answered. The actions go when they have been dealt with."""
 
-    __slots__ = ("identity", "envelope", "deadline", "outcomes")
+    __slots__ = ("identity", "message_id", "actions", "arrival", "deadline", "size", "outcomes")
 
-    def __init__(self, identity: bytes | None, given: Envelope, deadline: float) -> None:
+    def __init__(self, identity: bytes | None, given: Envelope, size: int = 0) -> None:
         self.identity = identity
-        self.envelope = given
-        self.deadline = deadline
-        self.outcomes: dict[str, dict[str, Any]] = {}  # by action_id, the newest
+        self.message_id = given.message_id
+        self.actions = given.actions
+        self.arrival = time.monotonic()
+        self.deadline = self.arrival + given.expires_in
+        self.size = size  # bytes of JSON
+        # By action_id the newest. Of the channel's thread alone.
+        self.outcomes: dict[str, dict[str, Any] | None] = dict.fromkeys(action.action_id for action in given.actions)
+
+    def cost(self) -> int:
+        """Bytes of memory without the actions, rather too many."""
+        return 1024 + sys.getsizeof(self.message_id) + sum(512 + sys.getsizeof(name) for name in self.outcomes)
 
 
 def is_loopback(endpoint: str) -> bool:
@@ -85,9 +100,12 @@ class Channel:
         self._key = key
         self._status = status
         self._logger = logger
-        self._inbox: deque[Message] = deque()
-        self._waiting: dict[int, Message] = {}
+        self._waiting: dict[int, Message] = {}  # by id(), in the order of arrival
+        self._received_bytes = 0  # of messages that had to wait
+        self._expired_bytes = 0  # of those that the channel's thread took out again
+        self._taken_bytes = 0  # of those that the engine's thread took: each number is written by one thread only
         self._seen: OrderedDict[str, Message] = OrderedDict()
+        self._seen_bytes = 0
         self._outbox: deque[tuple[Message, dict[str, Any]]] = deque()
         self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
         self._stop = False
@@ -96,6 +114,7 @@ class Channel:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 200)
         self._socket.setsockopt(zmq.MAXMSGSIZE, envelope.MOST_BYTES)
+        self._socket.setsockopt(zmq.RCVHWM, 32)  # of each peer; what comes faster waits with the sender
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
@@ -112,12 +131,13 @@ class Channel:
 
     def take(self) -> list[Message]:
         """The messages that wait, in order. Costs next to nothing if there are none."""
-        if not self._inbox:
+        if not self._waiting:
             return []
         taken = []
-        while self._inbox:
-            message = self._inbox.popleft()
-            if self._waiting.pop(id(message), None) is not None:
+        for number in list(self._waiting):
+            message = self._waiting.pop(number, None)
+            if message is not None:
+                self._taken_bytes += message.size
                 taken.append(message)
         return taken
 
@@ -205,27 +225,38 @@ class Channel:
         if before is not None:
             self.counters["repeated"] += 1
             before.identity = identity
-            self._send(identity, given.message_id, [
-                before.outcomes.get(action.action_id, {"action_id": action.action_id, "status": "pending"})
-                for action in before.envelope.actions])
+            self._send(identity, given.message_id, [self._answered(before, action) for action in given.actions])
             return
-        message = Message(identity, given, time.monotonic() + given.expires_in)
+        message = Message(identity, given, len(parts[0]))
         self._seen[given.message_id] = message
-        if len(self._seen) > REMEMBERED:
-            self._seen.popitem(last=False)
-        self._accept(message)
+        self._seen_bytes += message.cost()
+        while len(self._seen) > REMEMBERED or self._seen_bytes > REMEMBERED_BYTES:
+            self._seen_bytes -= self._seen.popitem(last=False)[1].cost()
+        self._accept(message, given.epoch)
 
-    def _accept(self, message: Message) -> None:
-        given = message.envelope
-        if given.epoch is not None and given.epoch != self.epoch:
-            self._conclude(message, [_refused(action, "epoch") for action in given.actions])
+    def _answered(self, before: Message, action: Directive) -> dict[str, Any]:
+        """To an action of a message that is known."""
+        if action.action_id not in before.outcomes:
+            return _refused(action, "malformed")
+        outcome = before.outcomes[action.action_id]
+        if outcome is None:
+            return {"action_id": action.action_id, "status": "pending"}
+        return self._state(action) if outcome is _STATUS else outcome
+
+    def _state(self, action: Directive) -> dict[str, Any]:
+        return {"action_id": action.action_id, "status": "applied", **self._status()}
+
+    def _accept(self, message: Message, epoch: int | None) -> None:
+        actions, message.actions = message.actions, ()
+        if epoch is not None and epoch != self.epoch:
+            self._conclude(message, [_refused(action, "epoch") for action in actions])
             return
-        outcomes, left = [], []
-        for action in given.actions:
+        outcomes, left, states = [], [], []
+        for action in actions:
             if action.problem is not None:
                 outcomes.append(_refused(action, action.problem))
             elif action.action_type == "saga.status":
-                outcomes.append({"action_id": action.action_id, "status": "applied", **self._status()})
+                states.append(self._state(action))
             elif action.action_type == "saga.call":
                 outcomes.append(_refused(action, "unsupported"))  # belongs on a request
             else:
@@ -233,15 +264,22 @@ class Channel:
         if self._refusing:
             outcomes += [_refused(action, "unsupported") for action in left]
             left = []
-        elif left and len(self._waiting) >= MOST_WAITING:
+        elif left and self._is_full(message.size):
             self.counters["overflow"] += 1
             outcomes += [_refused(action, "memory") for action in left]
             left = []
-        if outcomes:
-            self._conclude(message, outcomes)
+        if outcomes or states:
+            self._conclude(message, outcomes + states)
+            for state in states:
+                message.outcomes[state["action_id"]] = _STATUS
         if left:
+            message.actions = tuple(left)
+            self._received_bytes += message.size
             self._waiting[id(message)] = message
-            self._inbox.append(message)
+
+    def _is_full(self, size: int) -> bool:
+        waiting = self._received_bytes - self._expired_bytes - self._taken_bytes
+        return len(self._waiting) >= MOST_WAITING or waiting + size > MOST_WAITING_BYTES
 
     def _look_at_waiting(self, reported: set[int]) -> None:
         if not self._waiting:
@@ -249,18 +287,17 @@ class Channel:
             return
         now = time.monotonic()
         for number, message in list(self._waiting.items()):
-            left = [action for action in message.envelope.actions if action.action_id not in message.outcomes]
-            if self._refusing:
-                if self._waiting.pop(number, None) is not None:
-                    self._conclude(message, [_refused(action, "unsupported") for action in left])
-            elif now >= message.deadline:
-                if self._waiting.pop(number, None) is not None:
-                    reported.discard(number)
-                    self._conclude(message, [{"action_id": action.action_id, "status": "expired"} for action in left])
-            elif number not in reported and now >= message.deadline - message.envelope.expires_in + PENDING_AFTER:
+            if self._refusing or now >= message.deadline:
+                if self._waiting.pop(number, None) is None:
+                    continue  # the engine was faster
+                self._expired_bytes += message.size
+                actions, message.actions = message.actions, ()
+                self._conclude(message, [_refused(action, "unsupported") for action in actions] if self._refusing else
+                               [{"action_id": action.action_id, "status": "expired"} for action in actions])
+            elif number not in reported and now >= message.arrival + PENDING_AFTER:
                 reported.add(number)
-                self._send(message.identity, message.envelope.message_id,
-                           [{"action_id": action.action_id, "status": "pending"} for action in left])
+                self._send(message.identity, message.message_id,
+                           [{"action_id": action.action_id, "status": "pending"} for action in message.actions])
         reported.intersection_update(list(self._waiting))
 
     def _send_answers(self) -> None:
@@ -274,7 +311,7 @@ class Channel:
     def _conclude(self, message: Message, outcomes: list[dict[str, Any]]) -> None:
         for outcome in outcomes:
             message.outcomes[outcome["action_id"]] = outcome
-        self._send(message.identity, message.envelope.message_id, outcomes)
+        self._send(message.identity, message.message_id, outcomes)
 
     def _send(self, identity: bytes | None, message_id: str, outcomes: list[dict[str, Any]]) -> None:
         if identity is None:

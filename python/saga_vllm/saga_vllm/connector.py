@@ -33,8 +33,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from . import __version__, envelope, native
-from .channel import CannotBind, Channel, Message, with_rank
-from .envelope import Directive, Malformed, Target
+from .channel import REMEMBERED, CannotBind, Channel, Message, with_rank
+from .envelope import Directive, Envelope, Malformed, Target
 from .free_queue import contract_problem
 from .leases import Leases, TailHolder
 from .order import PolicyOrder
@@ -98,7 +98,9 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
         self._channel: Channel | None = None
         self._metadata = SagaMetadata()
         self._counters = {"errors": 0, "applied": 0, "refused": 0, "expired": 0, "leases": 0, "evicted_blocks": 0,
-                          "requests": 0, "requests_with_thread": 0, "malformed_on_requests": 0}
+                          "requests": 0, "requests_with_thread": 0, "malformed_on_requests": 0,
+                          "repeated_on_requests": 0}
+        self._seen_on_requests: dict[str, None] = {}  # message_id
         self._pool: Any = None
         self._native_stats: dict[str, int] = {}
         self._next_stats = 0.0
@@ -214,6 +216,7 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
     def requires_kv_delivery(self) -> bool:
         return False
 
+    @_guarded((0, False))
     def get_num_new_matched_tokens(self, request: "Request", num_computed_tokens: int) -> tuple[int | None, bool]:
         if self._order is not None:
             self._order.request_may_start(request)
@@ -235,7 +238,7 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
         if self._order is not None:
             self._order.request_came(request, native.NO_THREAD if thread is None else thread, kind)
             if self._order is not None and thread is not None and expected is not None:
-                self._order.told(thread, native.Outcome(declared_gap_us=int(expected * 1e6)))
+                self._order.told(thread, native.Outcome(declared_gap_us=self._in_policy_time(expected)))
         elif self._tail is not None:
             self._tail_step(0)
 
@@ -278,17 +281,21 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
             self._order.request_ended(request, block_ids)
         self._book.went(request)
 
+    @_guarded(False)
     def has_pending_push_work(self) -> bool:
         """Directives wait: one empty step applies them."""
-        return not self._off and self._pool is not None and self._channel is not None and self._channel.waiting()
+        return self._pool is not None and self._channel is not None and self._channel.waiting()
 
     def reset_cache(self) -> bool | None:
         return True
 
     def shutdown(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            try:
+                channel.close()
+            except Exception:  # noqa: BLE001
+                logger.debug("SAGA: while shutting down", exc_info=True)
 
     # ---- vLLM's hooks, worker side
 
@@ -315,18 +322,36 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
             except Malformed:
                 self._counters["malformed_on_requests"] += 1
                 continue
-            message = Message(None, read, 0.0)
+            others = []
             for action in read.actions:
                 if action.problem is not None:
                     self._counters["malformed_on_requests"] += 1
-                elif action.action_type == "saga.call":
+                elif action.action_type == "saga.call":  # of this very request, whatever came before
                     thread, kind, expected = action.thread, action.kind, action.expected
                 elif action.action_type != "saga.status" and self._may_on_request(action):
+                    others.append(action)
+            if others and self._is_to_be_done(read):
+                message = Message(None, read)
+                message.actions = ()
+                for action in others:
                     self._apply(message, action)
         if thread is None and getattr(request, "session_id", None):
             digest = hashlib.blake2b(request.session_id.encode(), digest_size=8).digest()
             thread = min(int.from_bytes(digest, "big"), native.NO_THREAD - 1)
         return thread, kind, expected
+
+    def _is_to_be_done(self, read: Envelope) -> bool:
+        """A message on a request: for this start of the engine, and not seen on a request before."""
+        if read.epoch is not None and read.epoch != self._epoch:
+            self._counters["refused"] += 1
+            return False
+        if read.message_id in self._seen_on_requests:
+            self._counters["repeated_on_requests"] += 1
+            return False
+        self._seen_on_requests[read.message_id] = None
+        if len(self._seen_on_requests) > REMEMBERED:
+            del self._seen_on_requests[next(iter(self._seen_on_requests))]
+        return True
 
     def _may_on_request(self, action: Directive) -> bool:
         """Whoever has a key for directives does not take those of whoever may send requests, but for what concerns a thread."""
@@ -354,12 +379,11 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
             return
         for message in self._channel.take():
             late = time.monotonic() > message.deadline
-            for action in message.envelope.actions:
-                if action.problem is not None or action.action_type in ("saga.status", "saga.call"):
-                    continue
+            actions, message.actions = message.actions, ()
+            for action in actions:
                 if late:
                     self._counters["expired"] += 1
-                    self._answer(message, action, {"status": "expired"})
+                    self._answer(message, action.action_id, {"status": "expired"})
                 else:
                     self._apply(message, action)
 
@@ -369,11 +393,11 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
         except Unsupported:
             outcome = {"status": "refused", "reason": "unsupported"}
         self._counters["applied" if outcome["status"] in ("applied", "released") else "refused"] += 1
-        self._answer(message, action, outcome)
+        self._answer(message, action.action_id, outcome)
 
-    def _answer(self, message: Message, action: Directive, outcome: dict[str, Any]) -> None:
+    def _answer(self, message: Message, action_id: str, outcome: dict[str, Any]) -> None:
         if message.identity is not None and self._channel is not None:
-            self._channel.answer(message, {"action_id": action.action_id, **outcome})
+            self._channel.answer(message, {"action_id": action_id, **outcome})
 
     def _carry_out(self, message: Message, action: Directive) -> dict[str, Any]:
         assert self._leases is not None
@@ -394,15 +418,15 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
     def _retain(self, message: Message, action: Directive, blocks: list[Any], missing: int) -> dict[str, Any]:
         assert self._leases is not None
         ids = list(dict.fromkeys(block.block_id for block in blocks))
-        held = self._leases.retain(action.claim_id, ids, action.ttl / self._settings.time_scale, action.value,
-                                   functools.partial(self._lease_ended, message, action))
+        held = self._leases.retain(action.claim_id, ids, action.ttl, action.value,
+                                   functools.partial(self._lease_ended, message, action.action_id))
         if not held:
             return _refusal("budget", missing)
         self._counters["leases"] += 1
         return {"status": "applied", "blocks": len(ids), "missing": missing}
 
-    def _lease_ended(self, message: Message, action: Directive, status: str, reason: str | None) -> None:
-        self._answer(message, action, {"status": status} if reason is None else {"status": status, "reason": reason})
+    def _lease_ended(self, message: Message, action_id: str, status: str, reason: str | None) -> None:
+        self._answer(message, action_id, {"status": status} if reason is None else {"status": status, "reason": reason})
 
     def _evict(self, action: Directive, blocks: list[Any], missing: int) -> dict[str, Any]:
         assert self._leases is not None
@@ -446,10 +470,14 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
             queue.remove(block)
         queue.prepend_n(free)
 
+    def _in_policy_time(self, seconds: float) -> int:
+        """Microseconds of the policy's clock. Directives speak of seconds of the wall."""
+        return int(seconds * 1e6 * self._settings.time_scale)
+
     def _ended(self, action: Directive) -> dict[str, Any]:
         if self._order is None:
             return _refusal("unsupported")
-        gap = native.NOT_DECLARED if action.expected is None else int(action.expected * 1e6)
+        gap = native.NOT_DECLARED if action.expected is None else self._in_policy_time(action.expected)
         outcome = native.Outcome(action.stop_reason, action.tool_class, action.session_end, 0, gap)
         if not self._order.told(action.thread, outcome):
             return _refusal("not_resident")

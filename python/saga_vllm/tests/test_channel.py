@@ -8,6 +8,7 @@ import pytest
 
 zmq = pytest.importorskip("zmq")
 
+from saga_vllm import channel as channel_module
 from saga_vllm import envelope
 from saga_vllm.channel import CannotBind, Channel
 
@@ -108,7 +109,7 @@ def test_epoch(opened):
     assert peer.outcome() == {"action_id": "a", "status": "refused", "reason": "epoch"}
     peer.send("new", release(), epoch=EPOCH)
     (message,) = take(channel)
-    assert message.envelope.message_id == "new"
+    assert message.message_id == "new"
 
 
 def test_expiry_in_an_idle_engine(opened):
@@ -117,6 +118,61 @@ def test_expiry_in_an_idle_engine(opened):
     assert peer.outcome()["status"] == "pending"
     assert peer.outcome()["status"] == "expired"
     assert not channel.waiting() and channel.take() == []
+
+
+def test_what_waits_is_bounded(opened, monkeypatch):
+    monkeypatch.setattr(channel_module, "MOST_WAITING_BYTES", 100_000)
+    channel, peer = opened()
+    many = {"action_id": "e", "action_type": "kv.evict", "payload": {"target": {"token_ids": [7] * 10_000}}}  # some 30 kB
+    for i in range(5):
+        peer.send(f"m{i}", many, expires_in=0.5)
+    states = {}
+    while len(states) < 5:
+        answer = peer.answer()
+        states[answer["message_id"]] = answer["outcomes"][0]
+    assert [states[f"m{i}"]["status"] for i in range(5)] == ["pending", "pending", "pending", "refused", "refused"]
+    assert states["m4"]["reason"] == "memory" and channel.counters["overflow"] == 2
+    # Nothing is kept of what expires in an idle engine, nor of what was taken: there is room again.
+    assert [peer.outcome()["status"] for _ in range(3)] == ["expired"] * 3
+    assert not channel._waiting and all(not message.actions for message in channel._seen.values())
+    for turn in range(3):
+        for i in range(3):
+            peer.send(f"n{turn}-{i}", many)
+        taken = []
+        while len(taken) < 3:
+            taken += take(channel)
+        for message in taken:
+            assert len(message.actions) == 1
+    assert channel.counters["overflow"] == 2
+    assert channel._received_bytes == channel._expired_bytes + channel._taken_bytes > 300_000
+
+
+def test_what_is_remembered_is_bounded(opened, monkeypatch):
+    monkeypatch.setattr(channel_module, "REMEMBERED_BYTES", 200_000)
+    channel, peer = opened()
+    many = [{"action_id": f"{i}" + "x" * 100, "action_type": "kv.prefetch", "payload": {"target": {"token_ids": [1] * 100}}}
+            for i in range(50)]
+    for i in range(20):
+        peer.send(f"m{i}", *many)
+        assert len(peer.answer()["outcomes"]) == 50
+    assert 1 <= len(channel._seen) < 8 and "m19" in channel._seen and "m0" not in channel._seen
+    assert channel._seen_bytes == sum(message.cost() for message in channel._seen.values()) <= 200_000
+    peer.send("m19", *many)
+    assert [outcome["reason"] for outcome in peer.answer()["outcomes"]] == ["synthetic_request"] * 50
+    assert channel.counters["repeated"] == 1
+
+
+def test_a_state_that_is_asked_for_again_is_told_anew(opened):
+    channel, peer = opened()
+    status = {"action_id": "s", "action_type": "saga.status"}
+    peer.send("m", status)
+    assert peer.outcome() == {"action_id": "s", "status": "applied", "strength": "policy"}
+    channel._status = lambda: {"strength": "none"}
+    peer.send("m", status)
+    assert peer.outcome() == {"action_id": "s", "status": "applied", "strength": "none"}
+    peer.send("m", release("another"))
+    assert peer.outcome() == {"action_id": "another", "status": "refused", "reason": "malformed"}
+    assert not channel.waiting()
 
 
 def test_what_is_answered_without_the_engine(opened):
@@ -155,7 +211,7 @@ def test_signatures(opened):
     peer.send("no time", release(), time=None)
     peer.send("good", release())
     (message,) = take(channel)
-    assert message.envelope.message_id == "good"
+    assert message.message_id == "good"
     assert channel.counters["unsigned"] == 3 and channel.counters["stale"] == 2
     channel.answer(message, {"action_id": "a", "status": "released"})
     while (outcome := peer.outcome())["status"] == "pending":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,8 +14,11 @@ from engine import BLOCK, Engine, prompt
 QUIET = {"directive_endpoint": ""}
 
 
-def envelope(kind, payload, message_id="m"):
-    return {"protocol_version": "0.1", "message_id": message_id,
+numbers = itertools.count()
+
+
+def envelope(kind, payload):
+    return {"protocol_version": "0.1", "message_id": f"m{next(numbers)}",
             "actions": [{"action_id": "a", "action_type": kind, "action_version": "1.0", "payload": payload}]}
 
 
@@ -321,6 +326,54 @@ def test_threads_of_requests(engine):
     assert ours.connector._counters["malformed_on_requests"] == 1
 
 
+def test_directives_speak_of_seconds_of_the_wall(engine):
+    from saga_vllm import native
+
+    ours = engine(connector={**QUIET, "time_scale": 20})
+    order, leases = order_of(ours), ours.connector._leases
+    gaps = []
+    told = order.told
+    order.told = lambda thread, outcome: (gaps.append(outcome.declared_gap_us), told(thread, outcome))[1]
+    ours.serve(prompt(1, 5 * BLOCK), 1, saga=call(1, expected_seconds=3), name="kept")
+    ended = envelope("saga.ended", {"thread": 1, "stop_reason": "tool_use", "expected_seconds": 1.5})
+    ours.serve(prompt(2, 20), 1, saga=ended)
+    ours.serve(prompt(3, 20), 1, saga=envelope("saga.ended", {"thread": 1, "stop_reason": "tool_use"}))
+    assert gaps == [60_000_000, 30_000_000, native.NOT_DECLARED]  # of the policy's clock
+    before = time.monotonic()
+    ours.serve(prompt(4, 20), 1, saga=envelope("kv.retain", {"claim_id": "c", "target": {"request_id": "kept"}, "ttl_seconds": 2}))
+    assert 1.9 <= leases.leases["c"].deadline - before <= 3
+    first = order.clock()
+    time.sleep(0.05)
+    assert 900_000 <= order.clock() - first <= 20_000_000
+
+
+def test_a_message_on_requests_is_carried_out_once(engine):
+    ours = engine(connector=QUIET)
+    connector, order = ours.connector, order_of(ours)
+    seen = []
+    came = order.request_came
+    order.request_came = lambda request, thread, kind: (seen.append(thread), came(request, thread, kind))
+    ours.serve(prompt(1, 10 * BLOCK), 1, name="kept")
+    evict = {"action_id": "e", "action_type": "kv.evict", "payload": {"target": {"request_id": "kept"}, "mode": "now"}}
+    who = {"action_id": "c", "action_type": "saga.call", "payload": {"thread": 5}}
+
+    def message(message_id, **more):
+        return {"protocol_version": "0.1", "message_id": message_id, "actions": [evict, who], **more}
+
+    for epoch, left in [(connector._epoch - 1, 10), (connector._epoch, 0)]:
+        ours.serve(prompt(2, 20), 1, saga=message(f"m{epoch}", epoch=epoch))
+        assert ours.cached(prompt(1, 10 * BLOCK)) == left
+    ours.serve(prompt(1, 10 * BLOCK), 1, name="kept")
+    ours.serve(prompt(3, 20), 1, saga=message(f"m{connector._epoch}", epoch=connector._epoch))
+    assert ours.cached(prompt(1, 10 * BLOCK)) == 10 and connector._counters["repeated_on_requests"] == 1
+    ours.serve(prompt(3, 20), 1, saga=message("another", expires_in=0))  # it begins when it arrives
+    assert ours.cached(prompt(1, 10 * BLOCK)) == 0
+    assert [thread for thread in seen if thread == 5] == [5] * 4  # whose call it is holds for every request
+    for i in range(5000):
+        connector._read_request(SimpleNamespace(request_id="x", kv_transfer_params={"saga": {**message(f"n{i}"), "actions": [evict]}}))
+    assert len(connector._seen_on_requests) == 4096 and "n904" in connector._seen_on_requests
+
+
 # ---- Leases
 
 
@@ -612,6 +665,32 @@ def test_an_error_of_ours_leaves_a_working_engine(engine, method):
     assert type(one.pool.free_block_queue) is FreeKVCacheBlockQueue
     assert one.pool.get_num_free_blocks() == 59 == len(one.pool.free_block_queue.get_all_free_blocks())
     flood(one, 10)
+
+
+@pytest.mark.parametrize("hook", ["get_num_new_matched_tokens", "on_new_request", "build_connector_meta",
+                                  "request_finished_all_groups", "has_pending_push_work"])
+def test_an_error_in_a_hook_does_not_reach_the_engine(engine, hook, monkeypatch):
+    from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
+
+    one = engine(100, connector=QUIET)
+    flood(one, 3)
+
+    def fails(*given):
+        raise RuntimeError("on purpose")
+
+    connector = one.connector
+    if hook == "has_pending_push_work":
+        connector._channel = SimpleNamespace(waiting=fails, take=list, refuse=lambda: None, close=fails)
+        assert connector.has_pending_push_work() is False
+    else:
+        name = {"get_num_new_matched_tokens": "request_may_start", "on_new_request": "request_came",
+                "build_connector_meta": "step_ended", "request_finished_all_groups": "request_ended"}[hook]
+        monkeypatch.setattr(connector._order, name, fails)
+    flood(one, 10)
+    assert connector._strength == "none" and "on purpose" in connector._reason
+    assert connector._counters["errors"] == 1
+    assert type(one.pool.free_block_queue) is FreeKVCacheBlockQueue
+    assert one.pool.get_num_free_blocks() == 99 == len(one.pool.free_block_queue.get_all_free_blocks())
 
 
 # ---- With others
