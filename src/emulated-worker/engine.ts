@@ -302,7 +302,7 @@ export class Engine {
       hashes: call.hashes.subarray(0, call.hashCount),
       ...(options.eviction === 'saga' ? callOf(request) : {}),
     });
-    if (request.outcome !== undefined) this.#former.setOutcome(call.id, request.outcome);
+    if (request.outcome !== undefined) this.#former.setOutcome(call.id, this.#inEngineTime(request.outcome));
     this.#calls[call.id] = call;
     this.#open.add(call);
     if (this.#open.size === 1) this.onWork();
@@ -491,7 +491,8 @@ export class Engine {
    *
    * @returns whether that call is known
    */
-  told(thread: number, outcome: CallOutcome): boolean {
+  told(thread: number, told: CallOutcome): boolean {
+    const outcome = this.#inEngineTime(told);
     let open: EngineCall | undefined;
     for (const call of this.#open) if (call.request.thread === thread) open = call;
     if (open !== undefined) {
@@ -507,6 +508,14 @@ export class Engine {
   }
 
   // ---- Within
+
+  /** Clients speak of seconds of the wall. */
+  #inEngineTime(outcome: CallOutcome): CallOutcome {
+    const { timeScale } = this.options;
+    const { declaredGapSeconds: seconds } = outcome;
+    if (seconds === undefined || timeScale === Infinity) return outcome;
+    return { ...outcome, declaredGapSeconds: seconds * timeScale };
+  }
 
   #hasherFor(keys: RequestKeys): BlockHasher {
     const { hashAlgorithm: algorithm, hashSeed, blockTokens, taggedKeys } = this.options;

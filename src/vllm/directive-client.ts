@@ -9,6 +9,8 @@
  * | copy | nothing moves blocks between vLLM workers here: refused at once | refused |
  * | priority | nothing: a call that was sent has its priority | no, counted |
  *
+ * Times of the scheduler become seconds of the wall here, and only here: nobody else knows the time scale of the set.
+ *
  * A worker without a channel, or with a connector that can do nothing, refuses everything. Whatever happens to a connection, each
  * retain is reported.
  */
@@ -83,7 +85,15 @@ export class DirectiveClient {
 
   /** Tells the engine's own policy what follows a call: `saga.ended`. */
   ended(call: EndedCall): void {
-    if (this.#usable(call.worker)) this.#send(call.worker, 'saga.ended', endedPayload(call), ignore);
+    if (!this.#usable(call.worker)) return;
+    const { expectedSeconds: seconds } = call;
+    const told = seconds === undefined ? call : { ...call, expectedSeconds: this.wallSeconds(seconds) };
+    this.#send(call.worker, 'saga.ended', endedPayload(told), ignore);
+  }
+
+  /** Scheduler time in the seconds of the wall that directives speak of. */
+  wallSeconds(seconds: number): number {
+    return seconds / this.#host.timeScale;
   }
 
   /** `now`: the blocks lose their hashes. `first`: they are the next victims. */
@@ -91,7 +101,7 @@ export class DirectiveClient {
     return this.#ask(worker, 'kv.evict', { target: targetPayload(target), mode });
   }
 
-  /** A lease. Resolves when it holds or was refused; `onEnd` is told how one that held ends. */
+  /** A lease of so many seconds of the wall. Resolves when it holds or was refused; `onEnd` is told how one that held ends. */
   retain(
     worker: VllmWorker,
     target: DirectiveTarget,
@@ -133,7 +143,7 @@ export class DirectiveClient {
       this.#report(directive, { status: 'refused' });
       return;
     }
-    const seconds = (directive.until - this.#host.now()) / 1e6 / this.#host.timeScale;
+    const seconds = this.wallSeconds((directive.until - this.#host.now()) / 1e6);
     if (!(seconds > 0)) {
       this.#report(directive, { status: 'expired' });
       return;

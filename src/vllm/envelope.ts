@@ -53,7 +53,7 @@ export interface EndedCall {
   tool?: ToolClass;
   /** Nothing follows. */
   sessionEnd?: boolean;
-  /** Until the thread's next call. */
+  /** Until the thread's next call, in scheduler time. */
   expectedSeconds?: number;
 }
 

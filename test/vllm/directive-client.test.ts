@@ -1,9 +1,10 @@
 /** Directives on their way to an emulated worker and back, signed and not, and to one that answers as it is told. */
 import { createHmac } from 'node:crypto';
-import { afterEach, describe, expect, it } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import { Router } from 'zeromq';
 import { EmulatedWorker, type EmulatedWorkerOptions } from '../../src/emulated-worker/index.js';
 import { Scheduler, type Directive } from '../../src/index.js';
+import { PageTable } from '../../src/page-table.js';
 import { DirectiveChannel } from '../../src/vllm/directive-channel.js';
 import { WorkerSet, type DirectiveOutcome, type ServerOptions, type VllmWorker } from '../../src/vllm/index.js';
 import { noDirectiveMetrics } from '../../src/vllm/metrics.js';
@@ -112,6 +113,44 @@ describe.each([undefined, key])('with the key %s', (directiveKey) => {
     await until('it is refused', () => unknown.reported.length === 1);
     expect(unknown.reported).toEqual(['refused']);
   });
+});
+
+it('times are seconds of the wall on their way, whatever the time scales of both ends', async () => {
+  const { emulated, scheduler, set } = await start({ timeScale: 20, eviction: 'saga' });
+  const worker = only(set);
+  const engine = emulated.engines[0] as EmulatedWorker['engines'][number];
+  const received = vi.spyOn(engine, 'told');
+  const passedOn = vi.spyOn(PageTable.prototype, 'told');
+  closing.push(() => passedOn.mockRestore());
+  await fetch(`${emulated.url}/v1/completions`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json', 'x-request-id': 'saga-7' },
+    body: JSON.stringify({
+      model: 'emulated',
+      prompt,
+      max_tokens: 2,
+      kv_transfer_params: {
+        saga: {
+          protocol_version: '0.1',
+          message_id: 'c',
+          actions: [{ action_id: '0', action_type: 'saga.call', action_version: '1.0', payload: { thread: 9 } }],
+        },
+      },
+    }),
+  });
+  const lease = retainOf(worker, 7, scheduler.now() + 600e6);
+  set.directives.carryOut(lease);
+  await until('it holds', () => lease.reported.length === 1);
+  const [held] = engine.leases.values();
+  expect(held!.until - held!.from).toBeLessThanOrEqual(60_000);
+  expect(held!.until - held!.from).toBeGreaterThan(58_000);
+  await until('the connector is known', () => worker.features.connector === 'policy');
+  // The set's scheduler runs ten times faster than the wall, the engine twenty times.
+  set.directives.ended({ worker, thread: 9, stop: 'tool-use', tool: 'web-api', expectedSeconds: 30 });
+  await until('it is told', () => passedOn.mock.calls.length > 0);
+  expect(received.mock.calls[0]).toMatchObject([9, { declaredGapSeconds: 3 }]);
+  expect(passedOn.mock.calls[0]).toMatchObject([9, { declaredGapSeconds: 60 }]);
+  expect(set.directives.wallSeconds(30)).toBe(3);
 });
 
 describe('what does not come about', () => {
