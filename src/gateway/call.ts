@@ -14,6 +14,7 @@ import type { PromptKind } from '../scheduler.js';
 import type { Logger, VllmWorker, WorkerRoute } from '../vllm/index.js';
 import { AnswerReader, type Endpoint } from './answer.js';
 import type { Body } from './body.js';
+import { CallSignal } from './call-signal.js';
 import { GatewayError } from './errors.js';
 import { nameOf, type Tenant } from './identity.js';
 import type { ModelPool, Placed } from './model-pool.js';
@@ -131,7 +132,7 @@ export async function serveCall(
     cachedTokens: undefined,
     callId: undefined,
   };
-  const gone = new AbortController();
+  const gone = new CallSignal();
   const onClose = (): void => {
     if (!response.writableFinished) gone.abort(clientGone);
   };
@@ -153,7 +154,7 @@ export async function serveCall(
       loraName: context.loraName,
       workflow: named.workflow,
       worker: anyWorker(context.pool, routeOf[endpoint]),
-      signal: gone.signal,
+      signal: gone,
     });
     record.promptTokens = prompt.promptTokens;
     placed = await context.pool.submit({
@@ -162,7 +163,7 @@ export async function serveCall(
       prompt,
       kind: kindOf(endpoint, body),
       requestId: context.upstreamId,
-      signal: gone.signal,
+      signal: gone,
     });
     for (let tries = 0; ; ++tries) {
       const { worker, call } = placed;
@@ -174,7 +175,7 @@ export async function serveCall(
         record.status = response.statusCode;
         break;
       }
-      gone.signal.throwIfAborted();
+      gone.throwIfAborted();
       if (tries >= context.retries) {
         context.pool.failed(worker, failed);
         if (failed instanceof LateWorker)
@@ -220,7 +221,7 @@ export async function serveCall(
           body: sent,
         },
         response,
-        signal: gone.signal,
+        signal: gone,
         firstByteSeconds: context.firstByteSeconds,
         chunkSeconds: context.chunkSeconds,
         failable: (fail) => {
@@ -354,7 +355,9 @@ function upstreamBody(
             payload: {
               thread: placed.thread,
               prompt_kind: session.calls === 1 ? 'start' : (request.kind ?? 'tool'),
-              ...(seconds === undefined ? {} : { expected_seconds: context.pool.workers.directives.wallSeconds(seconds) }),
+              ...(seconds === undefined
+                ? {}
+                : { expected_seconds: context.pool.workers.directives.wallSeconds(seconds) }),
             },
           },
         ],

@@ -7,6 +7,7 @@ import { withMembers } from '../json-outline.js';
 import type { VllmWorker } from '../vllm/index.js';
 import { AnswerReader } from './answer.js';
 import type { Body } from './body.js';
+import { CallSignal } from './call-signal.js';
 import { clientGone, membersOf, saltOf, upstreamHeaders, type CallContext } from './call.js';
 import { GatewayError } from './errors.js';
 import type { ModelPool } from './model-pool.js';
@@ -60,7 +61,7 @@ export async function forward(
   workers: readonly VllmWorker[],
   body: ForwardBody,
 ): Promise<void> {
-  const gone = new AbortController();
+  const gone = new CallSignal();
   const onClose = (): void => {
     if (!response.writableFinished) gone.abort(clientGone);
   };
@@ -83,7 +84,7 @@ export async function forward(
           body: body.bytes,
         },
         response,
-        signal: gone.signal,
+        signal: gone,
         firstByteSeconds: context.firstByteSeconds,
         chunkSeconds: context.chunkSeconds,
         head: (status, headers) => {

@@ -273,7 +273,8 @@ class Prompts implements PromptSource {
   ): Promise<{ tokens: Uint32Array; source: 'worker' | 'local' } | undefined> {
     if (text === '') return { tokens: new Uint32Array(), source: 'local' };
     if (this.#local?.tokenizes === true) return { tokens: this.#local.encode(text, { special }), source: 'local' };
-    const tokens = worker === undefined ? undefined : await tokenizeText(worker, this.#model, text, special, signal.signal);
+    const tokens =
+      worker === undefined ? undefined : await tokenizeText(worker, this.#model, text, special, signal.signal);
     return tokens === undefined ? undefined : { tokens, source: 'worker' };
   }
 
