@@ -84,9 +84,10 @@ std::size_t hash_blocks(ChainHash& state, std::span<const std::uint32_t> tokens,
 // `--prefix-caching-hash-algo`. The default of vLLM, `sha256`, hashes Python's pickle and is not offered: its bytes
 // depend on whether equal strings are the same object.
 //
-// Releases of vLLM differ in how the extra keys are written: bare, or (`Tagged`; 0.32 and 0.33) each as a tuple that begins with its
-// kind, so that no salt can pass for an adapter. A tagged LoRA key has the path of the adapter behind its name, which nobody outside
-// the engine knows: the chains of adapters are then other ones than the engine's, and match nothing of it.
+// Releases of vLLM differ in how the extra keys are written: bare (0.15 and others), or (`Tagged`; 0.32 and 0.33) each as
+// a tuple that begins with its kind, so that no salt can pass for an adapter. A tagged LoRA key of vLLM has the path of
+// the adapter behind its name, which is not known here: chains of adapters are other ones than the engine's then, and
+// match nothing of it. (Where an EAGLE drafter looks ahead, 0.33 hashes the tokens behind a block, too: no chain fits.)
 enum class VllmHashAlgorithm : std::uint8_t {
   kSha256Cbor = 0,
   kXxhashCbor = 1,

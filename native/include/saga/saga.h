@@ -119,8 +119,8 @@ typedef enum saga_hash_algorithm_t SAGA_ENUM {
   SAGA_HASH_SAGA = 0,        /* SAGA's own chain of XXH3-128; fastest */
   SAGA_HASH_SHA256_CBOR = 1, /* vLLM --prefix-caching-hash-algo sha256_cbor */
   SAGA_HASH_XXHASH_CBOR = 2, /* vLLM --prefix-caching-hash-algo xxhash_cbor */
-  /* The same with extra keys as vLLM 0.32 and 0.33 write them: each with its kind. Adapters are out of reach there, as their paths
-   * enter the hash: chains with a LoRA name match nothing of the engine's. */
+  /* The same with extra keys as vLLM 0.32 and 0.33 write them: each with its kind. Adapters are out of reach there, as
+   * their paths enter the hash: chains with a LoRA name match nothing of the engine's. */
   SAGA_HASH_SHA256_CBOR_TAGGED = 3,
   SAGA_HASH_XXHASH_CBOR_TAGGED = 4
 } saga_hash_algorithm_t;
