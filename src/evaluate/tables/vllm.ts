@@ -40,8 +40,14 @@ export const vllmTable: Table = {
   onlyByName: true,
   async run(context) {
     const setup = setupOf(context.quick, context.traces, context.timeScale ?? usualTimeScale);
+    // Before anything is simulated or started: is everything there?
+    const installation = new VllmInstallation(context.checkout, context.environment);
+    for (const { environment, connector } of setup.systems) {
+      installation.python(environment);
+      if (connector) installation.library();
+    }
     const { played, rates, outcomes } = await simulated(context, setup);
-    const pairs = await measured(context, setup, played, rates, outcomes);
+    const pairs = await measured(context, installation, setup, played, rates, outcomes);
     return {
       table: 'vllm',
       title: this.title,
@@ -115,18 +121,13 @@ function keyOf(workload: string, load: number, system: MeasuredSystem): string {
 /** Every run on servers; those of a kind stay up for all their runs. */
 async function measured(
   context: Context,
+  installation: VllmInstallation,
   setup: VllmSetup,
   played: ReadonlyMap<string, WorkloadColumns>,
   rates: ReadonlyMap<string, number>,
   outcomes: ReadonlyMap<string, ClusterOutcome>,
 ): Promise<Pair[]> {
   const { systems, workloads, loads, cluster, timeScale } = setup;
-  const installation = new VllmInstallation(context.checkout, context.environment);
-  // Before anything is started: is everything there?
-  for (const { environment, connector } of systems) {
-    installation.python(environment);
-    if (connector) installation.library();
-  }
   const kept = new KeptRuns(context.runs);
   const pairs: Pair[] = [];
   for (const group of groupsOf(systems)) {
@@ -229,7 +230,7 @@ function goalsOf({ workloads, loads }: VllmSetup, pairs: readonly Pair[]): Goal[
       ? null
       : reference.measured.withoutGapsMean / ours.measured.withoutGapsMean;
   });
-  const whole = ratios.every((ratio) => ratio !== null) ? geometricMean(ratios as number[]) : null;
+  const whole = ratios.every((ratio) => ratio !== null) ? geometricMean(ratios) : null;
   return [
     ...workloads.map(({ name }, index) =>
       goalOf(`completion time without gaps, (c) / (d), ${name}, load ${top}`, 'at least', 1.3, ratios[index] ?? null),
