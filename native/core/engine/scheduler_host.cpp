@@ -14,7 +14,8 @@ SagaSchedulerOptions scheduler_options(const EngineOptions& options) {
   saga.workers = options.max_workers;
   saga.threads = scheduling.max_threads;
   saga.tasks = options.max_workflows;
-  saga.calls = options.max_calls;
+  // Ids go beyond the calls that may be open: the last calls of threads are kept in slots of their own.
+  saga.calls = options.max_calls + scheduling.max_threads;
   saga.tenants = scheduling.max_tenants;
   saga.seed = options.seed;
   saga.costs = scheduling.costs;
