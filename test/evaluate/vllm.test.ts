@@ -59,6 +59,10 @@ describe('counters', () => {
       'vllm:prompt_tokens_by_source_total{engine="0"} 7',
       'vllm:generation_tokens_total 300.0',
       'vllm:num_preemptions_total{engine="0"} 2.0',
+      'vllm:request_queue_time_seconds_bucket{engine="0",le="0.3"} 4.0',
+      'vllm:request_queue_time_seconds_sum{engine="0"} 1.5',
+      'vllm:request_queue_time_seconds_count{engine="0"} 4.0',
+      'vllm:request_inference_time_seconds_sum{engine="0"} 12.25',
     ].join('\n');
 
   it('are summed over labels, and what a run added over servers', () => {
@@ -68,6 +72,8 @@ describe('counters', () => {
       promptTokens: 4900,
       generationTokens: 300,
       preemptions: 2,
+      queueSeconds: 1.5,
+      inferenceSeconds: 12.25,
     });
     const before = [readCounters(text(0)), readCounters(text(10))];
     const after = [readCounters(text(160)), readCounters(text(26))];

@@ -144,7 +144,14 @@ async function measured(
           for (const system of group) {
             const key = keyOf(name, load, system);
             const rate = load * (rates.get(name) as number);
-            const identity = { source: source.key.replace(/\S*\//g, ''), cluster, timeScale, rate, system: key };
+            const identity = {
+              source: source.key.replace(/\S*\//g, ''),
+              cluster,
+              timeScale,
+              rate,
+              system: key,
+              form: 2,
+            };
             let run = kept.get(key, identity);
             if (run === undefined) {
               if (set === undefined) {
@@ -197,7 +204,7 @@ function lineOf({ workload, load, system, measured: run, simulated: predicted }:
     `${workload} at ${load}, ${system.title}:`,
     `${run.withoutGapsMean.toFixed(0)} s without gaps (simulated ${predicted.taskCompletionSecondsWithoutGaps.mean.toFixed(0)} s),`,
     `hits ${(100 * hitRate(run)).toFixed(1)} % (${(100 * predicted.prefixHitRate).toFixed(1)} %),`,
-    `late ${(100 * run.lateShare).toFixed(1)} %, errors ${run.errors}, ${run.wallSeconds.toFixed(0)} s of wall time`,
+    `held ${run.heldSeconds.toFixed(0)} s, between ${run.betweenSeconds.toFixed(0)} s, late ${(100 * run.lateShare).toFixed(1)} %, errors ${run.errors}, ${run.wallSeconds.toFixed(0)} s of wall time`,
     ...run.reasons.map((reason) => `; ${reason}`),
     ...run.warnings.map((warning) => `; ${warning}`),
   ].join(' ');
@@ -275,6 +282,8 @@ function gridOf(name: string, pairs: readonly Pair[]): Grid {
       { key: 'predictedRecomputed', head: 'simulated', scaled: true },
       { key: 'preemptions', head: 'preemptions', digits: 0 },
       { key: 'busy', head: 'GPU-busy s', digits: 0 },
+      { key: 'held', head: 'held s', digits: 0 },
+      { key: 'between', head: 'between s', digits: 0 },
       { key: 'late', head: 'late', percent: true, digits: 1 },
     ],
     rows: own.map((pair): Record<string, Cell> => {
@@ -296,6 +305,8 @@ function gridOf(name: string, pairs: readonly Pair[]): Grid {
         predictedRecomputed: predicted.regeneratedTokens,
         preemptions: run.preemptions,
         busy: run.busySeconds,
+        held: run.heldSeconds,
+        between: run.betweenSeconds,
         late: run.lateShare,
       };
     }),
@@ -329,6 +340,7 @@ function notesOf(context: Context, pairs: readonly Pair[]): string[] {
   return [
     'Seconds are those of the workload: wall time times the time scale. Tokens are those that were played.',
     'Hit rates are those of the engines (`vllm:prefix_cache_hits` / `_queries`), which count a call each time that it is admitted, also after a preemption; prompt tokens computed are those of the executors. "Of them again": less those that the simulator computes for the first time.',
+    'Held: seconds that the calls of a task waited in the gateway. Between: seconds in which they were neither there nor in an engine: HTTP, JSON and waiting for the processor, multiplied by the time scale. The simulator has none of them.',
     'Late: wall time by which steps ended late because the machine was busy, over wall time times servers. Client, gateway and servers share the machine.',
     `A run took ${walls.mean.toFixed(0)} s of wall time, the longest ${walls.max.toFixed(0)} s.`,
     ...(context.traces === undefined && !context.quick

@@ -9,6 +9,9 @@ export interface EngineCounters {
   promptTokens: number;
   generationTokens: number;
   preemptions: number;
+  /** Wall seconds that calls waited in engines, and in which they ran there, summed over calls. */
+  queueSeconds: number;
+  inferenceSeconds: number;
 }
 
 const names: Readonly<Record<keyof EngineCounters, string>> = {
@@ -17,6 +20,8 @@ const names: Readonly<Record<keyof EngineCounters, string>> = {
   promptTokens: 'vllm:prompt_tokens',
   generationTokens: 'vllm:generation_tokens',
   preemptions: 'vllm:num_preemptions',
+  queueSeconds: 'vllm:request_queue_time_seconds_sum',
+  inferenceSeconds: 'vllm:request_inference_time_seconds_sum',
 };
 
 /** Sums over all labels. A counter that is not there is an error: silently it would read as 0. */
@@ -39,6 +44,8 @@ export function readCounters(text: string): EngineCounters {
     promptTokens: read('promptTokens'),
     generationTokens: read('generationTokens'),
     preemptions: read('preemptions'),
+    queueSeconds: read('queueSeconds'),
+    inferenceSeconds: read('inferenceSeconds'),
   };
 }
 
@@ -52,5 +59,7 @@ export function addedCounters(before: readonly EngineCounters[], after: readonly
     promptTokens: added('promptTokens'),
     generationTokens: added('generationTokens'),
     preemptions: added('preemptions'),
+    queueSeconds: added('queueSeconds'),
+    inferenceSeconds: added('inferenceSeconds'),
   };
 }

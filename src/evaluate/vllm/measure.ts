@@ -39,8 +39,12 @@ export interface MeasuredRun {
   wallSeconds: number;
   /** Wall time by which steps of all servers were late, over that of the run times servers. */
   lateShare: number;
-  /** Seconds by which calls were sent late, mean. */
+  /** Seconds of a task (mean) that its calls were neither held in the gateway nor waiting or running in an engine. */
+  betweenSeconds: number;
+  /** Of them, those by which calls were sent late. */
   clientLateSeconds: number;
+  /** Seconds of a task that its calls were held in the gateway. */
+  heldSeconds: number;
   /** What the gateway complained of. */
   warnings: string[];
   versions: string;
@@ -105,6 +109,10 @@ export async function measure(
     const reports = await set.reports();
     const grown = (of: 'busy_seconds' | 'late_seconds' | 'prefill_tokens'): number =>
       reports.reduce((sum, report, server) => sum + report[of] - (reportsBefore[server] as typeof report)[of], 0);
+    const held = timeScale * queueSecondsOf(await gateway.metrics.text());
+    const inEngines = timeScale * (added.queueSeconds + added.inferenceSeconds);
+    const latency = played.calls.reduce((sum, { dueAt, endedAt }) => sum + endedAt - dueAt, 0);
+    const late = played.calls.reduce((sum, { lateSeconds }) => sum + lateSeconds, 0);
     const failed = played.calls.filter(({ error }) => error !== undefined);
     return {
       tasks: played.tasks.length,
@@ -123,7 +131,9 @@ export async function measure(
       busySeconds: grown('busy_seconds'),
       wallSeconds,
       lateShare: grown('late_seconds') / (wallSeconds * set.servers.length),
-      clientLateSeconds: played.lateness.mean,
+      betweenSeconds: (latency - held - inEngines) / played.tasks.length,
+      clientLateSeconds: late / played.tasks.length,
+      heldSeconds: held / played.tasks.length,
       warnings: warnings.slice(0, 10),
       versions: [...new Set(set.servers.map(({ version }) => version))].join(', '),
     };
@@ -134,6 +144,12 @@ export async function measure(
   } finally {
     await gateway.close({ graceSeconds: 0 });
   }
+}
+
+/** Seconds from calls to their workers, summed over calls. */
+function queueSecondsOf(metrics: string): number {
+  const found = /^saga:request_queue_time_seconds_sum(?:\{[^}]*\})? (\S+)/m.exec(metrics);
+  return found === null ? 0 : Number(found[1]);
 }
 
 function modelOf(set: ServerSet): string {
