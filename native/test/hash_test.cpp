@@ -351,6 +351,14 @@ TEST(VllmHasher, WorkedExamples) {
   all.hash_block(std::span(tokens).first(4), every);
   EXPECT_EQ(hex(all.digest()), "72305ffcd2ca3ec821e0b39c6304000cd11f3a8ad47c32157807edd9e5a5be1a");
 
+  const MultimodalItem items[] = {{.identifier = "id", .offset = 1, .length = 5}};
+  VllmHasher request(VllmHashAlgorithm::kSha256CborTagged, "0");
+  const VllmRequestKeys with_item = {.lora_name = {}, .cache_salt = "s", .multimodal = items};
+  EXPECT_EQ(request.hash_blocks(std::span(tokens).first(4), 4, with_item, keys), 1u);
+  EXPECT_EQ(hex(request.digest()), "a308015c3f1cf55086376128cbe9bb80e850df9b18f52c83d52d8b163f767ab1");
+  EXPECT_EQ(request.hash_blocks(std::span(tokens).subspan(4, 4), 4, with_item, keys), 1u);
+  EXPECT_EQ(hex(request.digest()), "fba7666f7b72e77e91273ad962fd2fb053b477443d918c6f86bf1c0d0cadc464");
+
   std::vector<std::uint32_t> counting(32);
   for (std::uint32_t i = 0; i < 32; ++i) counting[i] = i;
   VllmHasher sixteen(VllmHashAlgorithm::kSha256Cbor, "0");
