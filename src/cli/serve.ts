@@ -2,7 +2,15 @@
 import type { Command } from 'commander';
 import type { Logger } from 'pino';
 import type { Gateway } from '../gateway/gateway.js';
-import type { Configuration, GivenSettings, Setting } from '../gateway/settings.js';
+import {
+  flagOf,
+  gatewaySettings,
+  isPlain,
+  quickSettings,
+  readConfiguration,
+  type Configuration,
+  type GivenSettings,
+} from '../gateway/settings.js';
 
 interface ServeOptions {
   config?: string;
@@ -37,7 +45,7 @@ export function registerServe(program: Command): void {
     const { Gateway: Checked } = await import('../gateway/gateway.js');
     const { SagaError } = await import('../errors.js');
     try {
-      const configuration = await configurationOf(options);
+      const configuration = configurationOf(options);
       await Checked.check(configuration.config);
       process.stdout.write(`${shownConfiguration(configuration)}\n`);
     } catch (error) {
@@ -59,55 +67,28 @@ export function registerServe(program: Command): void {
     });
 }
 
-/** Flags are the settings of the file by the same names; what they take is checked there. */
+/** Flags are the settings by the same names; what they take is checked there. */
 function addFlags(command: Command): void {
-  for (const [name, repeated, help] of flagNames) {
-    const flag = `--${name.replaceAll('_', '-')} <value>`;
-    if (repeated)
-      command.option(flag, help, (value: string, before: string[] | undefined) => [...(before ?? []), value]);
-    else command.option(flag, help);
+  const collect = (value: string, before: string[] | undefined): string[] => [...(before ?? []), value];
+  for (const setting of [...gatewaySettings.filter(isPlain), ...quickSettings]) {
+    const { name, type } = setting;
+    const help = `${setting.help}${setting.fallback === '' ? '' : ` (${setting.fallback})`}`;
+    if (type.kind === 'texts' || type.kind === 'some')
+      command.option(`${flagOf(name)} <value>`, `${help}; repeat for more`, collect);
+    else if (type.kind === 'flag') command.option(`${flagOf(name)} [true|false]`, help);
+    else command.option(`${flagOf(name)} <value>`, help);
   }
-  command.option('--insecure', 'serve whoever comes, at any address');
+  command.option('--api-key <value>', 'the same as --api-keys', collect);
 }
 
-/** The usual ones stand in --help; all others can be given too, see {@link configurationOf}. */
-const flagNames: readonly (readonly [name: string, repeated: boolean, help: string])[] = [
-  ['host', false, 'address to listen at (127.0.0.1)'],
-  ['port', false, 'port to listen at (8080)'],
-  ['api_keys', true, 'a key that clients may use; repeat for more'],
-  ['model', false, 'name of the only model'],
-  ['servers', true, 'a server of it: URL[,events=ENDPOINT][,replay=ENDPOINT][,directives=ENDPOINT]; repeat for more'],
-  ['upstream_name', false, 'name of the model at the servers'],
-  ['block_tokens', false, 'tokens of a KV block (16)'],
-  ['hash_algorithm', false, 'saga, sha256_cbor or xxhash_cbor'],
-  ['hash_seed', false, 'PYTHONHASHSEED of the engines'],
-  ['hash_tagged_keys', false, 'true: the engines are vLLM 0.32 or 0.33'],
-  ['tokenizer', false, 'folder with tokenizer.json'],
-  ['policy', false, 'saga, affinity or round-robin'],
-  ['without', true, 'a part of saga to switch off; repeat for more'],
-  ['priority', false, 'true: the servers run with --scheduling-policy priority'],
-  ['trust_tenant_header', false, 'true: X-SAGA-Tenant names the tenant'],
-  ['max_body_bytes', false, 'size of a request'],
-  ['max_held_bytes', false, 'size of all requests at one time'],
-  ['max_calls', false, 'calls of a model open at one time'],
-  ['body_seconds', false, "for a request's body to arrive"],
-  ['queue_seconds', false, 'that a call may wait for a worker'],
-  ['first_byte_seconds', false, 'for a worker to begin its answer'],
-  ['chunk_seconds', false, 'between two chunks of an answer'],
-  ['deadline_seconds', false, 'for a whole call'],
-  ['retries', false, 'further workers tried before the first byte'],
-  ['probe', false, 'false: no parity probe at start-up'],
-  ['time_scale', false, "the scheduler's seconds are so many times shorter"],
-  ['log_level', false, 'debug, info, warn, error or silent'],
-];
-
-async function configurationOf(options: ServeOptions & Record<string, unknown>): Promise<Configuration> {
-  const { gatewaySettings, quickSettings, readConfiguration } = await import('../gateway/settings.js');
+function configurationOf(options: ServeOptions & Record<string, unknown>): Configuration {
   const flags: Record<string, string | boolean | string[]> = {};
-  for (const { name } of [...gatewaySettings, ...quickSettings] as readonly Setting[]) {
+  for (const { name } of [...gatewaySettings, ...quickSettings]) {
     const value = options[name.replace(/_(\w)/g, (_, letter: string) => letter.toUpperCase())];
     if (value !== undefined) flags[name] = value as string | boolean | string[];
   }
+  const key = options['apiKey'] as string[] | undefined;
+  if (key !== undefined) flags['api_keys'] = [...((flags['api_keys'] as string[] | undefined) ?? []), ...key];
   const file = options.config ?? process.env['SAGA_CONFIG'];
   return readConfiguration({
     ...(file === undefined ? {} : { file }),
@@ -122,7 +103,7 @@ async function runServe(options: ServeOptions & Record<string, unknown>): Promis
   const { SagaError } = await import('../errors.js');
   let configuration: Configuration;
   try {
-    configuration = await configurationOf(options);
+    configuration = configurationOf(options);
   } catch (error) {
     if (!(error instanceof SettingsError)) throw error;
     for (const problem of error.problems) process.stderr.write(`saga serve: ${problem}\n`);

@@ -54,10 +54,16 @@ export interface GatewayConfig {
   port?: number;
   /** Keys that clients may use, besides those of tenants. None at all: nobody is asked, which needs a loopback `host` or `insecure`. */
   apiKeys?: readonly string[];
+  /** Keys for `/metrics`, `/saga/workers` and the workflows of all tenants, besides everything else. Default: `apiKeys`. */
+  adminKeys?: readonly string[];
   insecure?: boolean;
   tenants?: readonly TenantConfig[];
   /** Whether `X-SAGA-Tenant` names the tenant of a request whose key belongs to none. Default false. */
   trustTenantHeader?: boolean;
+  /** Whether each tenant that only the header names has a salt of its own. Default true. */
+  saltTenants?: boolean;
+  /** From it the salts of such tenants are made. Default: random at each start. */
+  tenantSecret?: string;
   /** Whether clients may send `priority`, `X-Vllm-Priority` and `kv_transfer_params` (never orders to the connector). Default false. */
   trustClientParameters?: boolean;
   /** Bytes of a request. Default 32 MiB. */

@@ -17,6 +17,8 @@ export const gatewayErrors = {
   prompt_too_long: 400,
   /** No key, or a wrong one. */
   invalid_api_key: 401,
+  /** The key is right, but not for this. */
+  forbidden: 403,
   /** No such path. */
   unknown_route: 404,
   /** No worker serves a model of this name. */
@@ -33,8 +35,12 @@ export const gatewayErrors = {
   unsupported_media_type: 415,
   /** As many calls wait as can. */
   queue_full: 429,
+  /** More tenants than can be told apart. */
+  too_many_tenants: 429,
   /** The gateway failed; the log says how. */
   internal_error: 500,
+  /** No worker of the model has this route. */
+  unsupported_route: 501,
   /** The worker broke off or could not be reached, and so did those tried after it. */
   worker_lost: 502,
   /** No worker of the model is ready. */
@@ -52,6 +58,7 @@ export type GatewayErrorCode = keyof typeof gatewayErrors;
 const typesByStatus: Readonly<Record<number, readonly [openai: string, anthropic: string]>> = {
   400: ['invalid_request_error', 'invalid_request_error'],
   401: ['authentication_error', 'authentication_error'],
+  403: ['permission_error', 'permission_error'],
   404: ['invalid_request_error', 'not_found_error'],
   405: ['invalid_request_error', 'invalid_request_error'],
   408: ['timeout_error', 'timeout_error'],

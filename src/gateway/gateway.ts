@@ -227,7 +227,18 @@ export class Gateway {
       return;
     }
     checkPath(request, path);
-    const tenant = this.#tenants.of(request.headers);
+    if (path === '/readyz') {
+      allow(request, 'GET');
+      const state = readiness([...this.pools.values()]);
+      // A probe has no key: it is told whether, and not what.
+      sendJson(response, state.ready ? 200 : 503, this.#isKnown(request) ? state : { ready: state.ready });
+      return;
+    }
+    const { tenant, operator } = this.#tenants.identify(request.headers);
+    const checkOperator = (): void => {
+      if (!operator)
+        throw new GatewayError('forbidden', `${path} needs a key of admin_keys, or without those one of api_keys`);
+    };
     const endpoint = Object.hasOwn(endpointPaths, path) ? endpointPaths[path] : undefined;
     if (endpoint !== undefined) {
       allow(request, 'POST');
@@ -246,14 +257,9 @@ export class Gateway {
       return;
     }
     switch (path) {
-      case '/readyz': {
-        allow(request, 'GET');
-        const state = readiness([...this.pools.values()]);
-        sendJson(response, state.ready ? 200 : 503, state);
-        return;
-      }
       case '/metrics':
         allow(request, 'GET');
+        checkOperator();
         sendText(response, await this.metrics.text(), this.metrics.contentType);
         return;
       case '/v1/models':
@@ -262,12 +268,16 @@ export class Gateway {
         return;
       case '/saga/workers':
         allow(request, 'GET');
+        checkOperator();
         sendJson(response, 200, { workers: workerList([...this.pools.values()]) });
         return;
-      case '/saga/workflows':
+      case '/saga/workflows': {
         allow(request, 'GET');
-        sendJson(response, 200, { workflows: workflowList([...this.pools.values()], tenant) });
+        const all = /[?&]all=true(?:&|$)/.test(request.url ?? '');
+        if (all) checkOperator();
+        sendJson(response, 200, { workflows: workflowList([...this.pools.values()], all ? undefined : tenant) });
         return;
+      }
       case '/saga/select':
       case '/saga/select_and_reserve':
         allow(request, 'POST');
@@ -318,6 +328,15 @@ export class Gateway {
       return;
     }
     throw unknownRoute(request, path);
+  }
+
+  #isKnown(request: IncomingMessage): boolean {
+    try {
+      this.#tenants.identify(request.headers);
+      return true;
+    } catch {
+      return false;
+    }
   }
 
   /** Reads and scans the body, and holds its bytes until `use` has ended. */

@@ -3,7 +3,7 @@
  *
  * Nothing here can fail a request but a wrong key: clients send what they like.
  */
-import { createHash, timingSafeEqual } from 'node:crypto';
+import { createHash, createHmac, randomBytes, timingSafeEqual } from 'node:crypto';
 import type { IncomingHttpHeaders } from 'node:http';
 import type { CallHints } from '../graph/call-hints.js';
 import { workflowIdOf } from '../lineage.js';
@@ -34,20 +34,31 @@ const mostTenantNames = 60;
 /** Checks keys and tells tenants apart. */
 export class Tenants {
   /** Digests, so that comparing takes the same time for every key. */
-  readonly #keys: { digest: Buffer; tenant: Tenant }[] = [];
+  readonly #keys: { digest: Buffer; tenant: Tenant; operator: boolean }[] = [];
   readonly #byName = new Map<string, Tenant>();
   readonly #trustHeader: boolean;
+  readonly #salts: Buffer | string | undefined;
   readonly #default: Tenant = { name: 'default', cacheSalt: undefined };
 
-  constructor(config: Pick<GatewayConfig, 'apiKeys' | 'tenants' | 'trustTenantHeader'>) {
+  constructor(
+    config: Pick<
+      GatewayConfig,
+      'apiKeys' | 'adminKeys' | 'tenants' | 'trustTenantHeader' | 'saltTenants' | 'tenantSecret'
+    >,
+  ) {
     this.#trustHeader = config.trustTenantHeader ?? false;
+    this.#salts = config.saltTenants === false ? undefined : (config.tenantSecret ?? randomBytes(32));
     for (const { name, cacheSalt, apiKeys } of config.tenants ?? ([] as readonly TenantConfig[])) {
       const tenant: Tenant = { name, cacheSalt };
       this.#byName.set(name, tenant);
-      for (const key of apiKeys ?? []) this.#keys.push({ digest: digestOf(key), tenant });
+      for (const key of apiKeys ?? []) this.#keys.push({ digest: digestOf(key), tenant, operator: false });
     }
     this.#default = this.#byName.get('default') ?? this.#default;
-    for (const key of config.apiKeys ?? []) this.#keys.push({ digest: digestOf(key), tenant: this.#default });
+    const { apiKeys = [], adminKeys } = config;
+    for (const key of apiKeys)
+      this.#keys.push({ digest: digestOf(key), tenant: this.#default, operator: adminKeys === undefined });
+    for (const key of adminKeys ?? [])
+      this.#keys.push({ digest: digestOf(key), tenant: this.#default, operator: true });
   }
 
   /** Whether keys are asked for. */
@@ -58,10 +69,16 @@ export class Tenants {
   /**
    * The tenant of a request, by its headers alone.
    *
-   * @throws GatewayError `invalid_api_key`
+   * @throws GatewayError `invalid_api_key`, `too_many_tenants`
    */
   of(headers: IncomingHttpHeaders): Tenant {
+    return this.identify(headers).tenant;
+  }
+
+  /** The same, and whether who sends it may see everything. Whom a header names is somebody behind a proxy, whatever that proxy's key is. */
+  identify(headers: IncomingHttpHeaders): { tenant: Tenant; operator: boolean } {
     let tenant = this.#default;
+    let operator = !this.closed;
     if (this.closed) {
       const key = keyOf(headers);
       if (key === undefined) {
@@ -70,21 +87,28 @@ export class Tenants {
         });
       }
       const digest = digestOf(key);
-      let found: Tenant | undefined;
-      for (const known of this.#keys) if (timingSafeEqual(known.digest, digest)) found = known.tenant;
+      let found: { tenant: Tenant; operator: boolean } | undefined;
+      for (const known of this.#keys)
+        if (timingSafeEqual(known.digest, digest) && found?.operator !== true) found = known;
       if (found === undefined) throw new GatewayError('invalid_api_key', 'the key is not known', { closes: true });
-      tenant = found;
+      ({ tenant, operator } = found);
     }
-    if (!this.#trustHeader || tenant !== this.#default) return tenant;
+    if (!this.#trustHeader || tenant !== this.#default) return { tenant, operator };
     const name = one(headers['x-saga-tenant']) ?? one(headers['x-llm-d-inference-fairness-id']);
-    if (name === undefined || name === '' || name.length > 256) return tenant;
+    if (name === undefined || name === '' || name.length > 256) return { tenant, operator };
+    if (this.closed) operator = false;
     const known = this.#byName.get(name);
-    if (known !== undefined) return known;
+    if (known !== undefined) return { tenant: known, operator };
     // Names that nobody configured: the scheduler keeps them for good, so only so many.
-    if (this.#byName.size >= mostTenantNames) return tenant;
-    const made: Tenant = { name, cacheSalt: undefined };
+    if (this.#byName.size >= mostTenantNames)
+      throw new GatewayError('too_many_tenants', `${mostTenantNames} tenants are known already; list them in tenants`, {
+        closes: true,
+      });
+    const cacheSalt =
+      this.#salts === undefined ? undefined : createHmac('sha256', this.#salts).update(name).digest('base64url');
+    const made: Tenant = { name, cacheSalt };
     this.#byName.set(name, made);
-    return made;
+    return { tenant: made, operator };
   }
 }
 

@@ -198,6 +198,8 @@ export class ModelPool {
   readonly #queueSeconds: number;
   readonly log: Logger;
   readonly #manyTenants: boolean;
+  /** That one tenant can have at one time. */
+  readonly mostReservations: number;
   readonly #salts = new Map<string, number>();
   readonly #waiting = new Map<number, Waiter>();
   /** The newest calls by id, for explanations. */
@@ -227,6 +229,7 @@ export class ModelPool {
     const started = performance.now();
     const algorithm = config.hashAlgorithm ?? 'saga';
     const maxCalls = gateway.maxCalls ?? 8192;
+    this.mostReservations = this.#manyTenants ? Math.max(1, Math.floor(maxCalls / 4)) : maxCalls;
     this.scheduler = new Scheduler({
       clock: () => (performance.now() - started) * this.#microsecondsScale,
       // A server that is lost and comes back is a new worker, and ids are not used again.

@@ -5,7 +5,10 @@
  *     POST /saga/select_and_reserve  the same -> it counts as running there, until
  *     POST /saga/release             { reservation, output_tokens, cached_tokens, stop_reason, tool, cancelled }
  *
- * A reservation that is not released ends by itself after `ttl_seconds`, as a call that was cancelled. Token ids are read from the body
+ * A selection is a call of its workflow that is cancelled at once: it counts as the newest one of its line, and a tool that the client ran has
+ * ended with it. Whoever only wants to know asks with tokens of a workflow of its own.
+ *
+ * One tenant of several can have a quarter of `max_calls` reserved at one time. A reservation that is not released ends by itself after `ttl_seconds`, as a call that was cancelled. Token ids are read from the body
  * natively: they never become JavaScript values.
  */
 import { randomUUID } from 'node:crypto';
@@ -21,6 +24,7 @@ import type { PromptSource } from './tokens/types.js';
 
 interface Reservation {
   readonly placed: Placed;
+  readonly pool: ModelPool;
   readonly tenant: string;
   readonly timer: NodeJS.Timeout;
 }
@@ -32,6 +36,8 @@ const stops = ['tool_use', 'end_turn', 'unknown'];
 /** Reservations that are open. */
 export class Selections {
   readonly #reservations = new Map<string, Reservation>();
+  /** By tenant and model, with those that wait for their worker. */
+  readonly #open = new Map<string, number>();
 
   /** Open now. */
   get size(): number {
@@ -58,6 +64,7 @@ export class Selections {
       gone.abort(new GatewayError('request_timeout', 'the client has gone', { closes: true }));
     };
     request.socket.once('close', onClose);
+    let counted = false;
     try {
       const prompt = await prompts.prepare({
         endpoint: 'ids',
@@ -68,6 +75,8 @@ export class Selections {
         worker: undefined,
         signal: gone,
       });
+      if (reserve) this.#count(pool, tenant);
+      counted = reserve;
       const placed = await pool.submit({ tenant, named, prompt, kind: undefined, signal: gone });
       const { worker, receipt } = placed;
       const answer = {
@@ -100,11 +109,14 @@ export class Selections {
       const id = `${callName(pool, placed.call.id)}-${randomUUID()}`;
       const timer = setTimeout(() => {
         this.#reservations.delete(id);
+        this.#uncount(pool, tenant.name);
         placed.cancel();
       }, ttl * 1000).unref();
-      this.#reservations.set(id, { placed, tenant: tenant.name, timer });
+      this.#reservations.set(id, { placed, pool, tenant: tenant.name, timer });
+      counted = false;
       return { reservation: id, expires_in: ttl, ...answer };
     } finally {
+      if (counted) this.#uncount(pool, tenant.name);
       request.socket.off('close', onClose);
     }
   }
@@ -140,10 +152,27 @@ export class Selections {
         param: 'reservation',
       });
     this.#reservations.delete(id);
+    this.#uncount(reservation.pool, tenant.name);
     clearTimeout(reservation.timer);
     if (cancelled) reservation.placed.cancel();
     else reservation.placed.finish(facts);
     return { released: true };
+  }
+
+  /** @throws GatewayError `queue_full` */
+  #count(pool: ModelPool, tenant: Tenant): void {
+    const key = `${tenant.name}\n${pool.name}`;
+    const open = this.#open.get(key) ?? 0;
+    if (open >= pool.mostReservations)
+      throw new GatewayError('queue_full', `the tenant has ${open} reservations: release some`, { retryAfter: 1 });
+    this.#open.set(key, open + 1);
+  }
+
+  #uncount(pool: ModelPool, tenant: string): void {
+    const key = `${tenant}\n${pool.name}`;
+    const left = (this.#open.get(key) ?? 0) - 1;
+    if (left > 0) this.#open.set(key, left);
+    else this.#open.delete(key);
   }
 
   close(): void {
@@ -152,5 +181,6 @@ export class Selections {
       placed.cancel();
     }
     this.#reservations.clear();
+    this.#open.clear();
   }
 }

@@ -266,6 +266,13 @@ export const gatewaySettings: readonly Setting[] = [
     secret: true,
     help: 'Keys that clients may use, besides those of tenants',
   },
+  {
+    name: 'admin_keys',
+    type: { kind: 'texts' },
+    fallback: '`api_keys`',
+    secret: true,
+    help: 'Keys for `/metrics`, `/saga/workers` and the workflows of all tenants, besides everything else',
+  },
   { name: 'insecure', type: { kind: 'flag' }, fallback: 'false', help: 'Serve whoever comes, at any address' },
   {
     name: 'models',
@@ -284,6 +291,19 @@ export const gatewaySettings: readonly Setting[] = [
     type: { kind: 'flag' },
     fallback: 'false',
     help: "`X-SAGA-Tenant` (or llm-d's fairness id) names the tenant where the key belongs to none",
+  },
+  {
+    name: 'salt_tenants',
+    type: { kind: 'flag' },
+    fallback: 'true',
+    help: 'Each tenant that only the header names has a name space of its own in the prefix caches',
+  },
+  {
+    name: 'tenant_secret',
+    type: { kind: 'text' },
+    fallback: 'random at each start',
+    secret: true,
+    help: 'From it their salts are made; the same one in all gateways before the same workers',
   },
   {
     name: 'trust_client_parameters',
@@ -356,19 +376,7 @@ export const quickSettings: readonly Setting[] = [
     fallback: '',
     help: 'Its servers: `URL[,events=ENDPOINT][,replay=ENDPOINT][,directives=ENDPOINT][,blocks=N]`',
   },
-  ...modelSettings.filter(({ name }) =>
-    [
-      'block_tokens',
-      'hash_algorithm',
-      'hash_seed',
-      'hash_tagged_keys',
-      'tokenizer',
-      'policy',
-      'without',
-      'priority',
-      'upstream_name',
-    ].includes(name),
-  ),
+  ...modelSettings.filter((setting) => isPlain(setting) && setting.name !== 'name'),
 ];
 
 /** A configuration that cannot be used: every reason, each with its place. */
@@ -693,7 +701,7 @@ function serverOf(text: string, reader: Reader): Record<string, unknown> {
 
 /** The configuration as text, without secrets: `saga config check` prints it. */
 export function shownConfiguration({ config, logLevel }: Configuration): string {
-  const secret = /^(?:apiKeys?|directiveKey|cacheSalt)$/;
+  const secret = /^(?:apiKeys?|adminKeys|directiveKey|cacheSalt|tenantSecret)$/;
   return JSON.stringify(
     { ...config, logLevel },
     (name, value: unknown) =>

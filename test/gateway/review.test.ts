@@ -2,11 +2,17 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { connect } from 'node:net';
 import { describe, expect, it } from 'vitest';
+import { Command } from 'commander';
+import { registerServe } from '../../src/cli/serve.js';
+import { Tenants } from '../../src/gateway/identity.js';
+import { flagOf, gatewaySettings, isPlain, quickSettings } from '../../src/gateway/settings.js';
 import { Line, Lines } from '../../src/gateway/tokens/lines.js';
 import { PromptChain } from '../../src/prompt-chain.js';
 import {
   FakeWorker,
+  emulated,
   events,
+  get,
   json,
   leftovers,
   nothingLeft,
@@ -286,5 +292,81 @@ describe('a worker that is lost', () => {
     expect(answers.map(({ status }) => status)).toEqual([200, 200, 200, 200]);
     expect(late.requests.length).toBeGreaterThan(0);
     expect(serving.pool.counters.retried).toBeGreaterThan(0);
+  });
+});
+
+describe('tenants', () => {
+  it('that a header names have salts of their own, which others cannot know', () => {
+    const config = { trustTenantHeader: true };
+    const saltOf = (name: string, more: object = {}): string | undefined =>
+      new Tenants({ ...config, ...more }).of({ 'x-saga-tenant': name }).cacheSalt;
+    expect(saltOf('a', { tenantSecret: 's' })).toMatch(/^[\w-]{43}$/);
+    expect(saltOf('a', { tenantSecret: 's' })).toBe(saltOf('a', { tenantSecret: 's' }));
+    const salts = [saltOf('a', { tenantSecret: 's' }), saltOf('b', { tenantSecret: 's' }), saltOf('a'), saltOf('a')];
+    expect(new Set(salts).size).toBe(4);
+    expect(saltOf('a', { saltTenants: false })).toBeUndefined();
+  });
+
+  it('have their salt on routes that are passed on too', async () => {
+    const worker = await FakeWorker.start(json({ data: [] }));
+    const { url } = await serve([worker], { tenants: [{ name: 't', apiKeys: ['k'], cacheSalt: 'salt' }] });
+    await post(url, '/v1/embeddings', { model: 'm', input: 'a', cache_salt: 'own' }, { 'x-api-key': 'k' });
+    expect(JSON.parse(worker.requests[0]?.body ?? '')).toMatchObject({ cache_salt: 'salt\nown', input: 'a' });
+  });
+
+  it('see themselves; everything is for operators', async () => {
+    const worker = await FakeWorker.start(json({ choices: [] }));
+    const tenants = [{ name: 't', apiKeys: ['k'] }];
+    const first = await serve([worker], { apiKeys: ['op'], tenants });
+    const second = await serve([worker], { apiKeys: ['op'], adminKeys: ['admin'], tenants, trustTenantHeader: true });
+    const statuses = async (url: string, headers: Record<string, string>): Promise<number[]> =>
+      await Promise.all(
+        ['/metrics', '/saga/workers', '/saga/workflows?all=true', '/saga/workflows', '/v1/models'].map(
+          async (path) => (await get(url, path, headers)).status,
+        ),
+      );
+    expect(await statuses(first.url, { 'x-api-key': 'op' })).toEqual([200, 200, 200, 200, 200]);
+    expect(await statuses(first.url, { 'x-api-key': 'k' })).toEqual([403, 403, 403, 200, 200]);
+    expect(await statuses(second.url, { 'x-api-key': 'op' })).toEqual([403, 403, 403, 200, 200]);
+    expect(await statuses(second.url, { 'x-api-key': 'admin' })).toEqual([200, 200, 200, 200, 200]);
+    // Behind a proxy with an operator's key stands somebody else.
+    expect(await statuses(second.url, { 'x-api-key': 'admin', 'x-saga-tenant': 'x' })).toEqual([
+      403, 403, 403, 200, 200,
+    ]);
+    await post(first.url, '/v1/completions', { prompt: [1] }, { 'x-api-key': 'k' });
+    const of = async (path: string): Promise<unknown[]> =>
+      (await get(first.url, path, { 'x-api-key': 'op' })).json().workflows as unknown[];
+    expect([(await of('/saga/workflows')).length, (await of('/saga/workflows?all=true')).length]).toEqual([0, 1]);
+  });
+
+  it('have a quarter of all reservations at most', async () => {
+    const worker = await emulated();
+    const { url } = await serve([worker], { maxCalls: 8, trustTenantHeader: true });
+    const reserve = async (tenant: string): Promise<Json> =>
+      (
+        await post(url, '/saga/select_and_reserve', { token_ids: [1, 2, 3] }, { 'x-saga-tenant': tenant })
+      ).json() as Json;
+    const [first] = [await reserve('a'), await reserve('a')];
+    expect((await reserve('a')).error.code).toBe('queue_full');
+    expect((await reserve('b')).reservation).toBeDefined();
+    await post(url, '/saga/release', { reservation: first.reservation }, { 'x-saga-tenant': 'a' });
+    expect((await reserve('a')).reservation).toBeDefined();
+  });
+});
+
+describe('flags', () => {
+  const commandOf = (): Command => {
+    const program = new Command();
+    registerServe(program);
+    return program.commands.find((command) => command.name() === 'serve') as Command;
+  };
+
+  it('are there for every setting that is no list or group', () => {
+    const flags = commandOf().options.map(({ long }) => long);
+    for (const setting of [...gatewaySettings.filter(isPlain), ...quickSettings])
+      expect(flags).toContain(flagOf(setting.name));
+    expect(flags).toContain('--max-prompt-tokens');
+    expect(flags).toContain('--api-key');
+    expect(new Set(flags).size).toBe(flags.length);
   });
 });

@@ -217,7 +217,7 @@ describe('secrets', () => {
             .map(({ setting }) => setting.name),
         ),
       ].sort(),
-    ).toEqual(['api_key', 'api_keys', 'cache_salt', 'directive_key']);
+    ).toEqual(['admin_keys', 'api_key', 'api_keys', 'cache_salt', 'directive_key', 'tenant_secret']);
   });
 });
 

@@ -158,6 +158,24 @@ export class GatewayMetrics {
     const labels = ['model_name', 'engine', 'url', 'rank'];
     for (const [name, help, read] of workerCounters) this.#counter(name, help, labels, workers, read);
     for (const [name, help, read] of workerGauges) this.#gauge(name, help, labels, workers, read);
+    this.#gauge(
+      'worker_connector',
+      'What its connector can do: 1 at the label that is so',
+      [...labels, 'strength'],
+      () =>
+        pools.flatMap((pool) =>
+          pool.workers.workers.flatMap(({ worker, server, rank, features }) =>
+            ['policy', 'leases', 'none', 'unknown'].map(
+              (strength) =>
+                [
+                  { model_name: pool.name, engine: worker.id, url: server.url, rank, strength },
+                  (features.connector ?? 'unknown') === strength ? 1 : 0,
+                ] as const,
+            ),
+          ),
+        ),
+      (value) => value,
+    );
     this.#counter(
       'directive_outcomes',
       'Answers to directives',

@@ -54,12 +54,12 @@ export function workerList(pools: readonly ModelPool[]): object[] {
 
 const mostListed = 1000;
 
-/** The tenant's own workflows, the newest first. */
-export function workflowList(pools: readonly ModelPool[], tenant: Tenant): object[] {
+/** The tenant's own workflows, or those of all, the newest first. */
+export function workflowList(pools: readonly ModelPool[], tenant: Tenant | undefined): object[] {
   return pools
     .flatMap((pool) =>
       [...pool.sessions.values()]
-        .filter((session) => session.tenant.name === tenant.name)
+        .filter((session) => tenant === undefined || session.tenant.name === tenant.name)
         .map((session) => ({
           model: pool.name,
           workflow: session.workflow.id,
