@@ -252,7 +252,10 @@ export function registerEvaluate(program: Command): void {
     .option('--json <file>', 'write all figures to a file')
     .option('--markdown', 'print markdown')
     .option('--charts <dir>', 'write a chart (SVG) of each table into a folder')
-    .option('--time-scale <n>', 'vllm: time runs so many times faster; less for a slower machine; default 8')
+    .option(
+      '--time-scale <n>',
+      'vllm: time runs so many times faster; less for a slower machine; default 8, with --quick 16',
+    )
     .option('--runs <dir>', 'vllm: keep each run in this folder, and take from it what is there already')
     .option('--write <dir>', 'put the tables and charts into evaluation.md and images/ of this folder')
     .addHelpText('after', examples)

@@ -2,6 +2,7 @@
  * The comparison on real engines: vLLM servers whose executors sleep the step times of A100s, behind SAGA's gateway, and beside each
  * run what the simulator predicts for it.
  */
+import { SagaError } from '../../errors.js';
 import { distributionOf } from '../../play/index.js';
 import type { WorkloadColumns } from '../../workload/columns.js';
 import type { BarPanel } from '../bar-chart.js';
@@ -13,8 +14,8 @@ import { ServerSet, VllmInstallation } from '../vllm/servers.js';
 import { grain, seed, setupOf, type MeasuredSystem, type VllmSetup } from '../vllm/setup.js';
 import { serverStepModel } from '../vllm/step-model.js';
 
-/** Steps of about 20 ms and more on two cores; lateness says whether that was enough. */
-const usualTimeScale = 8;
+/** Steps of about 20 ms and more on two cores; lateness says whether that was enough. A quick run is to be quick. */
+const usualTimeScale = { full: 8, quick: 16 } as const;
 
 /** Steps that are later than this, of the wall time, are flagged. */
 const mostLate = 0.05;
@@ -39,7 +40,11 @@ export const vllmTable: Table = {
   minutes: 90,
   onlyByName: true,
   async run(context) {
-    const setup = setupOf(context.quick, context.traces, context.timeScale ?? usualTimeScale);
+    const setup = setupOf(
+      context.quick,
+      context.traces,
+      context.timeScale ?? usualTimeScale[context.quick ? 'quick' : 'full'],
+    );
     // Before anything is simulated or started: is everything there?
     const installation = new VllmInstallation(context.checkout, context.environment);
     for (const { environment, connector } of setup.systems) {
@@ -48,6 +53,13 @@ export const vllmTable: Table = {
     }
     const { played, rates, outcomes } = await simulated(context, setup);
     const pairs = await measured(context, installation, setup, played, rates, outcomes);
+    // A long measurement shows its failures; a quick run is a test.
+    const failed = pairs.find(({ measured: { errors } }) => errors > 0);
+    if (context.quick && failed !== undefined)
+      throw new SagaError(
+        'SAGA_ERR_WRONG_STATE',
+        `calls failed under ${failed.system.title}: ${failed.measured.reasons.join('; ')}`,
+      );
     return {
       table: 'vllm',
       title: this.title,
