@@ -98,7 +98,7 @@ describe('the connector', () => {
       blockSize: blockTokens,
     });
     expect(worker).toMatchObject({ condition: 'ready', trust: 1, degraded: [] });
-    expect(worker.features).toMatchObject({ connector: 'policy', priority: expect.any(Boolean) as boolean });
+    expect(worker.features).toMatchObject({ version: '0.33.0', connector: 'policy', promptTokensDetails: true });
   });
 
   it('keeps a retained chain under pressure that evicts it without SAGA', async () => {
