@@ -228,8 +228,8 @@ describe('what takes too long', () => {
 });
 
 describe('a worker that dies before its first byte', () => {
-  const reset: Script = (request) => request.socket.resetAndDestroy();
-  const closed: Script = (request) => request.socket.destroy();
+  const reset: Script = (request) => void request.socket.resetAndDestroy();
+  const closed: Script = (request) => void request.socket.destroy();
   const unavailable: Script = (_request, response) => {
     response.writeHead(503, { 'content-type': 'application/json' }).end('{"error":"busy"}');
   };

@@ -162,9 +162,27 @@ export interface Answer {
   json: () => Json;
 }
 
-// What answers hold differs from test to test.
-// eslint-disable-next-line @typescript-eslint/no-explicit-any
-export type Json = any;
+/** Members of answers that the tests look at, of all routes. */
+export interface Json {
+  error: { code: string; message: string; type: string; param: string | null };
+  usage: { completion_tokens: number };
+  choices: { finish_reason: string }[];
+  fine: boolean;
+  from: string;
+  id: string;
+  ready: boolean;
+  degraded: string[];
+  explanation: string;
+  reservation: string;
+  workers: { features: { connector: string } }[];
+  workflows: object[];
+  model: string;
+  priority: number;
+  session_id: string;
+  kv_transfer_params: { own: unknown; saga: unknown };
+  kv_hints: unknown;
+  vllm_xargs: unknown;
+}
 
 export async function post(
   url: string,

@@ -80,7 +80,7 @@ describe('calls of one workflow', () => {
     const [session, ...others] = sessionsOf(serving);
     expect(others).toEqual([]);
     expect([session?.name, session?.calls, session?.threads.size]).toEqual(['main', 3, 2]);
-    const [listed] = (await get(serving.url, '/saga/workflows')).json().workflows as object[];
+    const [listed] = (await get(serving.url, '/saga/workflows')).json().workflows;
     expect(listed).toMatchObject({ name: 'main', calls: 3, agents: 2, openCalls: 0, tenant: 'default', model: 'm' });
   });
 
@@ -189,7 +189,7 @@ describe('tool calls', () => {
       { model: 'm', messages, tools },
       { 'x-saga-session-id': 's' },
     );
-    expect(answer.json().choices[0].finish_reason).toBe('tool_calls');
+    expect(answer.json().choices[0]?.finish_reason).toBe('tool_calls');
     const directives = (): number => serving.pool.workers.metrics().workers[0]?.directives.outcomes.applied ?? 0;
     await until('it was told, and has done it', () => directives() > 0);
   });

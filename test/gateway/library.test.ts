@@ -1,15 +1,23 @@
 /** The gateway as a part of other programs, and `Gateway.check`. */
 import { execFile } from 'node:child_process';
-import { createServer } from 'node:http';
+import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import express from 'express';
+import { createRequire } from 'node:module';
 import fastify from 'fastify';
 import { describe, expect, it } from 'vitest';
 import type { GatewayConfig } from '../../src/gateway/config.js';
 import { Gateway } from '../../src/gateway/gateway.js';
 import { emulated, FakeWorker, opened, post, range } from './helpers.js';
+
+/** The part of Express that is used: it brings no types. */
+interface Application {
+  get(path: string, handler: (request: unknown, response: { send(text: string): unknown }) => void): void;
+  use(handler: unknown): Application;
+  listen(port: number, host: string): Server;
+}
+const express = createRequire(import.meta.url)('express') as (() => Application) & { json(): unknown };
 
 const run = promisify(execFile);
 const root = fileURLToPath(new URL('../../', import.meta.url));

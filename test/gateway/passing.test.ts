@@ -216,7 +216,7 @@ describe('what a worker is sent', () => {
     const threads = [await call('a'), await call('a'), await call('b')];
     const [first = Number.NaN] = threads;
     expect(threads).toEqual([first, first, first + 1]);
-    expect((await get(url, '/saga/workers')).json().workers[0].features.connector).toBe('leases');
+    expect((await get(url, '/saga/workers')).json().workers[0]?.features.connector).toBe('leases');
   });
 });
 
@@ -246,7 +246,7 @@ describe('models', () => {
 
 describe('other routes of a model', () => {
   it('go to one of its workers, and to another one where that fails', async () => {
-    const dead = await FakeWorker.start((_request, response) => response.destroy());
+    const dead = await FakeWorker.start((_request, response) => void response.destroy());
     const live = await FakeWorker.start(json({ data: [1] }));
     const serving = await serve([dead, live], {}, { upstreamName: 'inner' });
     const answer = await post(serving.url, '/v1/embeddings?x=1', { model: 'm', input: 'text' });

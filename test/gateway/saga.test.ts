@@ -26,9 +26,9 @@ describe('/saga/select', () => {
     expect(call.status).toBe(200);
     const known = (): number => serving.pool.scheduler.stats().holderBlocks;
     await until('its blocks are known', () => known() >= 1250);
-    const holder = serving.pool.workers.workers.find(
-      ({ server }) => server.url === workers.find(({ engines }) => engines[0]?.cachedBlocks !== 0)?.url,
-    );
+    const explained = await get(serving.url, `/saga/explain/${call.headers.get('x-saga-call') ?? ''}`);
+    const { worker: holderId } = (explained.json() as unknown as { receipt: { worker: number } }).receipt;
+    const holder = serving.pool.workers.workers.find(({ worker }) => worker.id === holderId);
     for (let i = 0; i < 3; ++i) {
       const answer = await post(serving.url, '/saga/select', { model: 'm', token_ids: prompt });
       expect(answer.status).toBe(200);
@@ -104,7 +104,7 @@ describe('a reservation', () => {
   it('expires by itself', async () => {
     const serving = await serve([await FakeWorker.start(json({}))]);
     const body = { model: 'm', token_ids: range(1, 64), ttl_seconds: 1 };
-    const { reservation } = (await post(serving.url, '/saga/select_and_reserve', body)).json() as Json;
+    const { reservation } = (await post(serving.url, '/saga/select_and_reserve', body)).json();
     expect(leftovers(serving).openCalls).toBe(1);
     await delay(1050);
     expect(leftovers(serving)).toEqual(nothingLeft);
@@ -122,7 +122,7 @@ describe('a reservation', () => {
     const body = { model: 'm', token_ids: range(1, 64) };
     const { reservation } = (
       await post(serving.url, '/saga/select_and_reserve', body, { 'x-api-key': 'a' })
-    ).json() as Json;
+    ).json();
     const release = { reservation, cancelled: true };
     expect((await post(serving.url, '/saga/release', release, { 'x-api-key': 'b' })).status).toBe(404);
     for (const wrong of [{}, { reservation: 5 }, { reservation, stop_reason: 'x' }, { reservation, output_tokens: -1 }])
