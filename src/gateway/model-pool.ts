@@ -19,6 +19,7 @@ import type { CallSignal } from './call-signal.js';
 import type { GatewayConfig, ModelConfig } from './config.js';
 import { GatewayError } from './errors.js';
 import type { Named, Tenant } from './identity.js';
+import { RecentShare } from './observe/recent.js';
 import type { Prompt } from './tokens/types.js';
 
 export interface SubmitRequest {
@@ -194,6 +195,10 @@ export class ModelPool {
     promptTokenMismatches: 0,
     promptsRemade: 0,
   };
+  /** Prompts that nobody could make tokens of. */
+  readonly unknownPrompts = new RecentShare();
+  /** Of prompts made into tokens those of which the worker counts others. */
+  readonly mismatchedPrompts = new RecentShare();
   readonly #lineage: Lineage;
   readonly #queueSeconds: number;
   readonly log: Logger;
@@ -320,6 +325,7 @@ export class ModelPool {
     counters.tokenizedTokens += prompt.tokenizedTokens;
     counters.hashedBlocks += prompt.hashedBlocks;
     counters.promptsBySource[prompt.source] += 1;
+    this.unknownPrompts.add(prompt.source === 'unknown');
     if (named.workflow !== undefined) counters.namedCalls += 1;
     session.openCalls += 1;
     session.calls += 1;
