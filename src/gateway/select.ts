@@ -8,8 +8,8 @@
  * A selection is a call of its workflow that is cancelled at once: it counts as the newest one of its line, and a tool that the client ran has
  * ended with it. Whoever only wants to know asks with tokens of a workflow of its own.
  *
- * One tenant of several can have a quarter of `max_calls` reserved at one time. A reservation that is not released ends by itself after `ttl_seconds`, as a call that was cancelled. Token ids are read from the body
- * natively: they never become JavaScript values.
+ * One tenant of several can have a quarter of `max_calls` reserved at one time. A reservation that is not released ends by itself after
+ * `ttl_seconds`, as a call that was cancelled. Token ids are read from the body natively: they never become JavaScript values.
  */
 import { randomUUID } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';

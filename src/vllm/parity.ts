@@ -73,7 +73,8 @@ export async function probe(options: ProbeOptions): Promise<ProbeResult> {
         words =
           'prompts with a cache salt are found under keys of the other form: change taggedKeys (hash_tagged_keys)';
       } else if (blocks === 0) {
-        // Versions of vLLM differ in how a salt enters keys, and some tell nothing of it. Without a salt: its tokens are random, nobody will ask for these blocks.
+        // Versions of vLLM differ in how a salt enters keys, and some tell nothing of it. So without a salt: its tokens are
+        // random, nobody will ask for these blocks.
         const plain = tokens.slice().reverse();
         await complete({ prompt: [...plain], cache_salt: undefined });
         saltOnly = (await arrived(options, plain, undefined)) === probeBlocks;

@@ -3,18 +3,20 @@
  *
  *   ids              read from the body natively; hashed from the first block that differs from the last prompt that began alike
  *   chat, local      the template of the model's own folder renders the messages that are new, behind those that are known; the text is tokenised by
- *                    the folder's tokenizer, or by a worker
+ *                    the folder's tokenizer, or by a worker where the folder has none: then too only what is new
  *   chat, worker     the worker's /tokenize, the whole conversation
  *   completions      a text: the local tokenizer or the worker's, the whole text
  *   others           the worker's render endpoint, the whole prompt
  *
  * Rendering only what is new is right for templates that put messages one behind the other; some rewrite earlier turns. The first time that a
- * line goes on it is done both ways and compared; where the results differ, or the worker counts other tokens than we do, this model's prompts are made anew
- * each time from then on, which is counted and logged.
+ * line goes on it is done both ways and compared; where the results differ, this model's prompts are made anew each time from then on, which is
+ * counted and logged. A line of which the worker counts other tokens three times in a row is left to the worker.
+ *
+ * Workers are asked in turn, and a second one where the first cannot say. Conversations with pictures and the like have unknown tokens.
  */
-import { hash64, tokenIds } from '../../json-outline.js';
+import { hash64, tokenIds, withMembers } from '../../json-outline.js';
 import { PromptChain, type PromptChainOptions } from '../../prompt-chain.js';
-import { chainSaltOf } from '../../vllm/index.js';
+import { chainSaltOf, type VllmWorker, type WorkerRoute } from '../../vllm/index.js';
 import { SagaError } from '../../errors.js';
 import type { Body } from '../body.js';
 import { GatewayError } from '../errors.js';
@@ -32,6 +34,8 @@ const leadingIds = 256;
 /** Prompts of ids with fewer, of no named workflow, get no line: 256 blocks are hashed in 10 microseconds. */
 const leastLineTokens = 4096;
 const mostScratchChains = 64;
+/** In a row; after so many a line's prompts are the worker's to make. */
+const mostMismatches = 3;
 /** Messages at the beginning of a conversation that new ones are rendered behind. */
 const headMessages = 2;
 
@@ -48,6 +52,10 @@ class Prompts implements PromptSource {
   readonly #local: LocalTokenizer | undefined;
   /** Templates that rewrite earlier turns switch this off. */
   #incremental = true;
+  /** Of prompts made here. */
+  readonly #lineOf = new WeakMap<Prompt, Line>();
+  /** Whose turn it is to be asked. */
+  #turn = 0;
   #room = new Uint32Array(4096);
   readonly #scratch = new Map<string, PromptChain>();
 
@@ -77,19 +85,63 @@ class Prompts implements PromptSource {
         if (made !== undefined) return made;
       }
     }
-    const { worker, signal } = request;
-    if (worker === undefined) return unknown(body);
-    const tokens =
-      endpoint === 'chat'
-        ? await tokenizeChat(worker, this.#model, body, signal.signal)
-        : await render(worker, endpoint === 'responses' ? '/v1/responses' : '/v1/messages', body.bytes, signal.signal);
+    // What is no text has hashes of its own in the engine's blocks: placeholders would name blocks of other pictures.
+    if (hasMedia(body, endpoint === 'responses' ? 'input' : 'messages')) return unknown(body);
+    const tokens = await this.#byWorker(request);
     return tokens === undefined ? unknown(body) : this.#anew(request, tokens, 'worker');
   }
 
   counted(prompt: Prompt, reported: number): void {
-    if (prompt.source === 'unknown' || prompt.promptTokens === reported) return;
+    if (prompt.source === 'unknown') return;
+    const differs = prompt.promptTokens !== reported;
+    const line = this.#lineOf.get(prompt);
+    this.#pool.mismatchedPrompts.add(differs);
+    if (line !== undefined) line.mismatches = differs ? line.mismatches + 1 : 0;
+    if (!differs) return;
     this.#pool.counters.promptTokenMismatches += 1;
-    if (prompt.source === 'local') this.#rewritten('the worker counts other tokens');
+    if (line?.mismatches === mostMismatches)
+      this.#pool.log.warn(
+        { model: this.#pool.name, own: prompt.promptTokens, reported },
+        'the worker counts other tokens: it makes those of this conversation itself from now on',
+      );
+  }
+
+  /** Tokens of what is not rendered here. */
+  async #byWorker(request: PromptRequest): Promise<Uint32Array | undefined> {
+    const { endpoint, body, loraName, signal } = request;
+    const rendered = (path: string, route: WorkerRoute): Promise<Uint32Array | undefined> => {
+      const own = { model: loraName ?? this.#model, kv_transfer_params: undefined, kv_hints: undefined };
+      const bytes = Buffer.concat(withMembers(body.bytes, body.outline, own));
+      return this.#ask(request, route, (worker) => render(worker, path, bytes, signal.signal));
+    };
+    if (endpoint === 'responses') return await rendered('/v1/responses', 'responses');
+    if (endpoint === 'messages') return await rendered('/v1/messages', 'messages');
+    // /tokenize does not know all that a chat can bring.
+    const whole = renderedOnly.some((name) => body.member(name) !== undefined)
+      ? await rendered('/v1/chat/completions', 'chatRender')
+      : undefined;
+    return (
+      whole ??
+      (await this.#ask(request, 'tokenize', (worker) => tokenizeChat(worker, this.#model, body, signal.signal)))
+    );
+  }
+
+  /** Asks the ready workers in turn; a second one where the first does not know. */
+  async #ask(
+    request: PromptRequest,
+    route: WorkerRoute,
+    use: (worker: VllmWorker) => Promise<Uint32Array | undefined>,
+  ): Promise<Uint32Array | undefined> {
+    if (request.worker === undefined) return undefined;
+    const ready = this.#pool.workers.workers.filter(
+      ({ condition, features }) => condition === 'ready' && features.routes[route] !== false,
+    );
+    const first = this.#turn++;
+    for (let i = 0; i < Math.min(2, ready.length); ++i) {
+      const tokens = await use(ready[(first + i) % ready.length] as VllmWorker);
+      if (tokens !== undefined) return tokens;
+    }
+    return undefined;
   }
 
   close(): void {
@@ -140,6 +192,7 @@ class Prompts implements PromptSource {
     if (given === undefined) return undefined;
     const count = keys.length;
     const [known, mark] = this.#longest(keys);
+    if (mark !== undefined && mark.line.mismatches >= mostMismatches) return undefined;
     try {
       if (mark !== undefined && this.#incremental) {
         const tail = this.#tail(body, local, given, known);
@@ -169,7 +222,15 @@ class Prompts implements PromptSource {
       const promptTokens = tokens.tokens.length;
       this.#lines.mark(line, keys[count - 1] as string, promptTokens - asking);
       this.#lines.resized(line);
-      return { promptTokens, chain, source: tokens.source, tokenizedTokens: promptTokens, hashedBlocks };
+      const prompt: Prompt = {
+        promptTokens,
+        chain,
+        source: tokens.source,
+        tokenizedTokens: promptTokens,
+        hashedBlocks,
+      };
+      this.#lineOf.set(prompt, line);
+      return prompt;
     } catch (error) {
       if (error instanceof GatewayError) throw error;
       request.signal.throwIfAborted();
@@ -191,15 +252,24 @@ class Prompts implements PromptSource {
     if (line.tokens === mark.tokens) {
       line.chain.truncate(mark.tokens);
     } else {
-      const { verified } = line;
+      const { verified, mismatches } = line;
       line = new Line(line.chain.fork(mark.tokens));
       line.verified = verified;
+      line.mismatches = mismatches;
     }
     const { hashedBlocks } = line.chain.append(tail.tokens);
     const chain = line.chain.chain;
     this.#lines.mark(line, key, mark.tokens + messageTokens);
     this.#lines.resized(line);
-    return { promptTokens, chain, source: tail.source, tokenizedTokens: tail.tokens.length, hashedBlocks };
+    const prompt: Prompt = {
+      promptTokens,
+      chain,
+      source: tail.source,
+      tokenizedTokens: tail.tokens.length,
+      hashedBlocks,
+    };
+    this.#lineOf.set(prompt, line);
+    return prompt;
   }
 
   /** What stands behind the first `known` messages; `undefined`: it cannot be told from what is before. */
@@ -269,12 +339,13 @@ class Prompts implements PromptSource {
   async #encode(
     text: string,
     special: boolean,
-    { worker, signal }: PromptRequest,
+    request: PromptRequest,
   ): Promise<{ tokens: Uint32Array; source: 'worker' | 'local' } | undefined> {
     if (text === '') return { tokens: new Uint32Array(), source: 'local' };
     if (this.#local?.tokenizes === true) return { tokens: this.#local.encode(text, { special }), source: 'local' };
-    const tokens =
-      worker === undefined ? undefined : await tokenizeText(worker, this.#model, text, special, signal.signal);
+    const tokens = await this.#ask(request, 'tokenize', (worker) =>
+      tokenizeText(worker, this.#model, text, special, request.signal.signal),
+    );
     return tokens === undefined ? undefined : { tokens, source: 'worker' };
   }
 
@@ -370,6 +441,18 @@ function unknown(body: Body): Prompt {
   };
 }
 
+/** Members of a chat that change its prompt in ways known to the server alone. */
+const renderedOnly = ['documents', 'reasoning_effort', 'truncate_prompt_tokens', 'mm_processor_kwargs'] as const;
+
+const media =
+  /"type"\s*:\s*"(?:(?:input_)?(?:image|audio|video|file)|(?:image|audio|video)_(?:url|embeds|pil)|document)"/;
+
+/** Whether a conversation has parts that are no text. */
+function hasMedia(body: Body, name: string): boolean {
+  const member = body.member(name);
+  return member?.type === 'array' && media.test(body.bytes.toString('latin1', member.start, member.end));
+}
+
 /** Messages as a template wants them; `undefined` where one has content that is no text. */
 function messagesOf(body: Body, from: number, to?: number): ChatMessage[] | undefined {
   const elements = body.outline.elements('messages');
@@ -413,6 +496,8 @@ function plainMessage(given: unknown): ChatMessage | undefined {
 /** What else the template is given; `undefined` where the request brings a template of its own. */
 function argumentsOf(body: Body): TemplateArguments | undefined {
   if (body.member('chat_template') !== undefined || body.flag('continue_final_message') === true) return undefined;
+  if (renderedOnly.some((name) => body.member(name) !== undefined) || body.flag('add_special_tokens') === true)
+    return undefined;
   const tools = body.value('tools');
   return {
     add_generation_prompt: body.flag('add_generation_prompt') ?? true,
