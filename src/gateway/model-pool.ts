@@ -709,7 +709,7 @@ export class ModelPool {
         );
       }, left);
       onAbort = () => {
-        reject(signal.reason as Error);
+        if (signal.reason !== undefined) reject(signal.reason);
       };
       signal.listen(onAbort);
       if (signal.aborted) onAbort();
