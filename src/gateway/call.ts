@@ -146,6 +146,7 @@ export async function serveCall(
     const streamed = body.flag('stream') ?? false;
     checkChoices(body);
     usageAsked = !asksForUsage(body) && streamed && (endpoint === 'chat' || endpoint === 'completions');
+    checkRoute(context.pool, endpoint);
     const named = nameOf(request.headers, body);
     const prompt = await context.prompts.prepare({
       endpoint,
@@ -289,6 +290,13 @@ function anyWorker(pool: ModelPool, route: WorkerRoute): VllmWorker | undefined 
   return pool.workers.workers.find(
     ({ condition, features }) => condition === 'ready' && features.routes[route] !== false,
   );
+}
+
+/** @throws GatewayError where it is known that no ready worker has the route */
+function checkRoute(pool: ModelPool, endpoint: Endpoint): void {
+  const ready = pool.workers.workers.filter(({ condition }) => condition === 'ready');
+  if (ready.length > 0 && ready.every(({ features }) => features.routes[routeOf[endpoint]] === false))
+    throw new GatewayError('unsupported_route', `no worker of model ${pool.name} has ${pathOf(endpoint)}`);
 }
 
 function checkChoices(body: Body): void {

@@ -197,7 +197,7 @@ const modelSettings: readonly Setting[] = [
     name: 'tokenizer',
     type: { kind: 'text' },
     fallback: "the workers' endpoints",
-    help: 'Folder with `tokenizer.json` and `tokenizer_config.json`: text is tokenised here, and only what is new',
+    help: 'Folder with `tokenizer.json` and `tokenizer_config.json`: text is tokenised here, and only what is new. With a chat template alone a worker tokenises, only what is new too; without a folder the whole conversation each time',
   },
   { name: 'policy', type: { kind: 'one', of: policies }, fallback: 'saga', help: 'How calls are placed' },
   {

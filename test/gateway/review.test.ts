@@ -6,6 +6,7 @@ import { Command } from 'commander';
 import { registerServe } from '../../src/cli/serve.js';
 import { Tenants } from '../../src/gateway/identity.js';
 import { flagOf, gatewaySettings, isPlain, quickSettings } from '../../src/gateway/settings.js';
+import { RecentShare } from '../../src/gateway/observe/recent.js';
 import { Line, Lines } from '../../src/gateway/tokens/lines.js';
 import { PromptChain } from '../../src/prompt-chain.js';
 import {
@@ -171,8 +172,8 @@ describe('what steers an engine', () => {
   it('is said of calls to /v1/messages too', async () => {
     const worker = await FakeWorker.start(json({ content: [] }));
     const { url, pool } = await serve([worker]);
-    const known = pool.workers.workers[0] as Json;
-    known.features_ = { ...known.features_, connector: 'policy' };
+    const known = pool.workers.workers[0];
+    if (known !== undefined) known.features_ = { ...known.features_, connector: 'policy' };
     await post(url, '/v1/messages', bodyOf('/v1/messages'), { 'x-session-id': 's' });
     const sent = JSON.parse(worker.requests[0]?.body ?? '') as Json;
     expect(sent.session_id).toBe('s');
@@ -209,7 +210,7 @@ describe('threads', () => {
       const { directives } = pool.workers;
       const ended = directives.ended.bind(directives);
       directives.ended = (end) => {
-        submitted.push(end.thread as number);
+        submitted.push(end.thread);
         ended(end);
       };
     }
@@ -335,7 +336,7 @@ describe('tenants', () => {
     ]);
     await post(first.url, '/v1/completions', { prompt: [1] }, { 'x-api-key': 'k' });
     const of = async (path: string): Promise<unknown[]> =>
-      (await get(first.url, path, { 'x-api-key': 'op' })).json().workflows as unknown[];
+      (await get(first.url, path, { 'x-api-key': 'op' })).json().workflows;
     expect([(await of('/saga/workflows')).length, (await of('/saga/workflows?all=true')).length]).toEqual([0, 1]);
   });
 
@@ -343,9 +344,7 @@ describe('tenants', () => {
     const worker = await emulated();
     const { url } = await serve([worker], { maxCalls: 8, trustTenantHeader: true });
     const reserve = async (tenant: string): Promise<Json> =>
-      (
-        await post(url, '/saga/select_and_reserve', { token_ids: [1, 2, 3] }, { 'x-saga-tenant': tenant })
-      ).json() as Json;
+      (await post(url, '/saga/select_and_reserve', { token_ids: [1, 2, 3] }, { 'x-saga-tenant': tenant })).json();
     const [first] = [await reserve('a'), await reserve('a')];
     expect((await reserve('a')).error.code).toBe('queue_full');
     expect((await reserve('b')).reservation).toBeDefined();
@@ -368,5 +367,65 @@ describe('flags', () => {
     expect(flags).toContain('--max-prompt-tokens');
     expect(flags).toContain('--api-key');
     expect(new Set(flags).size).toBe(flags.length);
+  });
+});
+
+describe('tokens by workers', () => {
+  it('are asked of one after the other, and of a second one where the first cannot say', async () => {
+    const asked: string[] = [];
+    const serverOf = async (name: string, answer: unknown): Promise<FakeWorker> => {
+      const worker = await FakeWorker.start(json({ choices: [] }));
+      const [serveAs] = worker.server.listeners('request') as ((...args: unknown[]) => void)[];
+      worker.server.removeAllListeners('request');
+      worker.server.on('request', (request, response) => {
+        if (request.url !== '/tokenize') serveAs?.(request, response);
+        else if (request.method === 'GET') response.writeHead(405).end();
+        else {
+          asked.push(name);
+          request.resume();
+          response.writeHead(answer === undefined ? 500 : 200).end(JSON.stringify(answer ?? {}));
+        }
+      });
+      return worker;
+    };
+    const serving = await serve([await serverOf('a', { tokens: [1, 2, 3] }), await serverOf('b', undefined)]);
+    for (let i = 0; i < 4; ++i) {
+      const body = { model: 'm', messages: [{ role: 'user', content: 'hello' }] };
+      expect((await post(serving.url, '/v1/chat/completions', body)).status).toBe(200);
+    }
+    expect(asked).toEqual(['a', 'b', 'a', 'a', 'b', 'a']);
+    expect(serving.pool.counters.promptsBySource).toMatchObject({ worker: 4, unknown: 0 });
+    // Placeholders of pictures are no tokens by which blocks could be told.
+    const content = [{ type: 'image_url', image_url: { url: 'data:' } }];
+    await post(serving.url, '/v1/chat/completions', { model: 'm', messages: [{ role: 'user', content }] });
+    expect(serving.pool.counters.promptsBySource).toMatchObject({ worker: 4, unknown: 1 });
+    expect(asked).toHaveLength(6);
+  });
+
+  it('that are not known count for five minutes', () => {
+    let now = 0;
+    const share = new RecentShare(() => now);
+    for (let i = 0; i < 200; ++i) share.add(i === 0);
+    expect(share.now()).toEqual({ count: 1, share: 0.005 });
+    now += 4 * 60_000;
+    share.add(true);
+    expect(share.now()).toEqual({ count: 2, share: 2 / 201 });
+    now += 60_000;
+    expect(share.now()).toEqual({ count: 1, share: 1 });
+    now += 10 * 60_000;
+    expect(share.now()).toEqual({ count: 0, share: 0 });
+  });
+});
+
+describe('a route', () => {
+  it('that no worker has is refused in words', async () => {
+    const worker = await FakeWorker.start(json({ choices: [] }));
+    const { url, pool } = await serve([worker]);
+    const known = pool.workers.workers[0];
+    if (known !== undefined)
+      known.features_ = { ...known.features_, routes: { ...known.features_.routes, messages: false } };
+    const answer = await post(url, '/v1/messages', { model: 'm', messages: [], max_tokens: 1 });
+    expect([answer.status, answer.json().error.code]).toEqual([501, 'unsupported_route']);
+    expect((await post(url, '/v1/completions', { prompt: [1] })).status).toBe(200);
   });
 });

@@ -196,14 +196,23 @@ describe("a conversation by the model's own template", () => {
     expect(serving.pool.counters.tokenizedTokens).toBeGreaterThan(2000);
   });
 
-  it('of which the worker counts other tokens is made anew from then on', async () => {
+  it('of which the worker counts other tokens three times is left to the worker', async () => {
     const worker = await FakeWorker.start(json({ choices: [], usage: { prompt_tokens: 3, completion_tokens: 1 } }));
     const serving = await serve([worker], {}, { tokenizer: folder(chatml) });
     const messages: Message[] = [{ role: 'user', content: 'a'.repeat(300) }];
-    await chat(serving, messages);
-    messages.push({ role: 'assistant', content: 'b' }, { role: 'user', content: 'c' });
-    await chat(serving, messages);
-    expect(serving.pool.counters).toMatchObject({ promptTokenMismatches: 2, promptsRemade: 1 });
+    for (let turn = 0; turn < 5; ++turn) {
+      await chat(serving, messages);
+      messages.push({ role: 'assistant', content: 'b' }, { role: 'user', content: `c${turn}` });
+    }
+    expect(serving.pool.counters).toMatchObject({
+      promptTokenMismatches: 3,
+      promptsRemade: 0,
+      promptsBySource: { local: 3, unknown: 2 },
+    });
+    // Another conversation is made here as before.
+    await chat(serving, [{ role: 'user', content: 'another one' }]);
+    expect(serving.pool.counters.promptsBySource).toMatchObject({ local: 4, unknown: 2 });
+    expect(await (await fetch(`${serving.url}/readyz`)).text()).toContain('workers count other tokens');
     expect(serving.log.lines.filter((line) => line.includes('the worker counts other tokens')).length).toBe(1);
   });
 

@@ -11,6 +11,9 @@ export interface Readiness {
   models: { model: string; readyWorkers: number; workers: number; waitingCalls: number }[];
 }
 
+/** Share of the prompts of the last five minutes. */
+const tolerated = 0.01;
+
 export function readiness(pools: readonly ModelPool[]): Readiness {
   const degraded: string[] = [];
   const models: Readiness['models'] = [];
@@ -22,9 +25,15 @@ export function readiness(pools: readonly ModelPool[]): Readiness {
       if (condition !== 'up') degraded.push(`model ${pool.name}: server ${url} is ${condition}`);
     for (const worker of workers)
       for (const reason of worker.degraded) degraded.push(`${worker.server.url} rank ${worker.rank}: ${reason}`);
-    if (pool.counters.promptsBySource.unknown > 0)
+    const unknown = pool.unknownPrompts.now();
+    if (unknown.share > tolerated)
       degraded.push(
-        `model ${pool.name}: ${pool.counters.promptsBySource.unknown} prompts could not be made into tokens; they were placed by load alone`,
+        `model ${pool.name}: ${unknown.count} prompts could not be made into tokens; they were placed by load alone`,
+      );
+    const mismatched = pool.mismatchedPrompts.now();
+    if (mismatched.share > tolerated)
+      degraded.push(
+        `model ${pool.name}: of ${mismatched.count} prompts the workers count other tokens: tokenizer or template differ`,
       );
     models.push({ model: pool.name, readyWorkers, workers: workers.length, waitingCalls: pool.waitingCalls });
   }

@@ -24,6 +24,8 @@ export class Line {
   tokens = 0;
   /** Whether going on from a mark was compared with doing everything anew. */
   verified = false;
+  /** Prompts in a row of which the worker counted other tokens. */
+  mismatches = 0;
   /** What it was last counted with. */
   bytes = 0;
 
