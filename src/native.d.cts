@@ -415,7 +415,7 @@ declare const native: {
   ): Promise<number>;
   /**
    * `options`: workers, hardware, pageTokens, maxSequences, tokenBudget, kvTokens (0: by hardware), hostTierTokens,
-   * linkBytesPerSecond, tokenGrain. Plays every task alone first.
+   * linkBytesPerSecond, tokenGrain, wholePrompts. Plays every task alone first.
    */
   createCluster(workload: native.Workload, options: Float64Array): Promise<native.Cluster | number>;
   /**

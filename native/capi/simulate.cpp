@@ -262,7 +262,7 @@ saga_status_t saga_cluster_create(const saga_workload_t* workload, const saga_cl
       !page_size_fits(given.page_tokens, workload->workload->block_tokens) ||
       !in_range(given.max_sequences, 1, 1u << 16) || !in_range(given.token_budget, given.max_sequences, 1u << 24) ||
       given.kv_tokens > (std::uint64_t{1} << 32) || given.host_tier_tokens > (std::uint64_t{1} << 40) ||
-      given.link_bytes_per_second == 0 || !in_range(given.token_grain, 1, 64) || given.reserved != 0) {
+      given.link_bytes_per_second == 0 || !in_range(given.token_grain, 1, 64) || given.whole_prompts > 1) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
   ClusterOptions made;
@@ -274,6 +274,7 @@ saga_status_t saga_cluster_create(const saga_workload_t* workload, const saga_cl
   made.host_tier_tokens = given.host_tier_tokens;
   made.link_bytes_per_second = given.link_bytes_per_second;
   made.token_grain = given.token_grain;
+  made.whole_prompts = given.whole_prompts != 0;
   made.kv_bytes_per_token *= given.token_grain;
   const std::uint64_t capacity = made.kv_tokens / given.page_tokens;
   if (!in_range(capacity, 1, 1u << 28)) return SAGA_ERR_INVALID_ARGUMENT;

@@ -285,7 +285,7 @@ Napi::Value run_cache_replay(const Napi::CallbackInfo& info) {
   });
 }
 
-// createCluster(workload, options: Float64Array of 9 in the order of saga_cluster_options_t from `workers`) -> Promise of the
+// createCluster(workload, options: Float64Array of 10 in the order of saga_cluster_options_t from `workers`) -> Promise of the
 // cluster, or minus the status. It takes as long as playing every task alone.
 class CreateCluster : public Napi::AsyncWorker {
  public:
@@ -328,7 +328,7 @@ Napi::Value create_cluster(const Napi::CallbackInfo& info) {
   const auto values = elements<double>(info.Env(), info[1]);
   saga_cluster_options_t options;
   saga_cluster_options_init(&options);
-  if (values.count == 9) {
+  if (values.count == 10) {
     options.workers = static_cast<std::uint32_t>(values.data[0]);
     options.hardware = static_cast<std::uint32_t>(values.data[1]);
     options.page_tokens = static_cast<std::uint32_t>(values.data[2]);
@@ -338,6 +338,7 @@ Napi::Value create_cluster(const Napi::CallbackInfo& info) {
     options.host_tier_tokens = static_cast<std::uint64_t>(values.data[6]);
     options.link_bytes_per_second = static_cast<std::uint64_t>(values.data[7]);
     options.token_grain = static_cast<std::uint32_t>(values.data[8]);
+    options.whole_prompts = static_cast<std::uint32_t>(values.data[9]);
   } else {
     options.struct_size = 0;  // refused
   }

@@ -370,7 +370,7 @@ static void cluster(const saga_workload_t* workload) {
   REFUSED_CLUSTER(link_bytes_per_second, 0);
   REFUSED_CLUSTER(token_grain, 0);
   REFUSED_CLUSTER(token_grain, 65);
-  REFUSED_CLUSTER(reserved, 1);
+  REFUSED_CLUSTER(whole_prompts, 2);
   REFUSED_CLUSTER(struct_size, 1);
   saga_cluster_options_init(&options);
   INVALID(saga_cluster_create(NULL, &options, &made));

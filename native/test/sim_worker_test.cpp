@@ -175,6 +175,51 @@ TEST(SimWorker, WhoIsPreemptedGoesToTheFrontOfTheQueue) {
   EXPECT_EQ(drive.order, (std::vector<CallId>{0, 1, 3, 2}));
 }
 
+TEST(SimWorker, WholePromptsWaitForRoomForAllOfThem) {
+  // Room for 8 pages. The first call has 3 and more while it decodes; the second needs 6, of which its first chunk takes 2.
+  const Workload workload = separate_calls({{32, 20}, {96, 1}, {16, 1}});
+  const PageTree tree = PageTree::for_cluster(workload, 16);
+  for (const bool whole : {false, true}) {
+    for (const bool single : {false, true}) {
+      SimWorkerOptions options = linear_a100();
+      options.capacity_pages = 8;
+      options.token_budget = 32;
+      options.whole_prompts = whole;
+      options.single_step = single;
+      Drive drive(workload, tree, options);
+      for (CallId call = 0; call < 3; ++call) drive.submit_at(0, call);
+      drive.run();
+      if (whole) {
+        EXPECT_EQ(drive.admitted[1], drive.finished[0]);
+        EXPECT_EQ(drive.worker().counters().preemptions, 0u);
+      } else {
+        EXPECT_EQ(drive.admitted[1], drive.first[0]);
+        EXPECT_GE(drive.worker().counters().preemptions, 1u);
+      }
+      // The third, which would fit, overtakes nobody.
+      EXPECT_EQ(drive.order, (std::vector<CallId>{0, 1, 2}));
+    }
+  }
+  // What is cached needs no room: with the first four of six pages there, both fit.
+  test::WorkloadBuilder builder(16);
+  builder.call(0, 64, 1, {{0, 4}});
+  builder.call(0, 32, 8, {{100, 2}});
+  builder.call(0, 96, 1, {{0, 4}, {200, 2}});
+  builder.end_task();
+  const PageTree shared = PageTree::for_cluster(builder.get(), 16);
+  SimWorkerOptions options = linear_a100();
+  options.capacity_pages = 9;
+  options.token_budget = 32;
+  options.whole_prompts = true;
+  Drive drive(builder.get(), shared, options);
+  drive.submit_at(0, 0);
+  drive.submit_at(1'000'000, 1);
+  drive.submit_at(1'000'001, 2);
+  drive.run();
+  EXPECT_EQ(drive.admitted[2], drive.first[1]);
+  EXPECT_EQ(drive.worker().counters().preemptions, 0u);
+}
+
 TEST(SimWorker, WhoComesAtTheEndOfAStepIsInTheNext) {
   // Steps end at 46,424, 75,173, 103,922 and so on; the whole answer is planned at once.
   const Workload workload = separate_calls({{100, 6}, {16, 1}, {16, 1}});

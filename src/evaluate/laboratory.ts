@@ -23,10 +23,10 @@ import type { CacheSystem, System } from './systems.js';
 import type { WorkloadSource } from './workloads.js';
 
 /**
- * How tasks arrive: at a multiple of the saturation rate; so many live tasks; or as many live tasks as fill the KV room so many
+ * How tasks arrive: at a multiple of the saturation rate; so many a second; so many live tasks; or as many live tasks as fill the KV room so many
  * times.
  */
-export type Arrivals = { load: number } | { live: number } | { pressure: number };
+export type Arrivals = { load: number } | { rate: number } | { live: number } | { pressure: number };
 
 /** One run of a cluster. */
 export interface ClusterCase {
@@ -135,6 +135,8 @@ export class Laboratory {
     const options: ClusterRunOptions = { ...policyOf(one.system), seed, rate: 0, live: 0, taskSeconds: true };
     if ('load' in arrivals) {
       options.rate = arrivals.load * (await (this.rates.get(searchKeyOf(referenceOf(one))) as Promise<number>));
+    } else if ('rate' in arrivals) {
+      options.rate = arrivals.rate;
     } else if ('live' in arrivals) {
       options.live = arrivals.live;
     } else {

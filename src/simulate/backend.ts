@@ -68,6 +68,8 @@ export interface ClusterHardware {
   linkBytesPerSecond: number;
   /** A token of the workload stands for so many, and a step for as many steps (native/core/sim/step_time.hpp). Default 1. */
   tokenGrain?: number;
+  /** Calls are admitted where the whole prompt finds room, not its first chunk: as in newer releases of vLLM. Default false. */
+  wholePrompts?: boolean;
 }
 
 /** Which policy, with which seed, and what it is told. */

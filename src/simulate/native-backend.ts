@@ -100,6 +100,7 @@ export const nativeBackend: SimulationBackend = {
       hardware.hostTierTokens,
       hardware.linkBytesPerSecond,
       hardware.tokenGrain ?? 1,
+      hardware.wholePrompts === true ? 1 : 0,
     );
     const tasks = workload.taskTenant.length;
     const opening = native.createCluster(createWorkload(workload), options).then((cluster) => {

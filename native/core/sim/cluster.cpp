@@ -77,6 +77,7 @@ SimWorkerOptions worker_options(const PageTree& tree, const ClusterOptions& opti
   worker.host_pages = static_cast<std::uint32_t>(options.host_tier_tokens / tree.page_tokens());
   worker.link_bytes_per_second = options.link_bytes_per_second;
   worker.kv_bytes_per_token = options.kv_bytes_per_token;
+  worker.whole_prompts = options.whole_prompts;
   worker.max_leases = options.max_leases;
   worker.preempt_after = preempt_after_of(options.policy);
   worker.preemption_gap = SagaPaper::kPreemptionGap;

@@ -44,6 +44,7 @@ struct ClusterOptions {
   std::uint64_t kv_bytes_per_token = 327'680;
   ClusterPolicyOptions policy;  // its seed is that of the policy's own draws; `seed` below is that of the arrivals
   ClusterHints hints = ClusterHints::kGraph;
+  bool whole_prompts = false;               // of the workers (sim_worker.hpp)
   bool priority_scheduling = false;         // also where the policy does not ask for it
   std::uint32_t max_leases = 256;           // on a worker at a time
   std::uint32_t lease_budget_percent = 50;  // of its KV room, at most 100

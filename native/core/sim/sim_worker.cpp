@@ -329,9 +329,10 @@ bool SimWorker::admit(std::uint32_t& budget, Time now) {
   const std::uint32_t computed = (matched + loads) * page_tokens_;
   const std::uint32_t chunk = loads > 0 ? 0 : std::min(known - computed, budget);
   const std::uint32_t end = computed + chunk;
-  const std::uint32_t full = end / page_tokens_;
+  const std::uint32_t room = options_.whole_prompts ? known : end;  // that there must be room for
+  const std::uint32_t full = room / page_tokens_;
   const std::uint32_t there = std::min(full, resident);  // beyond `matched` only where the limit cut something off
-  const std::uint32_t wanted = full - there + (end % page_tokens_ != 0 ? 1u : 0u);
+  const std::uint32_t wanted = full - there + (room % page_tokens_ != 0 ? 1u : 0u);
   if (wanted + pages_to_pin(leaf, there) > available()) {
     if (cache_.revocable() == 0) return false;
     if (options_.leases_before_waiting && running_.size() + loading_ > 0) return false;

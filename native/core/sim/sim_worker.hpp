@@ -8,7 +8,8 @@
 //      part of its prompt.
 //   2. waiting calls, first come first served (under `priority` the smallest number first), unless the step preempted
 //      one: the leading cached pages are taken over (full pages, never the last token of what must be computed), then a
-//      chunk. The first call that finds no room for its chunk, or no seat, ends the admission: nobody overtakes it.
+//      chunk. The first call that finds no room for its chunk (with `whole_prompts`: for all that must be computed), or no
+//      seat, ends the admission: nobody overtakes it.
 // A step holds at most token_budget tokens and max_sequences calls. Its time is the step-time model's. Every call whose
 // known tokens are all computed at its end yields one token; the first comes with the step that finishes the prompt. A
 // call ends with its last token, whose KV is never computed. Full pages of answers are cached like those of prompts.
@@ -70,6 +71,8 @@ struct SimWorkerOptions {
   std::uint32_t max_sequences = 256;
   std::uint32_t token_budget = 2'048;
   bool priority_scheduling = false;  // false: first come first served
+  // As newer releases of vLLM do (scheduler_reserve_full_isl), so that long prompts preempt each other less.
+  bool whole_prompts = false;
   PolicyKind eviction = PolicyKind::kLru;
   std::uint32_t host_pages = 0;  // 0: no host tier
   std::uint64_t link_bytes_per_second = 25'000'000'000;

@@ -180,7 +180,8 @@ typedef struct saga_cluster_options_t {
   uint64_t host_tier_tokens;      /* 0 (default): none */
   uint64_t link_bytes_per_second; /* default 25e9 */
   uint32_t token_grain; /* 1 to 64, default 1: a token of the workload stands for so many, a step for as many steps */
-  uint32_t reserved;    /* 0 */
+  /* 0 (default): a call is admitted where its first chunk finds room; 1: where its whole prompt does, as in newer releases of vLLM. */
+  uint32_t whole_prompts;
 } saga_cluster_options_t;
 
 /* What drives the cluster: where calls go, what is kept and copied, and what the workers evict by

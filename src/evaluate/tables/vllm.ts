@@ -113,9 +113,9 @@ async function simulated(
       'vllm',
       cells.map(({ load, system }) => ({
         workload: source,
-        cluster,
+        cluster: { ...cluster, wholePrompts: system.wholePrompts },
         system: system.simulated,
-        arrivals: { load },
+        arrivals: { rate: load * (rate as number) },
         seed,
       })),
     );
@@ -351,7 +351,7 @@ function notesOf(context: Context, pairs: readonly Pair[]): string[] {
   const name = ({ workload, load, system }: Pair): string => `${workload} at ${load} (${system.letter})`;
   return [
     'Seconds are those of the workload: wall time times the time scale. Tokens are those that were played.',
-    'Hit rates are those of the engines (`vllm:prefix_cache_hits` / `_queries`), which count a call each time that it is admitted, also after a preemption; prompt tokens computed are those of the executors. "Of them again": less those that the simulator computes for the first time.',
+    'Hit rates are those of the engines (`vllm:prefix_cache_hits` / `_queries`), which count every call once; prompt tokens computed are those of the executors. "Of them again": less those that the simulator computes for the first time.',
     'Held: seconds that the calls of a task waited in the gateway. Between: seconds in which they were neither there nor in an engine: HTTP, JSON and waiting for the processor, multiplied by the time scale. The simulator has none of them.',
     'Late: wall time by which steps ended late because the machine was busy, over wall time times servers. Client, gateway and servers share the machine.',
     `A run took ${walls.mean.toFixed(0)} s of wall time, the longest ${walls.max.toFixed(0)} s.`,

@@ -30,6 +30,8 @@ export interface MeasuredSystem {
   /** Of the gateway. */
   policy: 'round-robin' | 'affinity' | 'saga';
   simulated: System;
+  /** Whether its engines admit a call only where the whole prompt finds room (`scheduler_reserve_full_isl`). */
+  wholePrompts: boolean;
 }
 
 /** vLLM workers cannot copy blocks between each other on order. */
@@ -43,6 +45,7 @@ export const measuredSystems: readonly MeasuredSystem[] = [
     connector: false,
     policy: 'affinity',
     simulated: { name: 'affinity', policy: 'affinity', hints: 'graph' },
+    wholePrompts: false,
   },
   {
     letter: 'b',
@@ -51,6 +54,7 @@ export const measuredSystems: readonly MeasuredSystem[] = [
     connector: false,
     policy: 'round-robin',
     simulated: { name: 'round-robin', policy: 'round-robin', hints: 'graph' },
+    wholePrompts: true,
   },
   {
     letter: 'c',
@@ -59,6 +63,7 @@ export const measuredSystems: readonly MeasuredSystem[] = [
     connector: false,
     policy: 'affinity',
     simulated: { name: 'affinity', policy: 'affinity', hints: 'graph' },
+    wholePrompts: true,
   },
   {
     letter: 'd',
@@ -67,6 +72,7 @@ export const measuredSystems: readonly MeasuredSystem[] = [
     connector: true,
     policy: 'saga',
     simulated: { name: 'saga', policy: 'saga', hints: 'graph', without: [...without] },
+    wholePrompts: true,
   },
 ];
 
@@ -103,6 +109,7 @@ export function setupOf(quick: boolean, traces: string | undefined, timeScale: n
       hostTierTokens: 0,
       linkBytesPerSecond: 25e9,
       tokenGrain: grain,
+      wholePrompts: true,
     },
   };
 }
