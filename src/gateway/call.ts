@@ -9,6 +9,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import { setTimeout as delay } from 'node:timers/promises';
 import { withMembers } from '../json-outline.js';
 import type { PromptKind } from '../scheduler.js';
 import type { Logger, VllmWorker, WorkerRoute } from '../vllm/index.js';
@@ -21,6 +22,9 @@ import type { ModelPool, Placed } from './model-pool.js';
 import type { PromptSource } from './tokens/types.js';
 import { LateWorker, WorkerFailure, relay } from './relay.js';
 import type { Upstream } from './upstream.js';
+
+const avoidMilliseconds = 50;
+const mostAvoids = 100;
 
 export const endpointPaths: Readonly<Record<string, Endpoint>> = {
   '/v1/chat/completions': 'chat',
@@ -166,7 +170,16 @@ export async function serveCall(
       requestId: context.upstreamId,
       signal: gone,
     });
+    const lacks = ({ features }: VllmWorker): boolean => features.routes[routeOf[endpoint]] === false;
     for (let tries = 0; ; ++tries) {
+      for (let asked = 0; lacks(placed.worker); ++asked) {
+        // Where those that have it have no room now, it is placed elsewhere again: a moment later there may be some.
+        if (asked > 0) await delay(avoidMilliseconds);
+        gone.throwIfAborted();
+        if (asked === mostAvoids)
+          throw new GatewayError('no_worker', `no worker that has ${pathOf(endpoint)} has room`, { retryAfter: 1 });
+        await placed.avoid(lacks);
+      }
       const { worker, call } = placed;
       record.placedAfter ??= performance.now() - begun;
       record.worker = worker.worker.id;
@@ -296,7 +309,14 @@ function anyWorker(pool: ModelPool, route: WorkerRoute): VllmWorker | undefined 
 function checkRoute(pool: ModelPool, endpoint: Endpoint): void {
   const ready = pool.workers.workers.filter(({ condition }) => condition === 'ready');
   if (ready.length > 0 && ready.every(({ features }) => features.routes[routeOf[endpoint]] === false))
-    throw new GatewayError('unsupported_route', `no worker of model ${pool.name} has ${pathOf(endpoint)}`);
+    throw unsupported(pool, endpoint);
+}
+
+function unsupported(pool: ModelPool, endpoint: Endpoint): GatewayError {
+  return new GatewayError(
+    'unsupported_route',
+    `no worker of model ${pool.name} that can take it has ${pathOf(endpoint)}`,
+  );
 }
 
 function checkChoices(body: Body): void {

@@ -156,6 +156,15 @@ export class Placed {
   async again(error: Error): Promise<void> {
     await this.#pool.again(this, error);
   }
+
+  /**
+   * Its worker cannot answer it: one that can, where there is room now.
+   *
+   * @throws GatewayError as {@link ModelPool.submit}; the call has ended then
+   */
+  async avoid(lacks: (worker: VllmWorker) => boolean): Promise<void> {
+    await this.#pool.again(this, new Error('the worker has not what the call needs'), lacks);
+  }
 }
 
 /** What a running tool belongs to: the agent, or where none is named the line of calls. */
@@ -396,7 +405,7 @@ export class ModelPool {
         sessionEnd: final,
         ...(seconds === undefined ? {} : { expectedSeconds: seconds }),
       });
-      if (stop === 'tool-use' && !final && session.tools.size < mostAgents) {
+      if (stop === 'tool-use' && !final && !this.#closed && session.tools.size < mostAgents) {
         if (session.tools.size === 0) session.workflow.toolStarted({ tool });
         session.tools.add(lineKey(request.named, placed.head));
       }
@@ -426,16 +435,21 @@ export class ModelPool {
   }
 
   /** @internal */
-  async again(placed: Placed, error: Error): Promise<void> {
+  async again(placed: Placed, error: Error, lacks?: (worker: VllmWorker) => boolean): Promise<void> {
     const { session, request } = placed;
     this.counters.retried += 1;
-    this.failed(placed.worker, error);
+    if (lacks === undefined) this.failed(placed.worker, error);
     try {
       this.#open();
       let next: { call: Call; receipt: Receipt; worker: VllmWorker; waited: number };
       const { receipt } = placed.call;
       const worker = receipt === undefined ? undefined : this.workers.of(receipt.worker);
-      if (receipt !== undefined && receipt.placement !== placed.receipt.placement && worker !== undefined) {
+      if (lacks !== undefined) {
+        this.#tell(placed, () => {
+          placed.call.cancel();
+        });
+        next = await this.#without(lacks, () => this.#place(session, request, request.kind));
+      } else if (receipt !== undefined && receipt.placement !== placed.receipt.placement && worker !== undefined) {
         // The scheduler knew that the worker was lost, and has placed the call anew meanwhile.
         next = { call: placed.call, receipt, worker, waited: 0 };
       } else if (receipt === undefined && !placed.call.ended) {
@@ -463,6 +477,19 @@ export class ModelPool {
         this.pump();
       }
       throw thrown;
+    }
+  }
+
+  /** Does something while workers get no calls; only what it does before it first waits is done without them. */
+  #without<T>(lacks: (worker: VllmWorker) => boolean, use: () => T): T {
+    const drained = this.workers.workers.filter(
+      (worker) => worker.condition === 'ready' && !this.#shunned.has(worker) && lacks(worker),
+    );
+    for (const { worker } of drained) worker.drain();
+    try {
+      return use();
+    } finally {
+      for (const worker of drained) this.#readmit(worker);
     }
   }
 

@@ -178,7 +178,7 @@ describe('what steers an engine', () => {
     const sent = JSON.parse(worker.requests[0]?.body ?? '') as Json;
     expect(sent.session_id).toBe('s');
     expect(sent.kv_transfer_params.own).toBeUndefined();
-    expect(sent.kv_transfer_params.saga.actions[0].action_type).toBe('saga.call');
+    expect(sent.kv_transfer_params.saga.actions).toMatchObject([{ action_type: 'saga.call' }]);
   });
 
   it('cannot be aimed at the request of another client by its id', async () => {
@@ -427,5 +427,21 @@ describe('a route', () => {
     const answer = await post(url, '/v1/messages', { model: 'm', messages: [], max_tokens: 1 });
     expect([answer.status, answer.json().error.code]).toEqual([501, 'unsupported_route']);
     expect((await post(url, '/v1/completions', { prompt: [1] })).status).toBe(200);
+  });
+
+  it('that some workers have not is asked of the others', async () => {
+    const without = await FakeWorker.start(json({ content: [] }));
+    const having = await FakeWorker.start(json({ content: [] }));
+    const serving = await serve([without, having]);
+    const known = serving.pool.workers.workers.find(({ server }) => server.url === without.url);
+    if (known !== undefined)
+      known.features_ = { ...known.features_, routes: { ...known.features_.routes, messages: false } };
+    const call = (): Promise<{ status: number }> =>
+      post(serving.url, '/v1/messages', { model: 'm', messages: [], max_tokens: 1 });
+    const answers = [await call(), ...(await Promise.all(Array.from({ length: 7 }, call)))];
+    expect(answers.map(({ status }) => status)).toEqual(Array<number>(8).fill(200));
+    expect([without.requests.length, having.requests.length]).toEqual([0, 8]);
+    expect(known?.condition).toBe('ready');
+    expect(leftovers(serving)).toEqual(nothingLeft);
   });
 });
