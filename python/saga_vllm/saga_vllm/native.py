@@ -7,6 +7,7 @@ is not SAGA_OK is a NativeError: all of them mean that the caller's view and the
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 from array import array
@@ -172,6 +173,12 @@ class Evictor:
         self._word_address = ctypes.addressof(self._word)
         self._parent = ctypes.c_uint64()
         self._parent_address = ctypes.addressof(self._parent)
+        # What is called often, with its first arguments bound: looking names up costs as much as a crossing.
+        self._start = functools.partial(library.saga_evictor_start, self._handle)
+        self._store = functools.partial(library.saga_evictor_store, self._handle)
+        self._pin = functools.partial(library.saga_evictor_pin, self._handle)
+        self._unpin = functools.partial(library.saga_evictor_unpin, self._handle)
+        self._take_one = functools.partial(library.saga_evictor_take, self._handle, self._word_address, 1)
 
     def close(self) -> None:
         """Frees it. Nothing else may be called afterwards."""
@@ -183,8 +190,9 @@ class Evictor:
         self.close()
 
     def start(self, call: int, thread: int, hashes: array, kind: int, now: int) -> int:
-        _check(self._library.saga_evictor_start(self._handle, call, thread, _address(hashes), len(hashes), kind, now,
-                                                self._word_address), "start")
+        status = self._start(call, thread, hashes.buffer_info()[0], len(hashes), kind, now, self._word_address)
+        if status:
+            _check(status, "start")
         return self._word.value
 
     def end(self, call: int, last_block: int, outcome: Outcome, now: int) -> None:
@@ -214,7 +222,9 @@ class Evictor:
             self._parent.value = parent
             before = self._parent_address
         ids = array("I", blocks)
-        _check(self._library.saga_evictor_store(self._handle, before, _address(hashes), _address(ids), len(ids)), "store")
+        status = self._store(before, hashes.buffer_info()[0], ids.buffer_info()[0], len(ids))
+        if status:
+            _check(status, "store")
 
     def drop(self, blocks: Sequence[int]) -> None:
         ids = array("I", blocks)
@@ -222,11 +232,15 @@ class Evictor:
 
     def pin(self, blocks: Sequence[int]) -> None:
         ids = array("I", blocks)
-        _check(self._library.saga_evictor_pin(self._handle, _address(ids), len(ids)), "pin")
+        status = self._pin(ids.buffer_info()[0], len(ids))
+        if status:
+            _check(status, "pin")
 
     def unpin(self, blocks: Sequence[int]) -> None:
         ids = array("I", blocks)
-        _check(self._library.saga_evictor_unpin(self._handle, _address(ids), len(ids)), "unpin")
+        status = self._unpin(ids.buffer_info()[0], len(ids))
+        if status:
+            _check(status, "unpin")
 
     def prefer(self, blocks: Sequence[int]) -> None:
         ids = array("I", blocks)
@@ -239,7 +253,7 @@ class Evictor:
 
     def take_one(self, now: int) -> int:
         """One block; without an array of its own."""
-        status = self._library.saga_evictor_take(self._handle, self._word_address, 1, now)
+        status = self._take_one(now)
         if status:
             _check(status, "take")
         return self._word.value

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import native
@@ -37,9 +37,15 @@ _EMPTY = array("Q")
 HASH_TAIL = slice(-12, -4)  # of a pool's key: digest, then 4 bytes of the group
 
 
-def low8(digests: Iterable[bytes]) -> array:
-    """The low 8 bytes of each digest, as numbers."""
-    hashes = array("Q", b"".join([digest[-8:] for digest in digests]))
+def low8(digests: Sequence[bytes]) -> array:
+    """The low 8 bytes of each digest, as numbers. All digests are of one length."""
+    if not digests:
+        return array("Q")
+    words, rest = divmod(len(digests[0]), 8)
+    if rest:
+        hashes = array("Q", b"".join([digest[-8:] for digest in digests]))
+    else:
+        hashes = array("Q", b"".join(digests))[words - 1::words]
     if sys.byteorder == "little":
         hashes.byteswap()
     return hashes
@@ -82,8 +88,10 @@ class PolicyOrder:
         self._open: dict[int, Call] = {}  # thread -> its newest call, while it is open
         self._pins: list[int] = []
         self._arriving: Call | None = None
+        # Running requests whose prompts have no hashes yet, in part; of all others the blocks are learnt when they end.
+        self._filling: dict[str, Call] = {}
         self._told: set[int] = set()  # blocks that the evictor has a hash for
-        self._by_low: dict[int, int] = {}
+        self._by_low: dict[int, int] | None = None  # made when it is first asked for
         self._map = pool.cached_block_hash_to_block
         self._shields: dict[int, int] = {}  # block -> leases that hold it
         self._idle_shields = 0  # of these, free in the pool: pinned in the evictor
@@ -100,8 +108,9 @@ class PolicyOrder:
         try:
             if self._pins or self._arriving is not None or self.pool.cached_block_hash_to_block is not self._map:
                 self._settle()
-            while self.queue.num_free_blocks - self._idle_shields < count and self.release_one():
-                pass
+            if self._idle_shields:
+                while self.queue.num_free_blocks - self._idle_shields < count and self.release_one():
+                    pass
             blocks = self.pool.blocks
             if count == 1:  # most of them: a request that decodes comes to its next block
                 number = self.evictor.take_one(self.clock())
@@ -208,26 +217,33 @@ class PolicyOrder:
                 if call.waiting:
                     self._resume(call)
                 self._set_blocks(call, new.block_ids[0])
-                self._store(call, new.num_computed_tokens + scheduled[new.req_id])
+                self._store_prompt(call, new.num_computed_tokens + scheduled[new.req_id], new.num_computed_tokens)
             cached = output.scheduled_cached_reqs
-            for request_id, new_ids, computed in zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens):
-                if new_ids is None:  # most of them
-                    continue
-                call = calls.get(request_id)
-                if call is None:
-                    continue
-                if request_id in cached.resumed_req_ids:
-                    if call.waiting:
-                        self._resume(call)
-                    self._set_blocks(call, new_ids[0])
-                else:
-                    call.blocks.extend(new_ids[0])
-                if call.stored < call.prompt_blocks:
-                    self._store(call, computed + scheduled[request_id])
-            if len(self._by_low) > 4 * self.pool.num_gpu_blocks + 1024:
-                self._by_low = {low: block for low, block in self._by_low.items() if self.block_of(low) is not None}
+            if self._filling or cached.resumed_req_ids:
+                self._prompts_went_on(cached, scheduled)
+            if self._by_low is not None and len(self._by_low) > 4 * self.pool.num_gpu_blocks + 1024:
+                self._by_low = None
         except Exception as error:  # noqa: BLE001
             self._fail(error)
+
+    def _prompts_went_on(self, cached: Any, scheduled: dict[str, int]) -> None:
+        resumed, filling = cached.resumed_req_ids, self._filling
+        for request_id, new_ids, computed in zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens):
+            if new_ids is None:  # most of them
+                continue
+            if request_id in resumed:
+                call = self.calls.get(request_id)
+                if call is None:
+                    continue
+                if call.waiting:
+                    self._resume(call)
+                self._set_blocks(call, new_ids[0])
+            elif request_id in filling:
+                call = filling[request_id]
+                call.blocks.extend(new_ids[0])
+            else:
+                continue
+            self._store_prompt(call, computed + scheduled[request_id])
 
     def request_ended(self, request: Any, block_ids: list[int]) -> None:
         if not self.active:
@@ -239,6 +255,7 @@ class PolicyOrder:
                 return
             if self._arriving is call:
                 self._arriving = None
+            self._filling.pop(request.request_id, None)
             if not call.waiting and len(block_ids) > len(call.blocks):
                 call.blocks = list(block_ids)
             self._store(call, len(call.blocks) * self.block_size)
@@ -328,11 +345,18 @@ class PolicyOrder:
 
     def block_of(self, low: int) -> Any | None:
         """A block with this hash, if the order has been told of one."""
+        blocks = self.pool.blocks
+        if self._by_low is None:
+            self._by_low = {}
+            for number in self._told:
+                key = blocks[number].block_hash
+                if key is not None:
+                    self._by_low[int.from_bytes(key[HASH_TAIL], "big")] = number
         block = self._by_low.get(low)
         if block is None:
             return None
-        key = self.pool.blocks[block].block_hash
-        return self.pool.blocks[block] if key is not None and int.from_bytes(key[HASH_TAIL], "big") == low else None
+        key = blocks[block].block_hash
+        return blocks[block] if key is not None and int.from_bytes(key[HASH_TAIL], "big") == low else None
 
     def verify(self) -> bool:
         """Whether queue, pool and evictor agree. Walks everything: for tests."""
@@ -365,7 +389,7 @@ class PolicyOrder:
             self._map = self.pool.cached_block_hash_to_block
             self.evictor.clear()
             self._told.clear()
-            self._by_low.clear()
+            self._by_low = None
             self.on_reset()
         if self._arriving is not None:
             self._resume(self._arriving)
@@ -393,9 +417,17 @@ class PolicyOrder:
     def _set_blocks(self, call: Call, blocks: list[int]) -> None:
         call.blocks = list(blocks)
         call.stored = 0
+        self._filling.pop(call.request.request_id, None)
 
-    def _store(self, call: Call, tokens: int) -> None:
-        """Tells of the blocks of a call that have got hashes, up to so many tokens."""
+    def _store_prompt(self, call: Call, tokens: int, found: int = 0) -> None:
+        self._store(call, tokens, found)
+        if call.stored < call.prompt_blocks:
+            self._filling[call.request.request_id] = call
+        else:
+            self._filling.pop(call.request.request_id, None)
+
+    def _store(self, call: Call, tokens: int, found: int = 0) -> None:
+        """Tells of the blocks of a call that have got hashes, up to so many tokens; `found` of them were in the cache."""
         digests = call.request.block_hashes
         first = call.stored
         last = min(tokens // self.block_size, len(call.blocks), len(digests))
@@ -412,17 +444,20 @@ class PolicyOrder:
         call.stored = last
         ids = call.blocks[first:last]
         # What was found in the cache is known mostly.
-        known = 0
+        known = found // self.block_size
+        if known and not self._told.issuperset(ids[:known]):
+            known = 0
         while known < len(ids) and ids[known] in self._told:
             known += 1
-        if known == len(ids):
+        if known >= len(ids):
             return
         first += known
         ids = ids[known:]
         hashes = call.hashes[first:last]
         self.evictor.store(call.hashes[first - 1] if first else None, hashes, ids)
         self._told.update(ids)
-        self._by_low.update(zip(hashes, ids))
+        if self._by_low is not None:
+            self._by_low.update(zip(hashes, ids))
 
     def _store_strays(self, blocks: list[Any]) -> None:
         """Blocks that are freed with a hash that was not told: those of the answer of a request that is being preempted, or that
@@ -444,7 +479,8 @@ class PolicyOrder:
                 if block is not None:
                     self.evictor.store(before, array("Q", (low,)), (block,))
                     self._told.add(block)
-                    self._by_low[low] = block
+                    if self._by_low is not None:
+                        self._by_low[low] = block
                 before = low
             if not wanted:
                 return

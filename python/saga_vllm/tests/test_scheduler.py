@@ -294,6 +294,15 @@ def test_requests_that_wait_protect_what_they_will_find(engine):
     assert ours.hits[waits] == 20 * BLOCK
 
 
+@pytest.mark.parametrize("length", [8, 16, 20, 32])
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_low_bytes_of_digests(length, count):
+    from saga_vllm.order import low8
+
+    digests = [random.Random(count * 100 + i).randbytes(length) for i in range(count)]
+    assert list(low8(digests)) == [int.from_bytes(digest[-8:], "big") for digest in digests]
+
+
 # ---- Outcomes
 
 
@@ -520,7 +529,7 @@ def test_targets(engine):
     assert blocks(request_id="ab") == ([], 0) and blocks(thread=6) == ([], 0)
     assert blocks(hashes=digests[:3] + ["00" * 32] + digests[4:]) == (whole[0][:3], 7)
     assert blocks(token_ids=chain, cache_salt="other") == ([], 10)
-    one.connector._order._by_low.clear()
+    order_of(one)._by_low.clear()
     assert blocks(hashes=[digest[-16:] for digest in digests]) == whole  # by looking at every block
 
 
