@@ -234,7 +234,7 @@ describe('a worker that dies before its first byte', () => {
     response.writeHead(503, { 'content-type': 'application/json' }).end('{"error":"busy"}');
   };
   const headThenGone: Script = (request, response) => {
-    headOnly(request, response, '');
+    void headOnly(request, response, '');
     setTimeout(() => request.socket.destroy(), 20);
   };
   const noHttp: Script = (request) => void request.socket.end('SMTP ready\r\n');
@@ -310,7 +310,7 @@ describe('a worker that dies in mid stream', () => {
   it('breaks the connection; nothing else is lost, the next call goes elsewhere', async () => {
     const other: Script = events(chunk, 'data: [DONE]\n\n');
     const dying: Script = (request, response) => {
-      endless(request, response, '');
+      void endless(request, response, '');
       setTimeout(() => request.socket.destroy(), 30);
     };
     const [a, b] = [await FakeWorker.start(dying), await FakeWorker.start(dying)];
@@ -385,7 +385,7 @@ describe('a gateway that closes', () => {
   it('lets answers end, takes no new ones, breaks off what is left', async () => {
     let end: () => void = () => undefined;
     const worker = await FakeWorker.start((request, response) => {
-      endless(request, response, '');
+      void endless(request, response, '');
       end = () => response.end();
     });
     const serving = await serve([worker]);

@@ -103,7 +103,7 @@ describe('bodies', () => {
       headers: { 'content-type': 'application/json' },
       body: parts,
       duplex: 'half',
-    } as RequestInit);
+    });
     expect([response.status, ((await response.json()) as { error: { code: string } }).error.code]).toEqual([
       413,
       'body_too_large',
@@ -111,18 +111,16 @@ describe('bodies', () => {
   });
 
   it('of more bytes in all than may be held', async () => {
-    const sockets = await Promise.all(
-      range(0, 12).map(async () => {
-        const socket = connect(serving.port, '127.0.0.1');
-        let text = '';
-        socket.on('data', (data: Buffer) => (text += data.toString())).on('error', () => undefined);
-        socket.write(
-          'POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99999\r\n\r\n',
-        );
-        socket.write('x'.repeat(99_000));
-        return { socket, text: () => text };
-      }),
-    );
+    const sockets = range(0, 12).map(() => {
+      const socket = connect(serving.port, '127.0.0.1');
+      let text = '';
+      socket.on('data', (data: Buffer) => (text += data.toString())).on('error', () => undefined);
+      socket.write(
+        'POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99999\r\n\r\n',
+      );
+      socket.write('x'.repeat(99_000));
+      return { socket, text: () => text };
+    });
     await until('two are refused', () => sockets.filter(({ text }) => text().includes('"queue_full"')).length === 2);
     expect(sockets.filter(({ text }) => text().startsWith('HTTP/1.1 429')).length).toBe(2);
     expect(sockets.some(({ text }) => /retry-after: 1\r\n/.test(text()))).toBe(true);

@@ -1,5 +1,5 @@
 /** Answers of workers as clients get them. */
-import { request as httpRequest } from 'node:http';
+import { request as httpRequest, type ServerResponse } from 'node:http';
 import { setTimeout as delay } from 'node:timers/promises';
 import { describe, expect, it, vi } from 'vitest';
 import type { Engine } from '../../src/emulated-worker/engine.js';
@@ -292,7 +292,7 @@ describe('previous_response_id', () => {
     let count = 0;
     const script =
       (who: string) =>
-      (_request: unknown, response: import('node:http').ServerResponse): void => {
+      (_request: unknown, response: ServerResponse): void => {
         response.setHeader('content-type', 'application/json');
         response.end(JSON.stringify({ id: `resp_${who}_${++count}`, status: 'completed', output: [], from: who }));
       };
@@ -304,16 +304,13 @@ describe('previous_response_id', () => {
       ],
     });
     const one = { authorization: 'Bearer k1' };
-    let { id, from } = (await post(url, '/v1/responses', { model: 'm', input: 'hi' }, one)).json() as {
-      id: string;
-      from: string;
-    };
-    const first = { id, from };
+    const first = (await post(url, '/v1/responses', { model: 'm', input: 'hi' }, one)).json();
+    let { id } = first;
     for (let i = 0; i < 4; ++i) {
       const next = await post(url, '/v1/responses', { model: 'm', input: 'more', previous_response_id: id }, one);
       expect(next.status).toBe(200);
       expect(next.json().from).toBe(first.from);
-      ({ id, from } = next.json() as { id: string; from: string });
+      ({ id } = next.json());
     }
     const read = await get(url, `/v1/responses/${first.id}`, one);
     expect(read.json().from).toBe(first.from);

@@ -2,19 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { describe, expect, it } from 'vitest';
-import {
-  FakeWorker,
-  emulated,
-  get,
-  json,
-  leftovers,
-  nothingLeft,
-  post,
-  range,
-  serve,
-  until,
-  type Json,
-} from './helpers.js';
+import { FakeWorker, emulated, get, json, leftovers, nothingLeft, post, range, serve, until } from './helpers.js';
 
 describe('/saga/select', () => {
   it('says where a prompt is held, and reserves nothing', async () => {
@@ -58,9 +46,9 @@ describe('/saga/select', () => {
       { 'x-api-key': 'k' },
     );
     expect(answer.json()).toMatchObject({
-      worker: { url: worker.url, data_parallel_rank: expect.any(Number) as number },
+      worker: { url: worker.url, data_parallel_rank: expect.any(Number) as unknown },
       cache_salt: 's\nown',
-      priority: expect.any(Number) as number,
+      priority: expect.any(Number) as unknown,
       lineage: 'new',
     });
   });
@@ -120,9 +108,7 @@ describe('a reservation', () => {
       ],
     });
     const body = { model: 'm', token_ids: range(1, 64) };
-    const { reservation } = (
-      await post(serving.url, '/saga/select_and_reserve', body, { 'x-api-key': 'a' })
-    ).json();
+    const { reservation } = (await post(serving.url, '/saga/select_and_reserve', body, { 'x-api-key': 'a' })).json();
     const release = { reservation, cancelled: true };
     expect((await post(serving.url, '/saga/release', release, { 'x-api-key': 'b' })).status).toBe(404);
     for (const wrong of [{}, { reservation: 5 }, { reservation, stop_reason: 'x' }, { reservation, output_tokens: -1 }])
@@ -151,7 +137,7 @@ describe('what the gateway tells', () => {
       call: name,
       promptTokens: 100,
       state: 'ended',
-      receipt: { worker: expect.any(Number) as number, promptBlocks: 6 },
+      receipt: { worker: expect.any(Number) as unknown, promptBlocks: 6 },
     });
     expect(told.json().explanation).toMatch(/worker \d/);
     for (const wrong of ['m.99999', 'n.0', 'm', '.', 'm.-1', 'm.1e3', '%'])
