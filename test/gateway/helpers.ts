@@ -179,7 +179,8 @@ export interface Json {
   model: string;
   priority: number;
   session_id: string;
-  kv_transfer_params: { own: unknown; saga: unknown };
+  kv_transfer_params: { own: unknown; saga: { actions: { action_type: string }[] } };
+  other: unknown;
   kv_hints: unknown;
   vllm_xargs: unknown;
 }

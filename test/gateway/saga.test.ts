@@ -199,12 +199,15 @@ function samplesOf(text: string): { samples: Sample[]; types: Map<string, string
     }
     const sample = /^([a-zA-Z_:][\w:]*)(?:\{((?:\w+="(?:[^"\\]|\\.)*",?)*)\})? (\S+)$/.exec(line);
     expect(sample, line).not.toBeNull();
-    const labels = Object.fromEntries(
-      [...(sample?.[2] ?? '').matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, k, v]) => [k, v]),
+    const labels: Record<string, string> = Object.fromEntries(
+      [...(sample?.[2] ?? '').matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, k, v]): [string, string] => [
+        k ?? '',
+        v ?? '',
+      ]),
     );
     const value = sample?.[3] === '+Inf' ? Infinity : Number(sample?.[3]);
     expect(Number.isNaN(value), line).toBe(false);
-    samples.push({ name: sample?.[1] as string, labels: labels as Record<string, string>, value });
+    samples.push({ name: sample?.[1] as string, labels, value });
   }
   return { samples, types, helps };
 }
