@@ -65,15 +65,14 @@ function randomText(random: (below: number) => number): string {
     if (kind === 0) return string();
     if (kind === 1) return number();
     if (kind === 2) return pick(random, ['true', 'false', 'null']);
-    if (kind < 5) return container(depth, '[', ']', () => value(depth + 1));
+    if (kind < 5) return container('[', ']', () => value(depth + 1));
     return container(
-      depth,
       '{',
       '}',
       (i) => `"k${i}${depth === 0 ? '' : pick(random, ['', 'x'])}"${space()}:${space()}${value(depth + 1)}`,
     );
   };
-  const container = (depth: number, open: string, close: string, one: (i: number) => string): string => {
+  const container = (open: string, close: string, one: (i: number) => string): string => {
     const all = Array.from({ length: random(5) }, (_, i) => space() + one(i) + space());
     return open + (all.join(',') || space()) + close;
   };

@@ -591,6 +591,25 @@ TEST(EngineSaga, CancelledCallsLeaveNothingBehind) {
   EXPECT_TRUE(life.engine.verify());
 }
 
+// The last call of each thread keeps its slot when it has ended, so slots go beyond max_calls (found by the address sanitizer).
+TEST(EngineSaga, CallsGoBeyondTheSlotsOfOpenOnes) {
+  EngineOptions options = small_options();
+  options.max_calls = 2;
+  options.max_workflows = 12;
+  options.scheduling.max_threads = 24;
+  Life life(options);
+  life.add_worker(0);
+  std::uint32_t largest = 0;
+  for (Time i = 0; i < 12; ++i) {
+    const Time now = 1 + 2 * i;
+    const CallHandle call = life.submit(now, life.open(now), range(1 + 10 * i, 4 + 10 * i));
+    EXPECT_EQ(life.decide_one(now, DecisionType::kPlace).call, call);
+    largest = std::max(largest, static_cast<std::uint32_t>(call));
+    life.finish(now + 1, call);
+  }
+  EXPECT_GT(largest, options.max_calls);
+}
+
 TEST(EngineSaga, GraphsAndTenants) {
   Life life(small_options());
   AgentGraph graph;

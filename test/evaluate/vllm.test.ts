@@ -33,7 +33,8 @@ describe('step times', () => {
 
   it('are those of four steps where a token stands for four', () => {
     const model = serverStepModel(4);
-    const [[fewest, shortest], [most, longest]] = [model.by_tokens[0], model.by_tokens.at(-1)] as [number, number][];
+    const [fewest, shortest] = model.by_tokens[0] as [number, number];
+    const [most, longest] = model.by_tokens.at(-1) as [number, number];
     expect([fewest, most]).toEqual([1, 4096]);
     expect(shortest).toBeCloseTo(0.1112, 12);
     expect(longest).toBeCloseTo(3.0452, 12);
