@@ -138,7 +138,7 @@ function sweSource(tasks: number, share: number): VllmSetup['workloads'][number]
   };
 }
 
-const sessions = 110;
+const sessions = 90;
 const calls = 8;
 const gapSeconds = 30;
 
