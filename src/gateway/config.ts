@@ -80,6 +80,8 @@ export interface GatewayConfig {
   bodySeconds?: number;
   /** Seconds that a call may wait for its worker. Default 120. */
   queueSeconds?: number;
+  /** Seconds without a call after which a workflow counts as done. Default 900. */
+  workflowIdleSeconds?: number;
   /** Seconds from a worker getting a call to its first byte. Default 600. */
   firstByteSeconds?: number;
   /** Seconds between two chunks of an answer, and for a client that does not read. Default 300. */

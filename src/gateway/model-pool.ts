@@ -210,6 +210,7 @@ export class ModelPool {
   readonly mismatchedPrompts = new RecentShare();
   readonly #lineage: Lineage;
   readonly #queueSeconds: number;
+  readonly #idleMilliseconds: number;
   readonly log: Logger;
   readonly #manyTenants: boolean;
   /** That one tenant can have at one time. */
@@ -223,6 +224,7 @@ export class ModelPool {
   /** Who wants to know that a worker is lost: calls there without a first byte. */
   readonly #watched = new Map<VllmWorker, Set<() => void>>();
   #timer: NodeJS.Timeout | undefined;
+  #sweeper: NodeJS.Timeout | undefined;
   #pumping = false;
   #pumpAgain = false;
   /** It is pumped at the end of this turn of the event loop. */
@@ -237,6 +239,7 @@ export class ModelPool {
     this.config = config;
     this.log = log;
     this.#queueSeconds = gateway.queueSeconds ?? 120;
+    this.#idleMilliseconds = 1000 * (gateway.workflowIdleSeconds ?? 900);
     this.#manyTenants = (gateway.tenants?.length ?? 0) > 0 || gateway.trustTenantHeader === true;
     const timeScale = gateway.timeScale ?? 1;
     this.#microsecondsScale = timeScale * 1000;
@@ -285,12 +288,19 @@ export class ModelPool {
 
   async start(): Promise<void> {
     await this.workers.start();
+    this.#sweeper = setInterval(
+      () => {
+        this.#sweep();
+      },
+      Math.min(Math.max(this.#idleMilliseconds / 4, 50), 30_000),
+    ).unref();
     this.pump();
   }
 
   async close(): Promise<void> {
     this.#closed = true;
     clearTimeout(this.#timer);
+    clearInterval(this.#sweeper);
     for (const timer of this.#shunned.values()) clearTimeout(timer);
     this.#shunned.clear();
     for (const waiter of this.#waiting.values())
@@ -769,12 +779,34 @@ export class ModelPool {
     session.openCalls -= 1;
     if (this.#closed) return;
     this.#lineage.ended(head);
+    session.lastCallAt = Date.now();
+    // The map is in the order of use: see #sweep.
+    if (this.sessions.get(session.number) === session) {
+      this.sessions.delete(session.number);
+      this.sessions.set(session.number, session);
+    }
     if (!session.closing || session.openCalls > 0) return;
     if (this.sessions.get(session.number) === session) {
       this.#lineage.closed(session.number);
       this.sessions.delete(session.number);
     }
     session.workflow.close();
+  }
+
+  /**
+   * Closes workflows that nobody has gone on with for long: most clients never say that they are done. The scheduler learns by it who comes
+   * back, and stops keeping room for those who do not.
+   */
+  #sweep(): void {
+    const before = Date.now() - this.#idleMilliseconds;
+    for (const session of this.sessions.values()) {
+      if (session.openCalls > 0) continue; // with its end it goes to the end of the order
+      if (session.lastCallAt > before) break;
+      this.sessions.delete(session.number);
+      session.closing = true;
+      this.#lineage.closed(session.number);
+      session.workflow.close();
+    }
   }
 
   /** The lineage needs the number for another one. */

@@ -338,6 +338,7 @@ export const gatewaySettings: readonly Setting[] = [
   seconds('header_seconds', 20, "For a request's headers to arrive"),
   seconds('body_seconds', 30, "For a request's body to arrive"),
   seconds('queue_seconds', 120, 'That a call may wait for a worker'),
+  seconds('workflow_idle_seconds', 900, 'Without a call, after which a workflow counts as done'),
   seconds('first_byte_seconds', 600, 'For a worker to begin its answer'),
   seconds('chunk_seconds', 300, 'Between two chunks of an answer, and for a client that does not read'),
   seconds('deadline_seconds', 3600, 'For a whole call'),

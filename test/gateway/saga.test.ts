@@ -126,6 +126,23 @@ describe('a reservation', () => {
   });
 });
 
+describe('a workflow that nobody goes on with', () => {
+  it('is closed after some time, and its line is a new one then', async () => {
+    const worker = await emulated({ eventsPort: 0 });
+    const serving = await serve([worker], { workflowIdleSeconds: 0.2 });
+    const ask = (from: number): Promise<unknown> =>
+      post(serving.url, '/v1/completions', { model: 'm', prompt: range(from, 100), max_tokens: 1 });
+    await ask(1);
+    await ask(1000);
+    expect(serving.pool.sessions.size).toBe(2);
+    expect(serving.pool.scheduler.stats().workflows).toBe(2);
+    await until('both are closed', () => serving.pool.sessions.size === 0);
+    expect(serving.pool.scheduler.stats().workflows).toBe(0);
+    await ask(1);
+    expect(serving.pool.counters.lineage).toMatchObject({ new: 3, continued: 0 });
+  });
+});
+
 describe('what the gateway tells', () => {
   it('/saga/explain: why a call went where it did', async () => {
     const { url } = await serve([await emulated({ eventsPort: 0 }), await emulated({ eventsPort: 0 })]);
