@@ -142,7 +142,8 @@ async function measured(
   const { systems, workloads, loads, cluster, timeScale } = setup;
   const kept = new KeptRuns(context.runs);
   const pairs: Pair[] = [];
-  for (const group of groupsOf(systems)) {
+  // The goal is about the last of them: they are played first.
+  for (const group of groupsOf(systems).reverse()) {
     const [{ environment, connector }] = group as [MeasuredSystem];
     let set: ServerSet | undefined;
     try {
