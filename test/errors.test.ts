@@ -121,6 +121,7 @@ describe('the package', () => {
       'BlockHasher',
       'Lineage',
       'PageTable',
+      'PromptChain',
       'SagaArgumentError',
       'SagaCapacityError',
       'SagaError',
