@@ -112,7 +112,15 @@ class MirrorSink final : public saga::ResidencySink {
   saga::Status window_stored(std::span<const BlockHash>) override { return saga::Status::kOk; }
   saga::Status window_removed(std::span<const BlockHash>) override { return saga::Status::kOk; }
 
-  saga::Mirror mirror{{.max_workers = 64, .max_blocks = 1u << 21}};
+  saga::Mirror mirror = make();
+
+ private:
+  static saga::Mirror make() {
+    saga::PrefixIndexOptions options;
+    options.max_workers = 64;
+    options.max_blocks = 1u << 21;
+    return saga::Mirror(options);
+  }
 };
 
 void measure(const char* name, saga::KvNaming naming, std::uint32_t blocks, std::uint32_t block_tokens,

@@ -1010,10 +1010,14 @@ TEST(BatchFormerEviction, WhatIsToldAfterTheEndCountsToo) {
     Server server(saga_pages(6), vllm(64));
     for (const std::uint64_t thread : {1, 2}) {
       submit_three(server, thread, thread * kSecond);
-      if (thread == told) EXPECT_FALSE(server.pages.told(told, {.session_end = true}));  // it is not in a gap
+      if (thread == told) {
+        EXPECT_FALSE(server.pages.told(told, {.session_end = true}));  // it is not in a gap
+      }
       server.step();
     }
-    if (told > 0) EXPECT_TRUE(server.pages.told(told, {.session_end = true}));
+    if (told > 0) {
+      EXPECT_TRUE(server.pages.told(told, {.session_end = true}));
+    }
     EXPECT_FALSE(server.pages.told(77, {.session_end = true}));
     submit_three(server, 3, 3 * kSecond);
     server.step();

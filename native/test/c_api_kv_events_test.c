@@ -130,7 +130,7 @@ static void checks_arguments(void) {
   options.block_tokens = 4097;
   IS(SAGA_ERR_INVALID_ARGUMENT, saga_kv_source_create(&options, &other));
   saga_kv_source_options_init(&options);
-  options.algorithm = 3;
+  options.algorithm = 5;
   IS(SAGA_ERR_INVALID_ARGUMENT, saga_kv_source_create(&options, &other));
   saga_kv_source_options_init(&options);
   options.max_batch_bytes = 63;

@@ -114,7 +114,7 @@ static void refuses_wrong_arguments(void) {
   options.max_tokens = (1u << 28) + 1;
   IS(wrong, saga_prompt_chain_create(&options, NULL, 0, NULL, 0, NULL, 0, &chain));
   options.max_tokens = 8;
-  options.algorithm = 3;
+  options.algorithm = 5;
   IS(wrong, saga_prompt_chain_create(&options, "0", 1, NULL, 0, NULL, 0, &chain));
   options.algorithm = SAGA_HASH_SHA256_CBOR;
   IS(wrong, saga_prompt_chain_create(&options, NULL, 0, NULL, 0, NULL, 0, &chain));

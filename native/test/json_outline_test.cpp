@@ -410,7 +410,8 @@ TEST(JsonOutline, FindsWhatEndsAStringAtEveryPlace) {
 TEST(JsonOutline, KnowsEveryByteOfAString) {
   for (unsigned byte = 0; byte < 256; ++byte) {
     for (const std::size_t before : {0u, 3u, 20u, 70u}) {
-      const std::string text = "\"" + std::string(before, 'b') + static_cast<char>(byte) + std::string(90, 'c') + "\"";
+      std::string text(1, '"');
+      text.append(before, 'b').append(1, static_cast<char>(byte)).append(90, 'c').append(1, '"');
       JsonError expected = JsonError::kNone;
       if (byte < 0x20) expected = JsonError::kEscape;
       if (byte >= 0x80) expected = JsonError::kUtf8;
