@@ -330,7 +330,7 @@ describe('a worker that dies in mid stream', () => {
     const worker = await emulated({ timeScale: 1, script: () => ({ outputTokens: 500 }) });
     const serving = await serve([worker]);
     const calls = range(0, 20).map((i) =>
-      post(serving.url, '/v1/completions', { ...streamed, prompt: range(100 * i, 64) }).then(
+      post(serving.url, '/v1/completions', { ...streamed, max_tokens: 500, prompt: range(100 * i, 64) }).then(
         ({ status }) => status,
         () => 'broken',
       ),
