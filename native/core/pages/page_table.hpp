@@ -121,7 +121,7 @@ struct CallHints {
   BlockEvictor::ThreadKey thread = BlockEvictor::kNoThread;
   PromptKind prompt_kind = PromptKind::kStart;
   // The whole prompt, of which `hashes` of open() are the beginning; empty: they are all of it.
-  std::span<const BlockHash> chain = {};
+  std::span<const BlockHash> chain;
 };
 
 struct BlockLocation {
