@@ -121,7 +121,8 @@ struct CallHints {
   BlockEvictor::ThreadKey thread = BlockEvictor::kNoThread;
   PromptKind prompt_kind = PromptKind::kStart;
   // The whole prompt, of which `hashes` of open() are the beginning; empty: they are all of it.
-  std::span<const BlockHash> chain;
+  // The compiler asks for the initializer wherever a CallHints is made without it.
+  std::span<const BlockHash> chain = {};  // NOLINT(readability-redundant-member-init)
 };
 
 struct BlockLocation {
