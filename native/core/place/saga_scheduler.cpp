@@ -663,7 +663,7 @@ void SagaScheduler::grant_waiting(Time now, ClusterControl& cluster, CallId want
     other.correct(tenant_of(thread, cluster), static_cast<std::int64_t>(next.cost));
     const WorkerId worker = grant(next.call, now - thread.queued_at, now, cluster);
     if (worker == kNone) continue;
-    if (next.call == wanted) {
+    if (placed != nullptr && next.call == wanted) {
       *placed = worker;
     } else {
       send_open(cluster.thread(next.call), now, cluster);
