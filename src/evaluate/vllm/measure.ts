@@ -6,7 +6,7 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { SagaError } from '../../errors.js';
-import { Gateway, type GatewayConfig } from '../../gateway/index.js';
+import type { GatewayConfig } from '../../gateway/index.js';
 import { playTasks } from '../../play/index.js';
 import type { Logger } from '../../vllm/index.js';
 import type { WorkloadColumns } from '../../workload/columns.js';
@@ -85,7 +85,9 @@ export async function measure(
 ): Promise<MeasuredRun> {
   const warnings: string[] = [];
   await set.reset();
-  const gateway = await Gateway.start(configOf(set, system, timeScale, loggerOf(warnings)));
+  const gateway = await (
+    await import('../../gateway/index.js')
+  ).Gateway.start(configOf(set, system, timeScale, loggerOf(warnings)));
   try {
     const { port } = await gateway.listen();
     for (const pool of gateway.pools.values())
