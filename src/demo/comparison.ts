@@ -4,7 +4,7 @@
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import { Gateway } from '../gateway/index.js';
-import { playTasks, type Arrivals, type PlayProgress, type PlayResult } from '../play/index.js';
+import { noProgress, playTasks, type Arrivals, type PlayProgress, type PlayResult } from '../play/index.js';
 import type { Logger } from '../vllm/index.js';
 import { taskCount, type WorkloadColumns } from '../workload/columns.js';
 import { countersOf, type WorkerCounters, type Workers } from './workers.js';
@@ -190,21 +190,5 @@ function since(now: WorkerCounters, before: WorkerCounters): WorkerCounters {
     busySeconds: now.busySeconds - before.busySeconds,
     steps: now.steps - before.steps,
     lateSeconds: now.lateSeconds - before.lateSeconds,
-  };
-}
-
-function noProgress(tasks: number): PlayProgress {
-  return {
-    seconds: 0,
-    tasks,
-    arrivedTasks: 0,
-    completedTasks: 0,
-    failedTasks: 0,
-    callsSent: 0,
-    callsEnded: 0,
-    promptTokens: 0,
-    cachedTokens: 0,
-    recomputedTokens: 0,
-    outputTokens: 0,
   };
 }

@@ -5,6 +5,7 @@ export { poissonArrivals } from './arrivals.js';
 export { WorkloadContent, type TokenRange } from './content.js';
 export {
   distributionOf,
+  noProgress,
   playTasks,
   type Arrivals,
   type Distribution,

@@ -285,19 +285,7 @@ class Player {
       for (const call of latest.values()) this.#last[call] = 1;
       this.#threads[task] = latest.size;
     }
-    this.#progress = {
-      seconds: 0,
-      tasks,
-      arrivedTasks: 0,
-      completedTasks: 0,
-      failedTasks: 0,
-      callsSent: 0,
-      callsEnded: 0,
-      promptTokens: 0,
-      cachedTokens: 0,
-      recomputedTokens: 0,
-      outputTokens: 0,
-    };
+    this.#progress = noProgress(tasks);
   }
 
   async close(): Promise<void> {
@@ -598,4 +586,21 @@ class Successors {
     for (let i = this.#first[call] as number; i < (this.#first[call + 1] as number); ++i)
       yield { call: this.#call[i] as number, gap: this.#gap[i] as number };
   }
+}
+
+/** Of a workload that has not begun. */
+export function noProgress(tasks: number): PlayProgress {
+  return {
+    seconds: 0,
+    tasks,
+    arrivedTasks: 0,
+    completedTasks: 0,
+    failedTasks: 0,
+    callsSent: 0,
+    callsEnded: 0,
+    promptTokens: 0,
+    cachedTokens: 0,
+    recomputedTokens: 0,
+    outputTokens: 0,
+  };
 }
