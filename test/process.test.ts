@@ -56,19 +56,22 @@ describe('worker threads', () => {
     for (const result of results) expect(result).toEqual([0, results[0]?.[1], true]);
   });
 
-  it('can be ended amid their work', () => {
+  it.each([
+    ['work', 'for (;;) { const call = workflow.submit([1, 2, 3]); call.place(); call.finish(); }', 3],
+    ['making objects', 'for (;;) { new BlockHasher(); new PageTable({ blocks: { gpu: 8 } }).open().close(); }', 30],
+  ])('can be ended amid their %s', (_, loop, threads) => {
     const output = outputOf(`
       import { Worker } from 'node:worker_threads';
       const program = \`
         import { parentPort } from 'node:worker_threads';
-        import { Scheduler } from 'saga-scheduler';
+        import { BlockHasher, PageTable, Scheduler } from 'saga-scheduler';
         const scheduler = new Scheduler({ maxBlocks: 4096 });
         scheduler.addWorker({ blocks: 100 });
         const workflow = scheduler.openWorkflow();
         parentPort.postMessage('ready');
-        for (;;) { const call = workflow.submit([1, 2, 3]); call.place(); call.finish(); }
+        ${loop}
       \`;
-      for (let i = 0; i < 3; ++i) {
+      for (let i = 0; i < ${threads}; ++i) {
         const thread = new Worker(program, { eval: true });
         await new Promise((resolve) => thread.on('message', resolve));
         await thread.terminate();

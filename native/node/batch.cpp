@@ -271,7 +271,7 @@ Napi::Value create_batch_former(const Napi::CallbackInfo& info, saga_page_table_
   bound->bind<verify>(env, methods, "verify");
   bound->bind<digest>(env, methods, "digest");
   bound->bind<destroy>(env, methods, "destroy");
-  return methods;
+  return bound->bound_to(env, methods);
 }
 
 }  // namespace saga::node

@@ -62,7 +62,8 @@ inline Napi::Value answer(const Napi::CallbackInfo& info, saga_status_t status, 
   return status == SAGA_OK ? result(info, value) : failure(info, status);
 }
 
-// A native object whose functions JavaScript holds. It lives until the last of them is collected. V8 is told how much memory
+// A native object whose functions JavaScript holds: made with `new`, each function bound, then `bound_to`. It lives until the
+// last of them is collected. V8 is told how much memory
 // that will free, or it would see no reason to collect.
 template <typename T>
 class Bound {
@@ -81,21 +82,35 @@ class Bound {
   static Bound& bound_of(const Napi::CallbackInfo& info) { return *static_cast<Bound*>(info.Data()); }
   static T& of(const Napi::CallbackInfo& info) { return bound_of(info).object; }
 
+  // Where the thread is being ended (`worker.terminate()`), Node makes no function: nobody will ask for it.
   template <Napi::Value (*Function)(const Napi::CallbackInfo&)>
-  void bind(Napi::Env env, Napi::Object methods, const char* name) {
-    Napi::Function function = Napi::Function::New<Function>(env, name, this);
+  void bind(napi_env env, napi_value methods, const char* name) {
+    napi_value function = nullptr;
+    if (napi_create_function(env, name, NAPI_AUTO_LENGTH, &call<Function>, this, &function) != napi_ok) return;
+    if (napi_add_finalizer(env, function, this, &finalize, nullptr, nullptr) != napi_ok) return;
     ++references_;
-    function.AddFinalizer([](Napi::Env finalizing, Bound* bound) { bound->release(finalizing); }, this);
-    methods.Set(name, function);
+    napi_set_named_property(env, methods, name, function);
+  }
+
+  // The last step of making it: from here on its functions alone keep it alive.
+  Napi::Object bound_to(Napi::Env env, Napi::Object methods) {
+    release(env);
+    return methods;
   }
 
  private:
+  template <Napi::Value (*Function)(const Napi::CallbackInfo&)>
+  static napi_value call(napi_env env, napi_callback_info arguments) {
+    const Napi::CallbackInfo info(env, arguments);
+    return Function(info);
+  }
+  static void finalize(napi_env env, void* bound, void*) { static_cast<Bound*>(bound)->release(env); }
   void release(Napi::Env env) {
     if (--references_ != 0) return;
     set_native_bytes(env, 0);
     delete this;
   }
-  std::uint32_t references_ = 0;
+  std::uint32_t references_ = 1;  // who makes it, and its functions
   std::int64_t native_bytes_ = 0;
 };
 

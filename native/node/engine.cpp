@@ -500,7 +500,7 @@ Napi::Value methods_of(const Napi::CallbackInfo& info, saga_engine_t* handle, st
   bound->bind<verify>(env, methods, "verify");
   bound->bind<journal_read>(env, methods, "journalRead");
   bound->bind<destroy>(env, methods, "destroy");
-  return methods;
+  return bound->bound_to(env, methods);
 }
 
 // createEngine(options: Float64Array of 27, decisions, depth, results, workerState, told). NaN leaves the default.

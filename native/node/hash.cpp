@@ -56,7 +56,7 @@ Napi::Value create(const Napi::CallbackInfo& info) {
   bound->bind<set_keys>(info.Env(), methods, "setKeys");
   bound->bind<update>(info.Env(), methods, "update");
   bound->bind<digest>(info.Env(), methods, "digest");
-  return methods;
+  return bound->bound_to(info.Env(), methods);
 }
 
 }  // namespace

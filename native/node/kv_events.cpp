@@ -172,7 +172,7 @@ Napi::Value create_kv_source(const Napi::CallbackInfo& info, saga_engine_t* cons
   bound->bind<stats>(env, methods, "stats");
   bound->bind<verify>(env, methods, "verify");
   bound->bind<destroy>(env, methods, "destroy");
-  return methods;
+  return bound->bound_to(env, methods);
 }
 
 void register_kv_events(Napi::Env env, Napi::Object exports) {

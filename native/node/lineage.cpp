@@ -126,7 +126,7 @@ Napi::Value create(const Napi::CallbackInfo& info) {
   bound->bind<stats>(env, methods, "stats");
   bound->bind<verify>(env, methods, "verify");
   bound->bind<destroy>(env, methods, "destroy");
-  return methods;
+  return bound->bound_to(env, methods);
 }
 
 }  // namespace

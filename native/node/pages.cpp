@@ -422,7 +422,7 @@ Napi::Value create(const Napi::CallbackInfo& info) {
   bound->bind<verify>(env, methods, "verify");
   bound->bind<digest>(env, methods, "digest");
   bound->bind<destroy>(env, methods, "destroy");
-  return methods;
+  return bound->bound_to(env, methods);
 }
 
 }  // namespace

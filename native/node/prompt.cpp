@@ -121,7 +121,7 @@ Napi::Value bind_chain(Napi::Env env, saga_prompt_chain_t* handle, Napi::Value w
   bound->bind<stats>(env, methods, "stats");
   bound->bind<verify>(env, methods, "verify");
   bound->bind<destroy>(env, methods, "destroy");
-  return methods;
+  return bound->bound_to(env, methods);
 }
 
 Napi::Value create(const Napi::CallbackInfo& info) {
