@@ -132,7 +132,7 @@ export class DirectiveClient {
   status(worker: VllmWorker): Promise<DirectiveStatusReport> {
     return new Promise((resolve) => {
       const channel = this.#host.channel(worker);
-      if (channel === undefined) resolve({ ...unreachable, fields: {} });
+      if (channel === undefined) resolve({ ...unreachable, requestDirectives: undefined, fields: {} });
       channel?.send('saga.status', {}, statusSeconds, (outcome, _, fields) => resolve(statusReport(outcome, fields)));
     });
   }

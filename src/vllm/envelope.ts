@@ -4,7 +4,7 @@
 import { createHmac, timingSafeEqual } from 'node:crypto';
 import { stopReasons, toolClasses, type StopReason, type ToolClass } from '../scheduler/vocabulary.js';
 import { directiveStatuses, type DirectiveStatus } from './metrics.js';
-import type { VllmWorker } from './vllm-worker.js';
+import type { RequestDirectives, VllmWorker } from './vllm-worker.js';
 
 /** Longest message, either way. */
 export const mostMessageBytes = 2 ** 20;
@@ -17,8 +17,8 @@ export type DirectiveTarget =
   | { hashes: readonly string[] }
   /** The full blocks of a prompt. */
   | { tokenIds: ArrayLike<number>; cacheSalt?: string; loraName?: string }
-  /** What a request uses that runs or has just ended. */
-  | { requestId: string }
+  /** What a request uses that runs or has just ended; without so many leading blocks, which are others' too. */
+  | { requestId: string; fromBlock?: number }
   /** The newest call of a thread, as `saga.call` named it. */
   | { thread: number };
 
@@ -39,6 +39,8 @@ export interface DirectiveStatusReport extends DirectiveOutcome {
   vllmVersion?: string;
   connectorVersion?: string;
   blockSize?: number;
+  /** What it takes from requests. */
+  requestDirectives: RequestDirectives | undefined;
   /** All further members, as they came. */
   fields: Readonly<Record<string, unknown>>;
 }
@@ -80,7 +82,10 @@ export interface Answer {
 
 export function targetPayload(target: DirectiveTarget): Record<string, unknown> {
   if ('hashes' in target) return { hashes: [...target.hashes] };
-  if ('requestId' in target) return { request_id: target.requestId };
+  if ('requestId' in target) {
+    const { requestId, fromBlock = 0 } = target;
+    return { request_id: requestId, ...(fromBlock === 0 ? {} : { from_block: fromBlock }) };
+  }
   if ('thread' in target) return { thread: target.thread };
   const { tokenIds, cacheSalt, loraName } = target;
   return {
@@ -177,8 +182,18 @@ export function statusReport(
     ...(isText(state.vllm_version) ? { vllmVersion: state.vllm_version } : {}),
     ...(isText(state.connector_version) ? { connectorVersion: state.connector_version } : {}),
     ...(isCount(state.block_size) ? { blockSize: state.block_size } : {}),
+    requestDirectives: strength === undefined || strength === 'none' ? undefined : requestDirectivesOf(state),
     fields: state,
   };
+}
+
+/** As `saga.status` tells. Of the members that are read the first one that is known here. */
+function requestDirectivesOf(state: Readonly<Record<string, unknown>>): RequestDirectives | undefined {
+  const { request_members: members, request_actions: types } = state;
+  if (!Array.isArray(members) || !Array.isArray(types)) return undefined;
+  const member = (['kv_hints', 'kv_transfer_params'] as const).find((one) => members.includes(one));
+  const known = (types as unknown[]).filter((type) => isText(type));
+  return member === undefined || known.length === 0 ? undefined : { member, types: new Set(known) };
 }
 
 function isObject(value: unknown): value is Record<string, unknown> {

@@ -39,11 +39,13 @@ export type {
 export {
   VllmWorker,
   workerRoutes,
+  type RequestDirectives,
   type ServerCondition,
   type WorkerCondition,
   type WorkerFeatures,
   type WorkerRoute,
 } from './vllm-worker.js';
+export type { Expectation } from './expectation.js';
 export { DirectiveClient } from './directive-client.js';
 export type { DirectiveOutcome, DirectiveStatusReport, DirectiveTarget, EndedCall } from './envelope.js';
 export { WorkerSet, type ServerState } from './worker-set.js';

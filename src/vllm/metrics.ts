@@ -63,7 +63,9 @@ export interface WorkerMetrics {
   drift: number;
   /** Share of cached tokens that were not predicted, moving average. */
   surprise: number;
-  /** Answers that these two are of. */
+  /** Predicted tokens that events took away while their call waited at the worker: no drift. */
+  evictedWhileWaiting: number;
+  /** Answers that drift and surprise are of. */
   observations: number;
   blocks: number;
   blocksInUse: number;

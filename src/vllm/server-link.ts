@@ -153,6 +153,7 @@ export class ServerLink implements WorkerOwner {
       trust: worker.trust,
       drift: worker.drift.drift,
       surprise: worker.drift.surprise,
+      evictedWhileWaiting: worker.drift.evictedTokens,
       observations: worker.drift.observations,
       blocks,
       blocksInUse: Math.round((told.usage ?? 0) * blocks),
@@ -312,10 +313,10 @@ export class ServerLink implements WorkerOwner {
     const server = this.server.options;
     const added = scheduler.addWorker({ blocks });
     added.drain();
-    const worker = new VllmWorker(added, server, number, facts.features, this);
+    const blockTokens = server.blockTokens ?? scheduler.blockTokens;
+    const worker = new VllmWorker(added, server, number, facts.features, this, blockTokens);
     const events = noEventMetrics();
     const directives = noDirectiveMetrics();
-    const blockTokens = server.blockTokens ?? scheduler.blockTokens;
     const rank: Rank = {
       worker,
       blocks,
@@ -528,8 +529,8 @@ export class ServerLink implements WorkerOwner {
     while (!signal.aborted) {
       const report = await this.#host.directives.status(worker);
       if (signal.aborted) return;
-      const { strength } = report;
-      worker.features_ = { ...worker.features_, connector: strength };
+      const { strength, requestDirectives } = report;
+      worker.features_ = { ...worker.features_, connector: strength, requestDirectives };
       if (strength === undefined)
         worker.doubt('directives', { words: `no answer (${report.reason ?? report.status})`, factor: factors.none });
       else if (strength === 'none')

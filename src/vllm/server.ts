@@ -88,6 +88,7 @@ export class Server {
         priority: undefined,
         promptTokensDetails: undefined,
         connector: undefined,
+        requestDirectives: undefined,
         hashAlgorithm: cache?.prefix_caching_hash_algo,
       },
     };

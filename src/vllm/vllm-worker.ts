@@ -7,6 +7,7 @@
  */
 import type { Worker } from '../scheduler/worker.js';
 import { Drift } from './drift.js';
+import type { Expectation, Expectations } from './expectation.js';
 import type { ServerOptions } from './options.js';
 import { Doubts, type Doubt, type Reason } from './trust.js';
 
@@ -37,8 +38,18 @@ export interface WorkerFeatures {
   promptTokensDetails: boolean | undefined;
   /** What the connector saga_vllm can do; `undefined` also where there is none. */
   connector: 'policy' | 'leases' | 'none' | undefined;
+  /** Directives that its connector takes from requests, as it says; `undefined`: it does not say. */
+  requestDirectives: RequestDirectives | undefined;
   /** Algorithm of the engine's block hashes. */
   hashAlgorithm: string | undefined;
+}
+
+/** Directives that ride on requests, see docs/directives.md. */
+export interface RequestDirectives {
+  /** The member of a request that they are read from. */
+  readonly member: 'kv_hints' | 'kv_transfer_params';
+  /** Their types. */
+  readonly types: ReadonlySet<string>;
 }
 
 export const workerRoutes = {
@@ -80,6 +91,7 @@ export class VllmWorker {
   readonly headers: Readonly<Record<string, string>>;
   readonly #owner: WorkerOwner;
   readonly #doubts = new Doubts();
+  readonly #blockTokens: number;
   #loadAskedAt = Number.NEGATIVE_INFINITY;
   /** @internal */
   readonly drift: Drift;
@@ -87,9 +99,18 @@ export class VllmWorker {
   features_: WorkerFeatures;
   /** @internal */
   condition_: WorkerCondition = 'starting';
+  /** @internal Of calls there; `undefined`: it has no events. */
+  expectations_: Expectations | undefined;
 
   /** @internal */
-  constructor(worker: Worker, server: ServerOptions, rank: number, features: WorkerFeatures, owner: WorkerOwner) {
+  constructor(
+    worker: Worker,
+    server: ServerOptions,
+    rank: number,
+    features: WorkerFeatures,
+    owner: WorkerOwner,
+    blockTokens = 16,
+  ) {
     const url = new URL(server.url);
     this.worker = worker;
     this.server = server;
@@ -101,7 +122,8 @@ export class VllmWorker {
       ...(server.apiKey === undefined ? {} : { authorization: `Bearer ${server.apiKey}` }),
       ...((server.dataParallelRanks ?? 1) > 1 ? { 'x-data-parallel-rank': String(rank) } : {}),
     };
-    this.drift = new Drift(server.blockTokens ?? 16);
+    this.#blockTokens = server.blockTokens ?? blockTokens;
+    this.drift = new Drift(this.#blockTokens);
     this.#owner = owner;
   }
 
@@ -124,12 +146,23 @@ export class VllmWorker {
   }
 
   /**
-   * An answer came: the cached tokens that were predicted for its prompt, and what its usage reports. Where predictions are wrong
-   * time and again the worker is trusted less.
+   * A call is sent there for leading blocks of a prompt that the worker holds. What becomes of them while it waits is taken into
+   * account by {@link observe}; say when it has its first token, and when it has ended.
+   *
+   * @returns `undefined` where there is nothing to follow
    */
-  observe(predictedTokens: number, reportedTokens: number): void {
-    if (this.condition_ === 'lost') return;
-    if (this.drift.observe(predictedTokens, reportedTokens)) this.#owner.driftChanged(this);
+  expect(chain: BigUint64Array, blocks: number): Expectation | undefined {
+    return blocks === 0 ? undefined : this.expectations_?.add(chain, blocks);
+  }
+
+  /**
+   * An answer came: the cached tokens that were predicted for its prompt, and what its usage reports. Where predictions are wrong
+   * time and again the worker is trusted less; what was evicted while the call waited is not counted.
+   */
+  observe(predictedTokens: number, reportedTokens: number, expectation?: Expectation): void {
+    if (this.condition_ === 'lost' || expectation?.isVoid === true) return;
+    const evicted = expectation === undefined ? 0 : expectation.evicted * this.#blockTokens;
+    if (this.drift.observe(predictedTokens, reportedTokens, evicted)) this.#owner.driftChanged(this);
   }
 
   /** A request could not connect, or its connection died: its health is checked at once. */

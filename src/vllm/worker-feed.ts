@@ -5,6 +5,7 @@
 import { SagaArgumentError, SagaError } from '../errors.js';
 import type { Scheduler } from '../scheduler/scheduler.js';
 import { EventSubscriber, type ReplayLimits } from './event-subscriber.js';
+import { Expectations } from './expectation.js';
 import { KvEventSource, type KvEventReport } from './kv-event-source.js';
 import type { EventMetrics } from './metrics.js';
 import { endpointOfRank, type EventHash, type Logger } from './options.js';
@@ -31,6 +32,7 @@ const mostBlocks = 2 ** 28;
 export class WorkerFeed {
   readonly source: KvEventSource;
   readonly subscriber: EventSubscriber;
+  readonly #expectations: Expectations;
   readonly #options: FeedOptions;
   /** The scheduler did not take a reset: nothing is applied before it does. */
   #resetOwed = false;
@@ -46,6 +48,8 @@ export class WorkerFeed {
       // Copies in host memory and on disk are counted, too.
       maxBlocks: Math.min(mostBlocks, Math.max(2 ** 14, 4 * blocks)),
     });
+    this.#expectations = new Expectations((block) => this.source.copies(block) > 0);
+    worker.expectations_ = this.#expectations;
     this.subscriber = new EventSubscriber({
       events: endpointOfRank(options.events, rank),
       bind: server.eventsBind ?? false,
@@ -73,6 +77,7 @@ export class WorkerFeed {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
+    this.#expectations.reset();
     this.subscriber.close();
     this.source.close();
   }
@@ -84,6 +89,7 @@ export class WorkerFeed {
       const report = this.source.apply(payload);
       metrics.unknownRemovals += report.unknownRemovals;
       if (report.clearedEvents > 0) this.subscriber.sequence.cleared();
+      if (report.removedBlocks > 0 || report.clearedEvents > 0) this.#expectations.removed();
       worker.doubt('source', this.#sourceReason(report));
       this.#options.applied();
       return true;
@@ -111,6 +117,7 @@ export class WorkerFeed {
 
   #reset(): boolean {
     if (this.#closed) return false;
+    this.#expectations.reset();
     try {
       this.source.reset();
       this.#resetOwed = false;
