@@ -593,6 +593,7 @@ saga_status_t saga_engine_receipt(const saga_engine_t* engine, uint64_t call, sa
   written.queued = decided.queued;
   written.granted_at = known->granted_at;
   written.trust_per_mille = known->trust;
+  written.workers_added = known->workers_added;
   write_result(written, receipt);
   return SAGA_OK;
 }

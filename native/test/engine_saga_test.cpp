@@ -407,6 +407,131 @@ TEST(EngineSaga, ACopyToADrainedWorkerThatNobodyHasReadIsTakenBack) {
   }
 }
 
+// ---- a worker is removed, and another one gets its id
+
+TEST(EngineSaga, WhatNobodyHasReadOfALostWorkerIsNotSaidOfTheNextOne) {
+  for (const bool call_waits : {false, true}) {
+    EngineOptions options = small_options();
+    options.max_workers = 2;
+    Life life(options);
+    const WorkerId lost = life.add_worker(0);
+    const WorkflowHandle workflow = life.open(0);
+    CallHandle call = life.submit(1, workflow, range(1, 400));
+    EXPECT_EQ(life.decide_one(1, DecisionType::kPlace).worker, lost);
+    EXPECT_EQ(life.engine.blocks_stored(2, lost, Tier::kGpu, 0, range(1, 402)), Status::kOk);
+    life.finish(kSecond, call);
+    const WorkerId other = life.add_worker(kSecond);
+    EXPECT_TRUE(life.decide(kSecond).empty());
+    // Its thread moves: a copy from it and a drop there wait to be read, and then a call waits for what is copied.
+    EXPECT_EQ(life.engine.worker_accepts(kSecond + 1, lost, false), Status::kOk);
+    EXPECT_EQ(life.engine.pending_decisions(), 2u);
+    if (call_waits) call = life.submit(kSecond + 2, workflow, range(1, 410));
+    EXPECT_EQ(life.engine.pending_decisions(), 2u);
+    EXPECT_EQ(life.engine.remove_worker(kSecond + 3, lost), Status::kOk);
+    EXPECT_TRUE(life.engine.verify());
+    EXPECT_EQ(life.add_worker(kSecond + 4), lost) << "another worker under its id";
+    EXPECT_TRUE(life.decide(kSecond + 4).empty());
+    if (call_waits) {
+      EXPECT_EQ(life.engine.tick(2 * kSecond), Status::kOk);
+    } else {
+      call = life.submit(2 * kSecond, workflow, range(1, 410));
+    }
+    const Decision placed = life.decide_one(2 * kSecond, DecisionType::kPlace);
+    EXPECT_EQ(placed.call, call);
+    EXPECT_EQ(placed.longest_match, 0u) << "nobody has its blocks any more";
+    if (call_waits) {
+      EXPECT_EQ(placed.worker, other) << "there it was to go";
+    }
+    const SchedulerStats stats = life.host().stats();
+    EXPECT_EQ(stats.copies, 1u);
+    EXPECT_EQ(stats.copies_refused, 1u);
+  }
+}
+
+TEST(EngineSaga, DirectivesOfALostWorkerAreOverWhenAnotherHasItsId) {
+  EngineOptions options = small_options();
+  options.max_workers = 2;
+  Life life(options);
+  const WorkerId source = life.add_worker(0);
+  const WorkflowHandle workflow = life.open(0);
+  CallHandle call = life.submit(1, workflow, range(1, 400));
+  life.decide_one(1, DecisionType::kPlace);
+  EXPECT_EQ(life.engine.blocks_stored(2, source, Tier::kGpu, 0, range(1, 402)), Status::kOk);
+  life.finish(kSecond, call);
+  const WorkerId lost = life.add_worker(kSecond);
+  EXPECT_EQ(life.engine.worker_accepts(kSecond + 1, source, false), Status::kOk);
+  const std::vector<Decision> moved = life.decide(kSecond + 1);
+  ASSERT_EQ(moved.size(), 2u);
+  const Directive copy = to_directive(moved[0]);
+  EXPECT_EQ(copy.type, static_cast<std::uint16_t>(DecisionType::kCopy));
+  EXPECT_EQ(copy.worker, lost);
+  EXPECT_EQ(life.engine.remove_worker(kSecond + 2, lost), Status::kOk);
+  EXPECT_EQ(life.add_worker(kSecond + 2), lost);
+  const std::uint64_t before = life.engine.digest();
+  EXPECT_EQ(life.engine.directive_done(kSecond + 2, copy.id, Outcome::kApplied), Status::kNotFound);
+  EXPECT_EQ(life.engine.digest(), before);
+  EXPECT_EQ(life.host().stats().copies_applied, 0u);
+  EXPECT_EQ(life.host().stats().copies_refused, 1u);
+}
+
+TEST(EngineSaga, LeasesOfALostWorkerAreNotHeldByTheNextOne) {
+  EngineOptions options = small_options();
+  options.max_workers = 1;
+  options.scheduling.leases = true;
+  Life life(options);
+  const WorkerId worker = life.add_worker(0);
+  const WorkflowHandle workflow = life.open(0);
+  Time now = kSecond;
+  EXPECT_EQ(life.engine.blocks_stored(now, worker, Tier::kGpu, 0, range(1, 40)), Status::kOk);
+  CallHandle call = life.submit(now, workflow, range(1, 40));
+  life.decide_one(now, DecisionType::kPlace);
+  life.finish(now, call);
+  const Directive lease = to_directive(life.decide_one(now, DecisionType::kRetain));
+  EXPECT_EQ(life.engine.directive_done(now, lease.id, Outcome::kApplied), Status::kOk);
+  EXPECT_EQ(life.host().leased_pages(worker), 41u);
+  EXPECT_EQ(life.engine.remove_worker(++now, worker), Status::kOk);
+  EXPECT_EQ(life.add_worker(++now), worker);
+  EXPECT_EQ(life.host().leased_pages(worker), 0u);
+  EXPECT_EQ(life.engine.directive_done(now, lease.id, Outcome::kExpired), Status::kNotFound);
+  EXPECT_EQ(life.host().stats().leases.revoked, 1u);
+
+  // The call that ran there is kept, but not as one whose answer is cached at the new worker.
+  EXPECT_EQ(life.engine.blocks_stored(now, worker, Tier::kGpu, 0, range(1, 40)), Status::kOk);
+  EXPECT_TRUE(life.decide(now).empty());
+  auto& host = const_cast<SchedulerHost&>(life.host());
+  EXPECT_EQ(host.cached_pages(static_cast<CallId>(call), worker), 40u);
+
+  // A release that nobody has read is not asked of the next one either.
+  call = life.submit(++now, workflow, range(1, 40));
+  life.decide_one(now, DecisionType::kPlace);
+  EXPECT_EQ(host.cached_pages(static_cast<CallId>(call), worker), 40u);
+  life.finish(now, call);
+  EXPECT_EQ(host.cached_pages(static_cast<CallId>(call), worker), 41u) << "it ran here, so its answer is here";
+  life.decide_one(now, DecisionType::kRetain);
+  call = life.submit(++now, workflow, range(1, 40));
+  EXPECT_EQ(life.engine.pending_decisions(), 2u) << "the release and the placement";
+  EXPECT_EQ(life.engine.remove_worker(++now, worker), Status::kOk);
+  EXPECT_EQ(life.engine.pending_decisions(), 0u);
+  EXPECT_EQ(life.add_worker(++now), worker);
+  EXPECT_EQ(life.decide_one(now, DecisionType::kPlace).call, call);
+}
+
+TEST(EngineSaga, ReceiptsSayHowManyWorkersHadBeenAdded) {
+  EngineOptions options = small_options();
+  options.max_workers = 1;
+  Life life(options);
+  const WorkflowHandle workflow = life.open(0);
+  std::vector<CallHandle> calls;
+  for (std::uint32_t added = 1; added <= 3; ++added) {
+    EXPECT_EQ(life.add_worker(added), 0u);
+    calls.push_back(life.submit(added, workflow, range(1, 4)));
+    life.decide_one(added, DecisionType::kPlace);
+    life.finish(added, calls.back());
+    EXPECT_EQ(life.engine.remove_worker(added, 0), Status::kOk);
+  }
+  for (std::uint32_t i = 0; i < 3; ++i) EXPECT_EQ(life.host().receipt(calls[i])->workers_added, i + 1);
+}
+
 TEST(EngineSaga, ReceiptsAreTheNewestFew) {
   Life life(small_options());
   life.add_worker(0);
@@ -689,7 +814,7 @@ class RandomRun {
 
   static EngineOptions options_for(std::uint64_t seed, bool leases) {
     EngineOptions options = small_options();
-    options.max_workers = 6;
+    options.max_workers = seed % 2 == 0 ? 6 : 3;
     options.max_workflows = 5;
     options.max_calls = 12;
     options.scheduling.max_threads = 10;
@@ -726,6 +851,7 @@ class RandomRun {
   std::uint64_t early() const { return early_; }
   std::uint64_t leases() const { return leases_read_; }
   std::uint64_t rescued() const { return rescued_; }
+  std::uint64_t reused() const { return reused_; }
 
  private:
   struct Call {
@@ -738,11 +864,12 @@ class RandomRun {
   void add_worker() {
     WorkerId worker = kNone;
     const Status status = engine_.add_worker(now_, 60 + static_cast<std::uint32_t>(random_.below(200)), &worker);
-    if (status == Status::kOk) {
-      workers_.push_back(worker);
-    } else {
-      EXPECT_EQ(status, Status::kFull);
-    }
+    const bool full = workers_.size() == engine_.options().max_workers;
+    ASSERT_EQ(status, full ? Status::kFull : Status::kOk) << "of the workers at one time";
+    if (full) return;
+    ASSERT_EQ(std::find(workers_.begin(), workers_.end(), worker), workers_.end());
+    workers_.push_back(worker);
+    if (!known_.insert(worker).second) ++reused_;
   }
   template <class Map>
   auto any(Map& map) {
@@ -863,6 +990,8 @@ class RandomRun {
     }
     drained_.erase(workers_[at]);
     workers_.erase(workers_.begin() + static_cast<std::ptrdiff_t>(at));
+    ASSERT_TRUE(engine_.verify()) << "nothing is of a worker that is gone";
+    if (random_.below(2) == 0) add_worker();
   }
 
   void drain_or_resume() {
@@ -936,7 +1065,7 @@ class RandomRun {
     } else if (kind < 90) {
       if (!outcomes_.empty()) tell_outcome();
     } else if (kind < 92) {
-      if (random_.below(3) == 0) add_worker();
+      if (workers_.size() < 2 || random_.below(3) == 0) add_worker();
     } else if (kind < 93) {
       if (workers_.size() > 1 && random_.below(3) == 0) remove_worker();
     } else if (kind < 95) {
@@ -997,16 +1126,17 @@ class RandomRun {
   Time now_ = 0;
   std::vector<WorkerId> workers_;
   std::set<WorkerId> drained_;
+  std::set<WorkerId> known_;                           // ids that were given out
   std::map<WorkflowHandle, std::uint32_t> workflows_;  // blocks of its prompts
   std::map<CallHandle, Call> calls_;
   std::map<std::uint64_t, Decision> outcomes_;  // copies and leases that were read
   std::set<std::uint64_t> held_;                // leases that were read, and not released since
   Bytes journal_;
-  std::uint64_t copies_ = 0, early_ = 0, leases_read_ = 0, rescued_ = 0;
+  std::uint64_t copies_ = 0, early_ = 0, leases_read_ = 0, rescued_ = 0, reused_ = 0;
 };
 
 TEST(EngineSaga, RandomEvents) {
-  std::uint64_t copies = 0, early = 0, leases = 0, rescued = 0;
+  std::uint64_t copies = 0, early = 0, leases = 0, rescued = 0, reused = 0;
   for (std::uint64_t seed = 1; seed <= 40; ++seed) {
     SCOPED_TRACE(seed);
     RandomRun run(seed, seed % 3 == 0);
@@ -1024,11 +1154,13 @@ TEST(EngineSaga, RandomEvents) {
     early += run.early();
     leases += run.leases();
     rescued += run.rescued();
+    reused += run.reused();
   }
   EXPECT_GT(copies, 100u);
   EXPECT_GT(early, 5u);
   EXPECT_GT(leases, 100u);
   EXPECT_GT(rescued, 10u) << "copies away from drained workers";
+  EXPECT_GT(reused, 40u) << "ids of removed workers";
 }
 
 }  // namespace

@@ -361,7 +361,7 @@ TEST(Engine, CallsOfALostWorkerArePlacedAgainInTheirOrder) {
   EXPECT_EQ(life.engine.first_token(5, c), Status::kWrongState) << "it waits again";
   EXPECT_EQ(life.engine.finish_call(5, b, StopReason::kEndTurn, ToolClass::kNone, 1), Status::kWrongState);
 
-  EXPECT_EQ(life.add_worker(6), 1u) << "ids are not used again";
+  EXPECT_EQ(life.add_worker(6), 1u) << "an id that nobody had goes first";
   EXPECT_EQ(life.placements(7), (Placed{{b, 1}, {c, 1}, {d, 1}, {e, 1}}));
   EXPECT_EQ(life.engine.first_token(8, b), Status::kOk) << "placed, not running any more";
   EXPECT_TRUE(life.engine.verify());
@@ -672,12 +672,13 @@ TEST(EngineRefusals, StatesAndBounds) {
   EXPECT_EQ(engine.digest(), before) << "none of them changed anything, not even the time";
   EXPECT_EQ(engine.now(), 0u);
 
-  life.add_worker(1);
-  life.add_worker(1);
+  EXPECT_EQ(life.add_worker(1), 2u);
+  EXPECT_EQ(life.add_worker(1), 3u);
+  EXPECT_EQ(life.add_worker(1), 1u) << "removed before";
   life.open_workflow(1);
   for (int call = 3; call < 6; ++call) life.submit(1, 1, {}, 3);
   const std::uint64_t full = engine.digest();
-  EXPECT_EQ(engine.add_worker(9, 1, &worker), Status::kFull) << "an id is not given out twice";
+  EXPECT_EQ(engine.add_worker(9, 1, &worker), Status::kFull) << "all are active";
   EXPECT_EQ(engine.open_workflow(9, 0, &id), Status::kFull);
   EXPECT_EQ(engine.submit_call(9, 0, 1, {}, &id), Status::kFull);
   EXPECT_EQ(id, 77u);
@@ -688,6 +689,117 @@ TEST(EngineRefusals, StatesAndBounds) {
 }
 
 // ---- what is told of a worker -----------------------------------------------------------------------------------------------
+
+TEST(EngineWorkers, IdsComeAgainTheLongestGoneFirst) {
+  EngineOptions options = small_options();
+  options.max_workers = 3;
+  Driver life(options);
+  Engine& engine = life.engine;
+  const auto remove = [&](Time now, WorkerId worker) { ASSERT_EQ(engine.remove_worker(now, worker), Status::kOk); };
+  const auto full = [&](Time now) {
+    WorkerId none = 77;
+    EXPECT_EQ(engine.add_worker(now, 1, &none), Status::kFull);
+    EXPECT_EQ(none, 77u);
+  };
+  EXPECT_EQ(life.add_worker(1), 0u);
+  remove(2, 0);
+  EXPECT_EQ(life.add_worker(3), 1u) << "that nobody had";
+  EXPECT_EQ(life.add_worker(4), 2u);
+  EXPECT_EQ(engine.remove_worker(5, 0), Status::kNotFound) << "it is gone";
+  EXPECT_EQ(life.add_worker(5), 0u) << "there is no other";
+  full(6);
+  remove(7, 2);
+  remove(7, 0);
+  remove(7, 1);
+  EXPECT_TRUE(engine.verify());
+  EXPECT_EQ(engine.stats().workers, 0u);
+  EXPECT_EQ(life.add_worker(8), 2u);
+  remove(9, 2);
+  EXPECT_EQ(life.add_worker(10), 0u);
+  EXPECT_EQ(life.add_worker(11), 1u);
+  EXPECT_EQ(life.add_worker(12), 2u);
+  EXPECT_TRUE(engine.verify());
+  full(13);
+  remove(14, 1);
+  EXPECT_EQ(life.add_worker(15), 1u) << "while the others are active";
+  full(16);
+}
+
+// Which id comes next is state: two engines with the same active workers are not the same.
+TEST(EngineWorkers, TheOrderOfRemovedIdsIsState) {
+  const auto digest = [](WorkerId first, WorkerId second) {
+    EngineOptions options = small_options();
+    options.max_workers = 2;
+    Driver life(options);
+    life.add_worker(0);
+    life.add_worker(0);
+    EXPECT_EQ(life.engine.remove_worker(0, first), Status::kOk);
+    EXPECT_EQ(life.engine.remove_worker(0, second), Status::kOk);
+    return life.engine.digest();
+  };
+  EXPECT_NE(digest(0, 1), digest(1, 0));
+  EXPECT_EQ(digest(0, 1), digest(0, 1));
+}
+
+TEST(EngineWorkers, WhoTakesAnIdAgainInheritsNothing) {
+  for (const PlacementKind kind : {PlacementKind::kAffinity, PlacementKind::kSaga}) {
+    EngineOptions options = small_options();
+    options.max_workers = 1;
+    options.placement.kind = kind;
+    Driver life(options);
+    Engine& engine = life.engine;
+    ASSERT_EQ(life.add_worker(1, 100), 0u);
+    life.open_workflow(1);
+    const CallHandle call = life.submit(2, 0, {1, 2, 3});
+    EXPECT_EQ(life.placements(2), (std::vector<std::pair<CallHandle, WorkerId>>{{call, 0}}));
+    for (const Tier tier : {Tier::kGpu, Tier::kGpu, Tier::kHost, Tier::kDisk}) {
+      ASSERT_EQ(engine.blocks_stored(3, 0, tier, 0, Hashes{1, 2, 3}), Status::kOk);
+    }
+    ASSERT_EQ(engine.window_stored(3, 0, Hashes{1, 2, 3}), Status::kOk);
+    ASSERT_EQ(engine.worker_window(3, 0, 2), Status::kOk);
+    ASSERT_EQ(engine.worker_trust(3, 0, 500), Status::kOk);
+    ASSERT_EQ(engine.worker_load(3, 0, WorkerLoad{40, 5, 6}), Status::kOk);
+    ASSERT_EQ(engine.worker_accepts(3, 0, false), Status::kOk);
+    EXPECT_EQ(engine.window_held(0), 3u);
+    ASSERT_EQ(engine.remove_worker(4, 0), Status::kOk);
+    EXPECT_EQ(life.worker(0).trust, 500u) << "as it was last";
+    EXPECT_EQ(life.worker(0).active, 0u);
+
+    ASSERT_EQ(life.add_worker(5, 200), 0u);
+    EXPECT_TRUE(engine.verify());
+    const WorkerState fresh = life.worker(0);
+    EXPECT_EQ(fresh.capacity_blocks, 200u);
+    EXPECT_EQ(fresh.active, 1u);
+    EXPECT_EQ(fresh.accepts, 1u);
+    EXPECT_EQ(fresh.trust, 1000u);
+    EXPECT_EQ(fresh.window_blocks, 0u);
+    EXPECT_EQ(fresh.reports, 0u);
+    EXPECT_EQ(fresh.reported_blocks, 0u);
+    EXPECT_EQ(fresh.reported_waiting, kNone);
+    EXPECT_EQ(fresh.reported_free, kNone);
+    EXPECT_EQ(engine.window_held(0), 0u);
+    EXPECT_EQ(engine.stats().holder_blocks, 0u);
+    std::uint32_t depth[kTierCount] = {77, 77, 77};
+    EXPECT_EQ(engine.match(Hashes{1, 2, 3}, depth), 0u);
+    EXPECT_EQ(depth[2], 0u);
+    // Copies that the old worker had are not removed from the new one twice, and its call is placed anew, as the second time.
+    ASSERT_EQ(engine.blocks_stored(6, 0, Tier::kGpu, 0, Hashes{1, 2, 3}), Status::kOk);
+    const std::vector<Decision> placed = life.decide(6);
+    ASSERT_EQ(placed.size(), 1u);
+    EXPECT_EQ(placed[0].call, call);
+    EXPECT_EQ(placed[0].placement, 1u);
+    EXPECT_EQ(life.worker(0).open_calls, 1u);
+    EXPECT_EQ(life.worker(0).estimated_blocks, 4u);
+    EXPECT_EQ(engine.first_token(7, call, 0), Status::kWrongState) << "of the one that is gone, under the same id";
+    AnswerInfo late;
+    late.placement = 0;
+    EXPECT_EQ(engine.finish_call(7, call, late), Status::kWrongState);
+    EXPECT_EQ(engine.first_token(7, call, 1), Status::kOk);
+    ASSERT_EQ(engine.blocks_removed(8, 0, Tier::kGpu, Hashes{1, 2, 3}), Status::kOk);
+    EXPECT_EQ(engine.match(Hashes{1, 2, 3}, depth), 0u);
+    EXPECT_TRUE(engine.verify());
+  }
+}
 
 TEST(EngineWorkers, ADistrustedMatchCountsForLess) {
   Driver life(small_options());
@@ -962,6 +1074,7 @@ struct Model {
   std::uint32_t round_robin_next = 0;
   Time now = 0;
   std::vector<ModelWorker> workers;
+  std::deque<WorkerId> removed;  // the id that went first is used first, once all have been
   Copies held, windows;
   std::map<WorkflowHandle, bool> workflows;  // whether a tool runs
   std::map<CallHandle, ModelCall> calls;
@@ -1034,6 +1147,7 @@ class RandomRun {
   const std::vector<Decision>& decisions() const { return decisions_; }
   std::uint64_t accepted() const { return accepted_; }
   std::uint64_t shortened() const { return shortened_; }
+  std::uint64_t reused() const { return reused_; }
   const std::map<std::pair<int, Status>, int>& outcomes() const { return outcomes_; }
   const std::map<std::uint32_t, int>& reasons() const { return reasons_; }
 
@@ -1094,10 +1208,17 @@ class RandomRun {
         WorkerId worker = kNone;
         const std::uint32_t capacity = 1 + below(1000);
         status = engine_.add_worker(time, capacity, &worker);
-        wanted = expected(time, model_.workers.size() < options().max_workers ? Status::kOk : Status::kFull);
+        wanted = expected(time, active < options().max_workers ? Status::kOk : Status::kFull);
         if (wanted != Status::kOk) break;
-        ASSERT_EQ(worker, model_.workers.size());
-        model_.workers.push_back({.capacity = capacity});
+        if (model_.workers.size() < options().max_workers) {
+          ASSERT_EQ(worker, model_.workers.size());
+          model_.workers.push_back({.capacity = capacity});
+          break;
+        }
+        ASSERT_EQ(worker, model_.removed.front());
+        model_.removed.pop_front();
+        model_.workers[worker] = {.capacity = capacity};
+        ++reused_;
         break;
       }
       case 1: {  // remove_worker
@@ -1107,6 +1228,7 @@ class RandomRun {
         if (wanted != Status::kOk) break;
         model_.forget_blocks(worker);
         model_.workers[worker].active = false;
+        model_.removed.push_back(worker);
         for (auto& [id, call] : model_.calls) {
           if (call.worker != worker) continue;
           call.worker = kNone;
@@ -1271,7 +1393,7 @@ class RandomRun {
       }
       case 29: {  // worker_trust
         const WorkerId worker = some_worker();
-        const std::uint32_t trust = one_in(2) ? 1000 : below(1002);
+        const std::uint32_t trust = one_in(2) ? 1000 : one_in(30) ? 1001 : below(1001);
         status = engine_.worker_trust(time, worker, trust);
         wanted = of_worker(time, worker);
         if (wanted == Status::kOk && trust > 1000) wanted = Status::kInvalidArgument;
@@ -1356,6 +1478,7 @@ class RandomRun {
   Bytes journal_;
   std::vector<Decision> decisions_;
   std::uint64_t accepted_ = 0;
+  std::uint64_t reused_ = 0;     // ids of workers
   std::uint64_t shortened_ = 0;  // matches that were compared and that a window made shorter, but not empty
   std::map<std::pair<int, Status>, int> outcomes_;
   std::map<std::uint32_t, int> reasons_;
@@ -1363,7 +1486,7 @@ class RandomRun {
 
 EngineOptions random_run_options(std::uint64_t seed, std::uint64_t journal_bytes) {
   EngineOptions options;
-  options.max_workers = 40;
+  options.max_workers = seed % 2 == 0 ? 4 : 12;
   options.max_workflows = 24;
   options.max_calls = 40;
   options.max_blocks = 90;
@@ -1381,7 +1504,7 @@ EngineOptions random_run_options(std::uint64_t seed, std::uint64_t journal_bytes
 TEST(EngineProperty, RandomEventsAgreeWithTheModel) {
   std::map<std::pair<int, Status>, int> outcomes;
   std::map<std::uint32_t, int> reasons;
-  std::uint64_t shortened = 0;
+  std::uint64_t shortened = 0, reused = 0;
   for (std::uint64_t seed = 0; seed < 16; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     RandomRun run(random_run_options(seed, 0), 1000 + seed);
@@ -1392,8 +1515,10 @@ TEST(EngineProperty, RandomEventsAgreeWithTheModel) {
     for (const auto& [outcome, count] : run.outcomes()) outcomes[outcome] += count;
     for (const auto& [reason, count] : run.reasons()) reasons[reason] += count;
     shortened += run.shortened();
+    reused += run.reused();
   }
   EXPECT_GT(shortened, 20u);
+  EXPECT_GT(reused, 100u) << "ids of workers";
   // The run went where it should: every kind of event succeeded and every refusal was met.
   for (int kind = 0; kind < 37; ++kind) {
     EXPECT_GT((outcomes[{kind, Status::kOk}]), 10) << "kind " << kind;
@@ -1457,6 +1582,7 @@ TEST(Journal, ReplayOfRandomRunsEqualsTheLiveEngine) {
     EXPECT_TRUE(replayed.engine->verify());
     EXPECT_FALSE(replayed.engine->journal().enabled());
     EXPECT_EQ(replayed.engine->options().seed, seed);
+    EXPECT_GT(run.reused(), 5u);
   }
 }
 

@@ -52,6 +52,7 @@ Engine::Engine(const EngineOptions& options)
       mirror_(PrefixIndexOptions{options.max_workers, options.max_blocks}),
       random_(options.seed),
       journal_(static_cast<std::size_t>(options.journal_bytes)),
+      removed_ids_(options.max_workers),
       workers_(options.max_workers),
       active_column_(options.max_workers),
       open_calls_column_(options.max_workers),
@@ -270,18 +271,24 @@ void Engine::leave_worker(Call& call) {
 
 Status Engine::add_worker(Time now, std::uint32_t capacity_blocks, WorkerId* worker) {
   if (const Status status = admit(now, 4); status != Status::kOk) return status;
-  if (worker_count_ == options_.max_workers) return Status::kFull;
+  if (active_workers_ == options_.max_workers) return Status::kFull;
   if (journal_.enabled()) {
     journal_.begin(RecordType::kWorkerAdded, now);
     journal_.put(capacity_blocks);
     journal_.end();
   }
   advance(now);
-  *worker = worker_count_++;
+  if (worker_count_ < options_.max_workers) {
+    *worker = worker_count_++;
+  } else {
+    *worker = removed_id(0);
+    first_removed_ = (first_removed_ + 1) % options_.max_workers;
+  }
   workers_[*worker] = WorkerState{};
   workers_[*worker].capacity_blocks = capacity_blocks;
   workers_[*worker].active = 1;
   ++active_workers_;
+  ++added_workers_;
   count_properties(*worker, true);
   if (host_ != nullptr) host_->worker_added(*worker);
   return Status::kOk;
@@ -301,6 +308,7 @@ Status Engine::remove_worker(Time now, WorkerId worker) {
   count_properties(worker, false);
   workers_[worker].active = 0;
   workers_[worker].reported_blocks = 0;
+  removed_ids_[(first_removed_ + removed_ids()) % options_.max_workers] = worker;
   --active_workers_;
   if (host_ != nullptr) host_->worker_removed(worker);
   return Status::kOk;
@@ -1057,6 +1065,13 @@ bool Engine::verify() const {
     seen_chunk[chunk] = true;
   }
   if (free_chunks != free_chunks_) return false;
+  std::vector<bool> waits_for_reuse(worker_count_);
+  if (active_workers_ > worker_count_) return false;
+  for (std::uint32_t place = 0; place < removed_ids(); ++place) {
+    const WorkerId id = removed_id(place);
+    if (id >= worker_count_ || waits_for_reuse[id] || workers_[id].active != 0) return false;
+    waits_for_reuse[id] = true;
+  }
   std::uint32_t active = 0, accepting = 0, distrusted = 0, windowed = 0;
   for (WorkerId worker = 0; worker < worker_count_; ++worker) {
     const WorkerState& state = workers_[worker];
@@ -1138,7 +1153,9 @@ std::uint64_t Engine::digest() const {
       for (const BlockHash hash : hashes) digest.add(hash);
     });
   }
-  // The order in which slots will be given out is state as well.
+  digest.add(added_workers_);
+  // The order in which slots and ids will be given out is state as well.
+  for (std::uint32_t place = 0; place < removed_ids(); ++place) digest.add(removed_id(place));
   digest.add(free_call_);
   digest.add(free_workflow_);
   for (std::uint32_t slot = free_call_; slot != kNone; slot = calls_[slot].next) digest.add(slot);

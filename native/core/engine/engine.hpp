@@ -10,7 +10,7 @@
 //
 // What it knows
 //
-//   workers    id (small, given out in order, never reused), KV room in blocks, open calls, blocks in use by running calls,
+//   workers    id (small, see below), KV room in blocks, open calls, blocks in use by running calls,
 //              and which blocks it holds: the mirror (index/mirror.hpp), reference counted per (worker, tier, hash). Further:
 //   trust      how far these blocks count where a worker is chosen, in thousandths; matches are told as reported
 //   accepts    no: it is drained. It gets no calls and no copies, and keeps those that it has been told of
@@ -40,13 +40,20 @@
 // Ids of workflows and calls are slot + generation * 2^32; the generation has 20 bits, so an id fits a JavaScript number and a
 // stale id is found as long as its slot was not reused 2^20 times.
 //
+// Ids of workers are 0 to max_workers - 1. Each new worker has one that nobody had, while there are such; then the one whose
+// worker was removed longest ago. So a stale one is found as long as ids last, and is another worker's as late as can be:
+// whoever keeps one must forget it with its worker. The engine does: nothing that it keeps or still hands out refers to a
+// worker that was removed, but receipts, which say how many workers had been added until then, and what a placement
+// reports of the longest match when it was decided.
+//
 // Costs: events on blocks cost what the mirror costs (index/prefix_index.hpp); remove_worker that of clearing the worker
 // plus O(max_calls + n log n) for its n calls, worker_accepts with kSaga the latter; all others O(1) plus one copy of a
 // chain at submit, and with kSaga what the scheduler costs. decide is O(decisions) with kSaga, else one match per waiting
 // call plus O(workers). Everything is reserved at construction (the mirror's exceptions aside): an open call's chain lies in
 // 2 KiB chunks of one arena of `max_open_blocks` hashes, because a call that loses its worker is placed again.
 //
-// Invariants (verify): per worker, open_calls equals the placed and running calls on it, and estimated_blocks the sum of the
+// Invariants (verify): ids that were given out are those of active workers and, each once, those that wait to be given out
+// again; per worker, open_calls equals the placed and running calls on it, and estimated_blocks the sum of the
 // blocks of those placed since its last report; the waiting queue holds exactly the waiting calls, in order of submission; a workflow's open_calls equals its
 // calls; free and used slots and chunks add up; workers are counted by what they accept, their trust and their windows; both
 // mirrors verify.
@@ -277,6 +284,10 @@ class Engine {
   bool worker_active(WorkerId worker) const { return worker < worker_count_ && workers_[worker].active != 0; }
   bool worker_accepting(WorkerId worker) const { return worker_active(worker) && workers_[worker].accepts != 0; }
   void count_properties(WorkerId worker, bool present);
+  WorkerId removed_id(std::uint32_t place) const {  // 0: the one that was removed longest ago
+    return removed_ids_[(first_removed_ + place) % options_.max_workers];
+  }
+  std::uint32_t removed_ids() const { return worker_count_ - active_workers_; }
   std::uint32_t apply_windows(std::span<const BlockHash> chain, std::uint32_t* depth) const;
   void find_longest_match(Decision* decision) const;  // by the depths of the last match
   void clear_blocks(WorkerId worker);
@@ -324,8 +335,12 @@ class Engine {
   JournalWriter journal_;
   Time now_ = 0;
 
-  std::uint32_t worker_count_ = 0;  // ids given out
+  std::uint32_t worker_count_ = 0;  // ids that were ever given out
   std::uint32_t active_workers_ = 0;
+  std::uint64_t added_workers_ = 0;
+  // Ids of removed workers in the order in which they went: a ring, as many as are given out and not active.
+  std::vector<WorkerId> removed_ids_;
+  std::uint32_t first_removed_ = 0;
   std::uint32_t accepting_workers_ = 0;   // of the active ones
   std::uint32_t distrusted_workers_ = 0;  // of the active ones: with less than full trust
   std::uint32_t windowed_workers_ = 0;    // of the active ones: with a window

@@ -1,5 +1,7 @@
 #include "outbox.hpp"
 
+#include <algorithm>
+
 #include "../base/assert.hpp"
 
 namespace saga {
@@ -214,6 +216,45 @@ std::uint64_t Outbox::unread_copy_to(WorkerId worker) const {
     if (copy.state == State::kPending && copy.directive.worker == worker) return copy.directive.id;
   }
   return 0;
+}
+
+std::uint64_t Outbox::unread_copy_from(WorkerId worker) const {
+  for (std::uint32_t slot = oldest_copy_; slot != kNone; slot = directives_[slot].newer) {
+    const Slot& copy = directives_[slot];
+    if (copy.state == State::kPending && copy.directive.source == worker) return copy.directive.id;
+  }
+  return 0;
+}
+
+void Outbox::forget_worker(WorkerId worker) {
+  for (std::uint32_t slot = 0; slot < directive_count_; ++slot) {
+    const Slot& drop = directives_[slot];
+    if (drop.state != State::kPending || drop.directive.worker != worker ||
+        drop.directive.type != static_cast<std::uint16_t>(DecisionType::kDrop)) {
+      continue;
+    }
+    unlink(directive_item(slot));
+    free_directive(slot);
+  }
+  for (std::uint32_t slot = 0; slot < lease_count_; ++slot) {
+    if (leases_[slot].state != State::kReleasing || leases_[slot].directive.worker != worker) continue;
+    unlink(lease_item(slot));
+    free_lease(slot);
+  }
+}
+
+bool Outbox::refers_only_to(const std::vector<bool>& active) const {
+  for (std::uint32_t item = first_; item != kNone; item = next_[item]) {
+    if (item < calls_ && !active[places_[item].worker]) return false;
+    if (item >= calls_ && item < 2 * calls_ && !active[priorities_[item - calls_].worker]) return false;
+  }
+  const auto is_well = [&active](const Slot& slot) {
+    if (slot.state == State::kFree) return true;
+    const bool copy = slot.directive.type == static_cast<std::uint16_t>(DecisionType::kCopy);
+    return active[slot.directive.worker] && (!copy || slot.state != State::kPending || active[slot.directive.source]);
+  };
+  return std::all_of(leases_.begin(), leases_.end(), is_well) &&
+         std::all_of(directives_.begin(), directives_.end(), is_well);
 }
 
 std::uint64_t Outbox::leased_blocks(WorkerId worker) const {

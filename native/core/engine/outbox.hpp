@@ -8,6 +8,8 @@
 //   a lease   pending -> read (holds) -> over  (its outcome, its deadline) | -> releasing (pending again) -> over when read
 //   a drop    pending -> over when read
 //
+// What waits for a worker that is removed is over at once.
+//
 // Ids of copies and leases are slot + generation * 2^32, the slot of a copy above 2^30; never 0.
 //
 // Cost: everything O(1), a lease O(log leases). Invariants (verify()): the list links exactly the pending places; free and used
@@ -56,8 +58,13 @@ class Outbox {
   std::uint64_t expired(Time now) const;
   // Any copy to or lease on a worker that is not over; 0: none. O(slots).
   std::uint64_t any_on(WorkerId worker) const;
-  // Any copy to it that nobody has read; 0: none.
+  // Any copy to it, or from it, that nobody has read; 0: none.
   std::uint64_t unread_copy_to(WorkerId worker) const;
+  std::uint64_t unread_copy_from(WorkerId worker) const;
+  // Drops and releases of a worker that nobody has read are not needed any more. O(slots).
+  void forget_worker(WorkerId worker);
+  // Whether all here is of active workers, what will be copied and was not read also from active ones. For checks.
+  bool refers_only_to(const std::vector<bool>& active) const;
   std::uint64_t leased_blocks(WorkerId worker) const;
 
   bool verify() const;

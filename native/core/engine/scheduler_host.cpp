@@ -192,7 +192,15 @@ void SchedulerHost::worker_removed(WorkerId worker) {
       ++stats_.copies_refused;
     }
   }
+  outbox_.forget_worker(worker);
+  for (Call& call : calls_) {
+    if (call.ran_on == worker) call.ran_on = kNone;
+  }
   scheduler_.worker_removed(worker, now(), *this);
+  // Who waits for its pages waits no longer.
+  for (std::uint64_t id = outbox_.unread_copy_from(worker); id != 0; id = outbox_.unread_copy_from(worker)) {
+    end_copy(id, Outcome::kRefused);
+  }
 }
 
 void SchedulerHost::worker_drained(WorkerId worker, std::span<const CallId> recalled) {
@@ -294,6 +302,11 @@ void SchedulerHost::directive_done(std::uint64_t id, Outcome outcome) {
                                                  : LeaseOutcome::kRevoked);
     return;
   }
+  end_copy(id, outcome);
+}
+
+void SchedulerHost::end_copy(std::uint64_t id, Outcome outcome) {
+  const Directive directive = *outbox_.find(id);
   outbox_.end(id);
   ++(outcome == Outcome::kApplied   ? stats_.copies_applied
      : outcome == Outcome::kExpired ? stats_.copies_expired
@@ -339,6 +352,7 @@ void SchedulerHost::add_receipt(CallId call, const SagaReceipt& decided) {
   receipt.prompt_blocks = known.prompt_tokens / engine_.options_.block_tokens;
   receipt.placement = known.placement;
   receipt.trust = engine_.workers_[decided.worker].trust;
+  receipt.workers_added = static_cast<std::uint32_t>(engine_.added_workers_);
   receipt.submitted_at = known.submitted;
   receipt.granted_at = now();
 }
@@ -540,6 +554,9 @@ bool SchedulerHost::release(LeaseId lease) {
 
 bool SchedulerHost::verify() const {
   if (!scheduler_.verify() || !outbox_.verify()) return false;
+  std::vector<bool> is_active(engine_.options_.max_workers);
+  for (WorkerId worker = 0; worker < engine_.worker_count_; ++worker) is_active[worker] = active(worker);
+  if (!outbox_.refers_only_to(is_active)) return false;
   std::vector<std::uint8_t> seen(threads_.size());
   std::vector<std::uint8_t> owned(calls_.size());
   std::uint32_t used = 0;
@@ -571,6 +588,7 @@ bool SchedulerHost::verify() const {
     if ((state != Engine::CallState::kFree) != (owned[call] != 0)) return false;
     if ((state == Engine::CallState::kGranted) != outbox_.place_waits(call)) return false;
     if (state != Engine::CallState::kKept) continue;
+    if (calls_[call].ran_on != kNone && !engine_.worker_active(calls_[call].ran_on)) return false;
     if (calls_[call].chain_kept) {
       ++kept;
       chunks += Engine::chunks_of(engine_.calls_[call].chain_blocks);

@@ -16,7 +16,11 @@
 // Cost: what the scheduler costs, plus a copy of a chain and a match for each question about what workers cache. Memory, all at
 // construction: max_threads x ~40 bytes, call slots x ~200, leases and directives x ~100, receipts x 160.
 //
-// Invariants (verify()): each thread is free or in the list of one open workflow; a call that is open or kept belongs to exactly
+// When a worker is removed, what is kept of it goes: leases there and copies to it end, copies from it that nobody has read
+// are refused, and drops and releases that nobody has read are forgotten; kept calls no longer say that they ran there.
+//
+// Invariants (verify()): no kept call ran on, and nothing in the outbox is of, a worker that was removed, but for the source of
+// a copy that was read; each thread is free or in the list of one open workflow; a call that is open or kept belongs to exactly
 // one thread; calls with a placement in the outbox are exactly the granted ones; kept chains are linked by age.
 #pragma once
 
@@ -72,6 +76,8 @@ struct Receipt {
   std::uint32_t prompt_blocks = 0;
   std::uint32_t placement = 0;
   std::uint32_t trust = kFullTrust;  // in the worker; decided.matched_pages are as reported
+  // Until then, modulo 2^32: of a worker that was added later the ids in `decided` do not speak.
+  std::uint32_t workers_added = 0;
   Time submitted_at = 0;
   Time granted_at = 0;
 };
@@ -207,6 +213,7 @@ class SchedulerHost final : public ClusterControl {
   std::uint32_t held(CallId call, WorkerId worker, Tier tier);
   void add_receipt(CallId call, const SagaReceipt& decided);
   void end_lease(std::uint64_t id, LeaseOutcome outcome);
+  void end_copy(std::uint64_t id, Outcome outcome);
   Directive directive_for(DecisionType type, CallId call, WorkerId worker) const;
 
   Engine& engine_;

@@ -159,7 +159,7 @@ typedef enum saga_placement_t SAGA_ENUM {
 
 typedef struct saga_engine_options_t {
   uint32_t struct_size;
-  uint32_t max_workers;           /* 1 to 1,024, default 64; ids are never reused */
+  uint32_t max_workers;           /* at one time, 1 to 1,024, default 64 */
   uint32_t max_workflows;         /* open at one time, 1 to 2^24, default 4,096 */
   uint32_t max_calls;             /* open at one time, 1 to 2^24, default 8,192 */
   uint64_t max_blocks;            /* distinct blocks known over all workers, 1 to 2^29 - 1, default 2^20 */
@@ -368,7 +368,8 @@ typedef struct saga_receipt_t {
   uint64_t queued; /* microseconds from then, or from when its worker was lost, until it was granted */
   uint64_t granted_at;
   uint32_t trust_per_mille; /* in the worker when the call was granted; matched_blocks are as reported */
-  uint32_t reserved;
+  uint32_t workers_added;   /* to the engine when the call was granted, modulo 2^32: one that was added later under one of
+                               these ids is another worker */
 } saga_receipt_t;
 
 typedef struct saga_scheduler_stats_t {
@@ -467,7 +468,12 @@ static inline void saga_engine_options_init(saga_engine_options_t* options) {
 SAGA_API saga_status_t saga_engine_create(const saga_engine_options_t* options, saga_engine_t** engine);
 SAGA_API void saga_engine_destroy(saga_engine_t* engine);
 
-/* Workers. `capacity_blocks` is the worker's KV room, at least 1. */
+/* Workers. `capacity_blocks` is the worker's KV room, at least 1. Ids are 0 to max_workers - 1: each new worker has one that
+ * nobody had, while there are such, then the one whose worker was removed longest ago. So forget an id with its worker: after
+ * saga_engine_remove_worker apply no events of it any more (close its KV source before) and carry out no decision that names
+ * it. What the engine has not handed out yet no longer names it, an outcome told of one of its directives is
+ * SAGA_ERR_NOT_FOUND, and its answers are told apart by their placement (saga_engine_finish_call_with). SAGA_ERR_FULL:
+ * max_workers are active. */
 SAGA_API saga_status_t saga_engine_add_worker(saga_engine_t* engine, uint64_t now, uint32_t capacity_blocks,
                                               uint32_t* worker);
 /* The worker is lost, or has been drained: what it held is forgotten and its calls wait to be placed again. */
