@@ -6,7 +6,8 @@
  * | retain | `kv.retain` of the call's request | applied, refused, expired, revoked |
  * | release | `kv.release` | no |
  * | drop | `kv.evict`, mode `first` | no |
- * | copy | nothing moves blocks between vLLM workers here: refused at once | refused |
+ * | copy `prefetch`, `migrate` | a request of our own with the prompt, for one token, at the worker (prefetch.ts) | applied, refused, expired |
+ * | copy `pull`, `reload` | a call waits for it, and brings or computes the blocks as fast itself: refused at once | refused |
  * | priority | nothing: a call that was sent has its priority | no, counted |
  *
  * Times of the scheduler become seconds of the wall here, and only here: nobody else knows the time scale of the set.
@@ -28,6 +29,7 @@ import {
   type EndedCall,
 } from './envelope.js';
 import type { CallReference, Logger } from './options.js';
+import { Prefetches, type PrefetchHost, type PrefetchPrompt } from './prefetch.js';
 import type { VllmWorker } from './vllm-worker.js';
 
 /** Seconds in which an action may begin. */
@@ -35,9 +37,11 @@ const expiresIn = 30;
 const statusSeconds = 2;
 /** A lease without an end. */
 const longestLease = 86_400;
+/** Of the scheduler's values of leases: 1 for a connector. */
+const valueOne = 1e6;
 
 /** @internal What the client needs of its set. */
-export interface DirectiveHost {
+export interface DirectiveHost extends PrefetchHost {
   of(worker: Worker): VllmWorker | undefined;
   channel(worker: VllmWorker): DirectiveChannel | undefined;
   /** Scheduler time, microseconds. */
@@ -49,16 +53,19 @@ export interface DirectiveHost {
   readonly log: Logger;
   readonly requestIdOf: (call: CallReference) => string | undefined;
   readonly threadOf: (call: CallReference) => number | undefined;
+  readonly promptOf: (call: CallReference) => PrefetchPrompt | undefined;
 }
 
 export class DirectiveClient {
   readonly #host: DirectiveHost;
   /** Several schedulers may use a worker: their claims are told apart. */
   readonly #claims = randomBytes(6).toString('hex');
+  readonly #prefetches: Prefetches;
 
   /** @internal */
   constructor(host: DirectiveHost) {
     this.#host = host;
+    this.#prefetches = new Prefetches(host);
   }
 
   /** Carries out a directive of the scheduler, and reports to it what became of it. Never throws. */
@@ -66,13 +73,13 @@ export class DirectiveClient {
     const worker = this.#host.of(directive.worker);
     switch (directive.type) {
       case 'copy':
-        this.#report(directive, { status: 'refused' });
+        this.#copy(directive, worker);
         break;
       case 'retain':
         this.#retain(directive, worker);
         break;
       case 'release':
-        if (worker) this.#send(worker, 'kv.release', { claim_id: this.#claimOf(directive.id) }, ignore);
+        if (worker) this.#send(worker, 'kv.release', { claim_id: this.claimOf(directive.callId) }, ignore);
         break;
       case 'drop':
         if (worker) this.#drop(directive, worker);
@@ -94,6 +101,24 @@ export class DirectiveClient {
   /** Scheduler time in the seconds of the wall that directives speak of. */
   wallSeconds(seconds: number): number {
     return seconds / this.#host.timeScale;
+  }
+
+  /** By which a worker knows the lease of what a call has left there, whichever way it came: a call has one. */
+  claimOf(callId: number): string {
+    return `${this.#claims}-${callId}`;
+  }
+
+  /**
+   * The call has come whose blocks were to be there before it, or it will not come: a request that still brings them is taken back.
+   * `call` is the one before it, whose prompt it is.
+   */
+  withdraw(call: CallReference): void {
+    if (this.#prefetches.size > 0) this.#prefetches.withdraw(call.id);
+  }
+
+  /** @internal */
+  close(): void {
+    this.#prefetches.close();
   }
 
   /** `now`: the blocks lose their hashes. `first`: they are the next victims. */
@@ -153,14 +178,29 @@ export class DirectiveClient {
       worker,
       'kv.retain',
       {
-        claim_id: this.#claimOf(directive.id),
+        claim_id: this.claimOf(directive.callId),
         target: targetPayload({ requestId }),
         ttl_seconds: ttl,
-        value: Math.min(1, Math.max(0, directive.value)),
+        value: valueOf(directive),
       },
       (outcome) => this.#report(directive, outcome),
       ttl,
     );
+  }
+
+  /** Who comes in a gap can be prepared for. A call that waits brings its blocks itself, and nothing comes from another worker. */
+  #copy(directive: CopyDirective, worker: VllmWorker | undefined): void {
+    const { reason, callId } = directive;
+    const prompt =
+      worker === undefined || this.#host.most === 0 || (reason !== 'prefetch' && reason !== 'migrate')
+        ? undefined
+        : this.#host.promptOf({ id: callId });
+    if (worker === undefined || prompt === undefined) {
+      this.#report(directive, { status: 'refused' });
+      return;
+    }
+    const ms = 1000 * this.wallSeconds((directive.until - this.#host.now()) / 1e6);
+    this.#prefetches.start(callId, worker, prompt, ms, (outcome) => this.#report(directive, outcome));
   }
 
   #drop(directive: DropDirective, worker: VllmWorker): void {
@@ -171,10 +211,6 @@ export class DirectiveClient {
     const target: DirectiveTarget | undefined =
       thread !== undefined ? { thread } : requestId === undefined ? undefined : { requestId };
     if (target) this.#send(worker, 'kv.evict', { target: targetPayload(target), mode: 'first' }, ignore);
-  }
-
-  #claimOf(id: number): string {
-    return `${this.#claims}-${id}`;
   }
 
   /** Whether anything can come of a directive there. */
@@ -228,6 +264,11 @@ export class DirectiveClient {
     }
     this.#host.changed();
   }
+}
+
+/** Of a lease, as connectors know it: 0 to 1. */
+export function valueOf({ value }: RetainDirective): number {
+  return Math.min(1, Math.max(0, value / valueOne));
 }
 
 const ignore: Report = () => {};

@@ -45,6 +45,7 @@ export {
   type WorkerFeatures,
   type WorkerRoute,
 } from './vllm-worker.js';
+export type { PrefetchPrompt } from './prefetch.js';
 export type { Expectation } from './expectation.js';
 export { DirectiveClient } from './directive-client.js';
 export type { DirectiveOutcome, DirectiveStatusReport, DirectiveTarget, EndedCall } from './envelope.js';

@@ -50,6 +50,11 @@ export interface DirectiveMetrics {
   wakes: number;
   /** Decided priorities, which have no effect once a call was sent. */
   priorities: number;
+  /** Requests that bring blocks ahead of a return: sent, under way, answered, taken back as their call came first. */
+  prefetches: number;
+  prefetchesOpen: number;
+  prefetchesApplied: number;
+  prefetchesWithdrawn: number;
 }
 
 export interface WorkerMetrics {
@@ -121,5 +126,9 @@ export function noDirectiveMetrics(): DirectiveMetrics {
     malformed: 0,
     wakes: 0,
     priorities: 0,
+    prefetches: 0,
+    prefetchesOpen: 0,
+    prefetchesApplied: 0,
+    prefetchesWithdrawn: 0,
   };
 }

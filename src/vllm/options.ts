@@ -4,6 +4,7 @@
  */
 import { checkInteger, checkOneOf, checkOptions, checkText, describe } from '../check.js';
 import { SagaArgumentError } from '../errors.js';
+import type { PrefetchPrompt } from './prefetch.js';
 import type { Call } from '../scheduler/call.js';
 import type { Scheduler } from '../scheduler/scheduler.js';
 import { nativeAlgorithm, type HashAlgorithm } from '../hasher.js';
@@ -132,6 +133,13 @@ export interface WorkerSetOptions {
   requestIdOf?: (call: CallReference) => string | undefined;
   /** The thread number that `saga.call` gave a call; drops name it where it is known. Default: none. */
   threadOf?: (call: CallReference) => number | undefined;
+  /**
+   * The prompt of a call that has ended: for requests that bring its blocks ahead of the next one (the directives `prefetch` and
+   * `migrate`). Default: none; those directives are refused then.
+   */
+  promptOf?: (call: CallReference) => PrefetchPrompt | undefined;
+  /** Such requests at one time on a worker, 0 to 64; 0: none. Default 2. */
+  prefetchRequests?: number;
   /** Default: nothing is logged. */
   log?: Logger;
 }
@@ -274,6 +282,8 @@ export interface CheckedOptions {
   readonly timeScale: number;
   readonly requestIdOf: (call: CallReference) => string | undefined;
   readonly threadOf: (call: CallReference) => number | undefined;
+  readonly promptOf: (call: CallReference) => PrefetchPrompt | undefined;
+  readonly prefetchRequests: number;
   readonly log: Logger;
 }
 
@@ -289,6 +299,8 @@ const setOptionNames = [
   'timeScale',
   'requestIdOf',
   'threadOf',
+  'promptOf',
+  'prefetchRequests',
   'log',
 ] as const satisfies readonly (keyof WorkerSetOptions)[];
 
@@ -322,6 +334,8 @@ export function checkWorkerSet(given: WorkerSetOptions): CheckedOptions {
     timeScale: checkSeconds('timeScale', given.timeScale ?? 1, 1e-6, 1e9),
     requestIdOf: given.requestIdOf ?? ((call) => `saga-${call.id}`),
     threadOf: given.threadOf ?? (() => undefined),
+    promptOf: given.promptOf ?? (() => undefined),
+    prefetchRequests: checkInteger('prefetchRequests', given.prefetchRequests ?? 2, 0, 64),
     log: given.log ?? noLog,
   };
 }

@@ -241,6 +241,21 @@ export class ServerLink implements WorkerOwner {
     });
   }
 
+  /** A completion of our own; its status. */
+  async complete(
+    worker: VllmWorker,
+    body: object,
+    { id, ms, signal }: { id: string; ms: number; signal: AbortSignal },
+  ): Promise<number> {
+    const { status } = await this.server.send('POST', '/v1/completions', {
+      ms,
+      signal: AbortSignal.any([signal, this.#life.signal]),
+      headers: { ...worker.headers, 'x-request-id': id },
+      body,
+    });
+    return status;
+  }
+
   // ---- What workers tell
 
   unreachable(worker: VllmWorker, error: Error): void {

@@ -68,7 +68,8 @@ export class WorkerSet {
     this.#options = checkWorkerSet(options);
     if (this.#options.discover !== undefined) checkDiscovery(this.#options.discover);
     this.#times = { ...linkTimes, ...times };
-    const { scheduler, timeScale, log, requestIdOf, threadOf } = this.#options;
+    const { scheduler, model, timeScale, log, requestIdOf, threadOf, promptOf, prefetchRequests, probe } =
+      this.#options;
     this.directives = new DirectiveClient({
       of: (worker) => this.of(worker),
       channel: (worker) => this.#byWorker.get(worker.worker)?.link.channel(worker),
@@ -82,6 +83,16 @@ export class WorkerSet {
       log,
       requestIdOf,
       threadOf,
+      promptOf,
+      model,
+      most: prefetchRequests,
+      probed: probe,
+      complete: async (worker, body, options) => {
+        const link = this.#byWorker.get(worker.worker)?.link;
+        if (link === undefined) throw new Error('the worker was lost');
+        return await link.complete(worker, body, options);
+      },
+      metrics: (worker) => this.#byWorker.get(worker.worker)?.link.directiveMetrics(worker),
     });
   }
 
@@ -174,6 +185,7 @@ export class WorkerSet {
     if (this.#closed) return;
     this.#closed = true;
     this.onChange = () => {};
+    this.directives.close();
     await this.#discovery?.close();
     for (const link of this.#links.values()) link.stop();
     await Promise.all(this.#running);

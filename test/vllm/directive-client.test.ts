@@ -49,7 +49,7 @@ function retainOf(worker: VllmWorker, callId: number, until: number): Directive 
     callId,
     id: 1000 + callId,
     until,
-    value: 0.7,
+    value: 700_000,
     reported,
     applied: report('applied'),
     refused: report('refused'),
