@@ -66,26 +66,6 @@ class SagaMetadata(KVConnectorMetadata):
     """Nothing: the worker side has nothing to do."""
 
 
-def _guarded(default: Any) -> Any:
-    """A hook that gives `default` when the connector is off, and switches it off when its body raises."""
-
-    def decorate(method: Any) -> Any:
-        @functools.wraps(method)
-        def hook(self: "SagaConnector", *args: Any, **kwargs: Any) -> Any:
-            if self._off:
-                return default
-            try:
-                return method(self, *args, **kwargs)
-            except Exception as error:  # noqa: BLE001 - nothing of ours may reach the engine
-                if not self._off:
-                    self._switch_off(error)
-                return default
-
-        return hook
-
-    return decorate
-
-
 class SagaConnector(KVConnectorBase_V1, SupportsHMA):
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any = None) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
@@ -216,20 +196,32 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
     def requires_kv_delivery(self) -> bool:
         return False
 
-    @_guarded((0, False))
+    # The hooks of every step and every request are guarded by hand: a decorator's call is a good part of what they cost.
+
     def get_num_new_matched_tokens(self, request: "Request", num_computed_tokens: int) -> tuple[int | None, bool]:
         if self._order is not None:
-            self._order.request_may_start(request)
+            try:
+                self._order.request_may_start(request)
+            except Exception as error:  # noqa: BLE001 - nothing of ours may reach the engine
+                self._failed(error)
         return 0, False
 
     def update_state_after_alloc(self, request: "Request", blocks: Any, num_external_tokens: int) -> None:
         return
 
-    @_guarded(None)
     def on_new_request(self, request: "Request") -> None:
-        if self._pool is None:
+        if self._off or self._pool is None:
             return
-        self._apply_waiting()
+        try:
+            self._request_came(request)
+        except Exception as error:  # noqa: BLE001
+            self._failed(error)
+
+    def _request_came(self, request: "Request") -> None:
+        if self._channel is not None:
+            self._apply_waiting()
+            if self._off:
+                return
         self._counters["requests"] += 1
         thread, kind, expected = self._read_request(request)
         self._book.came(request, thread)
@@ -243,26 +235,31 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
             self._tail_step(0)
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
-        self._step_ended(scheduler_output)
+        if not self._off and self._pool is not None:
+            try:
+                self._step_ended(scheduler_output)
+            except Exception as error:  # noqa: BLE001
+                self._failed(error)
         return self._metadata
 
-    @_guarded(None)
     def _step_ended(self, output: Any) -> None:
-        if self._pool is None:
-            return
-        if self._order is not None:
-            self._order.step_ended(output)
+        order = self._order
+        if order is not None:
+            order.step_ended(output)
             if self._off:
                 return
         else:
             self._tail_step(sum(len(new.block_ids[0]) for new in output.scheduled_new_reqs)
                             + sum(len(new[0]) for new in output.scheduled_cached_reqs.new_block_ids if new is not None))
-        assert self._leases is not None
-        self._leases.expire()
-        self._apply_waiting()
-        if self._order is not None and time.monotonic() >= self._next_stats:
+        leases = self._leases
+        assert leases is not None
+        if leases.leases:
+            leases.expire()
+        if self._channel is not None:
+            self._apply_waiting()
+        if order is not None and time.monotonic() >= self._next_stats and not self._off:
             self._next_stats = time.monotonic() + STATUS_EVERY
-            self._native_stats = self._order.evictor.stats()
+            self._native_stats = order.evictor.stats()
 
     def request_finished(self, request: "Request", block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         self._request_ended(request, block_ids)
@@ -273,18 +270,25 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
         self._request_ended(request, block_ids[0] if block_ids else [])
         return False, None
 
-    @_guarded(None)
     def _request_ended(self, request: "Request", block_ids: list[int]) -> None:
-        if self._pool is None:
+        if self._off or self._pool is None:
             return
-        if self._order is not None:
-            self._order.request_ended(request, block_ids)
-        self._book.went(request)
+        try:
+            if self._order is not None:
+                self._order.request_ended(request, block_ids)
+            self._book.went(request)
+        except Exception as error:  # noqa: BLE001
+            self._failed(error)
 
-    @_guarded(False)
     def has_pending_push_work(self) -> bool:
         """Directives wait: one empty step applies them."""
-        return self._pool is not None and self._channel is not None and self._channel.waiting()
+        if self._channel is None or self._off or self._pool is None:
+            return False
+        try:
+            return self._channel.waiting()
+        except Exception as error:  # noqa: BLE001
+            self._failed(error)
+            return False
 
     def reset_cache(self) -> bool | None:
         return True
@@ -551,6 +555,11 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
         if self._channel is not None:
             self._channel.refuse()
         logger.log(level, "SAGA: strength none: %s. The engine runs as without it.", reason)
+
+    def _failed(self, error: Exception) -> None:
+        """A hook has raised."""
+        if not self._off:
+            self._switch_off(error)
 
     def _switch_off(self, error: Exception) -> None:
         """After an error of ours: vLLM's own order, nothing held."""

@@ -71,12 +71,14 @@ def ordered_queue_class(base: type) -> type:
             self.order.freed([block])
 
         def append_n(self, blocks: list[Any]) -> None:
-            base.append_n(self, blocks)
-            self.order.freed(blocks)
+            if blocks:
+                base.append_n(self, blocks)
+                self.order.freed(blocks)
 
         def prepend_n(self, blocks: list[Any]) -> None:
-            base.prepend_n(self, blocks)
-            self.order.freed_first(blocks)
+            if blocks:
+                base.prepend_n(self, blocks)
+                self.order.freed_first(blocks)
 
         def move_first(self, blocks: list[Any]) -> None:
             """Free blocks to the head of the list, the first of them first, without telling the order."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import struct
 import sys
 from array import array
 from collections.abc import Sequence
@@ -58,8 +59,8 @@ class _Outcome(ctypes.Structure):
                 ("output_tokens", ctypes.c_uint32), ("declared_gap_us", ctypes.c_uint64)]
 
 
-class _End(ctypes.Structure):
-    _fields_ = [("call", ctypes.c_uint32), ("last_block", ctypes.c_uint32), ("outcome", _Outcome)]
+# saga_evictor_end_t: call, last block, outcome. Packed into bytes that are kept: making a Structure costs more than the call.
+_END = struct.Struct("=6IQ")
 
 
 class _Stats(ctypes.Structure):
@@ -173,12 +174,17 @@ class Evictor:
         self._word_address = ctypes.addressof(self._word)
         self._parent = ctypes.c_uint64()
         self._parent_address = ctypes.addressof(self._parent)
+        self._ending = ctypes.create_string_buffer(_END.size)
         # What is called often, with its first arguments bound: looking names up costs as much as a crossing.
         self._start = functools.partial(library.saga_evictor_start, self._handle)
         self._store = functools.partial(library.saga_evictor_store, self._handle)
         self._pin = functools.partial(library.saga_evictor_pin, self._handle)
         self._unpin = functools.partial(library.saga_evictor_unpin, self._handle)
+        self._prefer = functools.partial(library.saga_evictor_prefer, self._handle)
+        self._take = functools.partial(library.saga_evictor_take, self._handle)
         self._take_one = functools.partial(library.saga_evictor_take, self._handle, self._word_address, 1)
+        self._preempt_one = functools.partial(library.saga_evictor_preempt, self._handle, self._word_address, 1)
+        self._end_one = functools.partial(library.saga_evictor_end, self._handle, ctypes.addressof(self._ending), 1)
 
     def close(self) -> None:
         """Frees it. Nothing else may be called afterwards."""
@@ -195,13 +201,23 @@ class Evictor:
             _check(status, "start")
         return self._word.value
 
-    def end(self, call: int, last_block: int, outcome: Outcome, now: int) -> None:
-        end = _End(call, last_block, _to_c(outcome))
-        _check(self._library.saga_evictor_end(self._handle, ctypes.byref(end), 1, now), "end")
+    def end(self, call: int, last_block: int, outcome: Outcome, output_tokens: int, now: int) -> None:
+        """`outcome` as far as it was told; the tokens of the answer are counted here."""
+        stop_reason, tool_class, session_end, _, declared_gap = outcome
+        _END.pack_into(self._ending, 0, call, last_block, stop_reason, tool_class, session_end, output_tokens, declared_gap)
+        status = self._end_one(now)
+        if status:
+            _check(status, "end")
 
     def preempt(self, calls: Sequence[int], now: int) -> None:
         values = array("I", calls)
         _check(self._library.saga_evictor_preempt(self._handle, _address(values), len(values), now), "preempt")
+
+    def preempt_one(self, call: int, now: int) -> None:
+        self._word.value = call
+        status = self._preempt_one(now)
+        if status:
+            _check(status, "preempt")
 
     def told(self, thread: int, outcome: Outcome, now: int) -> bool:
         """False if the thread is not in a gap."""
@@ -244,11 +260,26 @@ class Evictor:
 
     def prefer(self, blocks: Sequence[int]) -> None:
         ids = array("I", blocks)
-        _check(self._library.saga_evictor_prefer(self._handle, _address(ids), len(ids)), "prefer")
+        status = self._prefer(ids.buffer_info()[0], len(ids))
+        if status:
+            _check(status, "prefer")
+
+    def unpin_and_prefer(self, blocks: Sequence[int]) -> None:
+        """Both, with one array."""
+        ids = array("I", blocks)
+        address, count = ids.buffer_info()
+        status = self._unpin(address, count)
+        if status:
+            _check(status, "unpin")
+        status = self._prefer(address, count)
+        if status:
+            _check(status, "prefer")
 
     def take(self, count: int, now: int) -> Sequence[int]:
         ids = array("I", bytes(4 * count))
-        _check(self._library.saga_evictor_take(self._handle, _address(ids), count, now), "take")
+        status = self._take(ids.buffer_info()[0], count, now)
+        if status:
+            _check(status, "take")
         return ids
 
     def take_one(self, now: int) -> int:

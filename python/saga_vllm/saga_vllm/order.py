@@ -25,8 +25,10 @@ release, and `on_failure` is told. Invariants: verify().
 
 from __future__ import annotations
 
+import itertools
 import sys
 from array import array
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,6 +76,7 @@ class PolicyOrder:
                  max_calls: int = 16384) -> None:
         """Takes over the queue of a pool in which only the null block is in use. Raises what native.Evictor raises."""
         self.pool = pool
+        self._blocks = pool.blocks
         self.block_size = block_size
         self.clock = clock
         self.on_failure = on_failure
@@ -81,7 +84,7 @@ class PolicyOrder:
         self.evictor = native.Evictor(pool.num_gpu_blocks, block_size, lru=lru, ghosts=ghosts, max_calls=max_calls)
         self.evictor.take(1, clock())  # the null block
         self.calls: dict[str, Call] = {}
-        self.last_call: dict[int, int] = {}  # thread -> output tokens of its newest call
+        self.last_call: OrderedDict[int, int] = OrderedDict()  # thread -> output tokens of its newest call
         self.untracked = 0  # requests for which there was no number
         self.active = True
         self._numbers = list(range(max_calls - 1, -1, -1))
@@ -90,7 +93,9 @@ class PolicyOrder:
         self._arriving: Call | None = None
         # Running requests whose prompts have no hashes yet, in part; of all others the blocks are learnt when they end.
         self._filling: dict[str, Call] = {}
-        self._told: set[int] = set()  # blocks that the evictor has a hash for
+        # 1 for blocks that the evictor has a hash for. Bytes and no set: small enough to stay in the processor's caches
+        # between steps, and a set's cost a step was mostly memory.
+        self._told = bytearray(pool.num_gpu_blocks)
         self._by_low: dict[int, int] | None = None  # made when it is first asked for
         self._map = pool.cached_block_hash_to_block
         self._shields: dict[int, int] = {}  # block -> leases that hold it
@@ -111,20 +116,21 @@ class PolicyOrder:
             if self._idle_shields:
                 while self.queue.num_free_blocks - self._idle_shields < count and self.release_one():
                     pass
-            blocks = self.pool.blocks
+            blocks, told = self._blocks, self._told
             if count == 1:  # most of them: a request that decodes comes to its next block
                 number = self.evictor.take_one(self.clock())
                 block = blocks[number]
                 if block.ref_cnt or block.next_free_block is None:
                     raise native.NativeError(f"block {number} is not free in the pool")
-                self._told.discard(number)
+                told[number] = 0
                 return [block]
-            ids = self.evictor.take(count, self.clock())
-            taken = [blocks[i] for i in ids]
-            for block in taken:
+            taken = []
+            for number in self.evictor.take(count, self.clock()):
+                block = blocks[number]
                 if block.ref_cnt or block.next_free_block is None:
-                    raise native.NativeError(f"block {block.block_id} is not free in the pool")
-            self._told.difference_update(ids)
+                    raise native.NativeError(f"block {number} is not free in the pool")
+                told[number] = 0
+                taken.append(block)
             return taken
         except Exception as error:  # noqa: BLE001 - whatever it is, the queue has to work
             self._fail(error)
@@ -136,7 +142,7 @@ class PolicyOrder:
         try:
             if self._arriving is not None:
                 self._resume(self._arriving)
-            if block.block_id in self._shields:
+            if self._shields and block.block_id in self._shields:
                 self._idle_shields -= 1
             else:
                 self._pins.append(block.block_id)
@@ -147,11 +153,15 @@ class PolicyOrder:
         if not self.active or not blocks:
             return
         try:
-            self._settle()
+            if self._pins or self._arriving is not None or self.pool.cached_block_hash_to_block is not self._map:
+                self._settle()
             ids = [block.block_id for block in blocks]
-            if not self._told.issuperset(ids):
+            if not all(map(self._told.__getitem__, ids)):
                 self._store_strays(blocks)
-            self._unpin(ids)
+            if self._shields:
+                self._unpin(ids)
+            else:
+                self.evictor.unpin(ids)
         except Exception as error:  # noqa: BLE001
             self._fail(error)
 
@@ -159,14 +169,18 @@ class PolicyOrder:
         if not self.active or not blocks:
             return
         try:
-            self._settle()
+            if self._pins or self._arriving is not None or self.pool.cached_block_hash_to_block is not self._map:
+                self._settle()
             ids = [block.block_id for block in blocks]
-            self._unpin(ids)
-            for block in ids:
-                if block in self._shields:
-                    self.on_lost(block)  # without a hash there is nothing to hold
-            self.evictor.prefer(ids)
-            self._told.difference_update(ids)
+            if not self._shields:
+                self.evictor.unpin_and_prefer(ids)
+            else:
+                self._unpin(ids)
+                for block in ids:
+                    if block in self._shields:
+                        self.on_lost(block)  # without a hash there is nothing to hold
+                self.evictor.prefer(ids)
+            self._forget(ids)
         except Exception as error:  # noqa: BLE001
             self._fail(error)
 
@@ -176,7 +190,8 @@ class PolicyOrder:
         if not self.active:
             return
         try:
-            self._settle()
+            if self._pins or self._arriving is not None or self.pool.cached_block_hash_to_block is not self._map:
+                self._settle()
             if not self._numbers or request.request_id in self.calls:
                 self.untracked += 1
                 return
@@ -184,7 +199,7 @@ class PolicyOrder:
             call = Call(number, thread, request, low8(request.block_hashes))
             now = self.clock()
             self.evictor.start(number, thread, call.hashes, kind, now)
-            self.evictor.preempt((number,), now)
+            self.evictor.preempt_one(number, now)
             self.calls[request.request_id] = call
             if thread != native.NO_THREAD:
                 self._open[thread] = call
@@ -201,7 +216,8 @@ class PolicyOrder:
             return
         try:
             self._arriving = None
-            self._settle()
+            if self._pins or self.pool.cached_block_hash_to_block is not self._map:
+                self._settle()
             calls = self.calls
             if output.preempted_req_ids:
                 lost = [calls[i] for i in sorted(output.preempted_req_ids) if i in calls and not calls[i].waiting]
@@ -249,28 +265,31 @@ class PolicyOrder:
         if not self.active:
             return
         try:
-            self._settle()
+            if self._pins or self._arriving is not None or self.pool.cached_block_hash_to_block is not self._map:
+                self._settle()
             call = self.calls.pop(request.request_id, None)
             if call is None:
                 return
             if self._arriving is call:
                 self._arriving = None
-            self._filling.pop(request.request_id, None)
+            if self._filling:
+                self._filling.pop(request.request_id, None)
             if not call.waiting and len(block_ids) > len(call.blocks):
-                call.blocks = list(block_ids)
+                call.blocks = block_ids
             self._store(call, len(call.blocks) * self.block_size)
             tokens = request.num_output_tokens
-            outcome = (call.outcome or native.Outcome())._replace(output_tokens=tokens)
             last = call.blocks[call.stored - 1] if call.stored else native.NONE
-            self.evictor.end(call.number, last, outcome, self.clock())
+            outcome = native.Outcome() if call.outcome is None else call.outcome
+            self.evictor.end(call.number, last, outcome, tokens, self.clock())
             self._numbers.append(call.number)
-            if call.thread != native.NO_THREAD:
-                if self._open.get(call.thread) is call:
-                    del self._open[call.thread]
-                self.last_call.pop(call.thread, None)
-                self.last_call[call.thread] = tokens
+            thread = call.thread
+            if thread != native.NO_THREAD:
+                if self._open.get(thread) is call:
+                    del self._open[thread]
+                self.last_call[thread] = tokens
+                self.last_call.move_to_end(thread)
                 if len(self.last_call) > 65536:
-                    del self.last_call[next(iter(self.last_call))]
+                    self.last_call.popitem(last=False)
         except Exception as error:  # noqa: BLE001
             self._fail(error)
 
@@ -301,7 +320,7 @@ class PolicyOrder:
                 self.on_lost(block)
         self.queue.move_first(free)
         self.evictor.prefer(ids)
-        self._told.difference_update(ids)
+        self._forget(ids)
 
     def dropped(self, blocks: list[Any]) -> None:
         """Blocks whose hashes the pool has just dropped."""
@@ -311,7 +330,7 @@ class PolicyOrder:
             if block in self._shields:
                 self.on_lost(block)
         self.evictor.drop(used)
-        self._told.difference_update(used)
+        self._forget(used)
         self.evict_first([block for block in blocks if block.ref_cnt == 0])
 
     def shield(self, ids: list[int]) -> None:
@@ -348,7 +367,7 @@ class PolicyOrder:
         blocks = self.pool.blocks
         if self._by_low is None:
             self._by_low = {}
-            for number in self._told:
+            for number in itertools.compress(range(len(blocks)), self._told):
                 key = blocks[number].block_hash
                 if key is not None:
                     self._by_low[int.from_bytes(key[HASH_TAIL], "big")] = number
@@ -388,7 +407,7 @@ class PolicyOrder:
             self._flush()
             self._map = self.pool.cached_block_hash_to_block
             self.evictor.clear()
-            self._told.clear()
+            self._told = bytearray(len(self._told))
             self._by_low = None
             self.on_reset()
         if self._arriving is not None:
@@ -414,55 +433,64 @@ class PolicyOrder:
                 ids = [block for block in ids if block not in self._shields]
         self.evictor.unpin(ids)
 
+    def _forget(self, ids: list[int]) -> None:
+        told = self._told
+        for block in ids:
+            told[block] = 0
+
     def _set_blocks(self, call: Call, blocks: list[int]) -> None:
         call.blocks = list(blocks)
         call.stored = 0
-        self._filling.pop(call.request.request_id, None)
+        if self._filling:
+            self._filling.pop(call.request.request_id, None)
 
     def _store_prompt(self, call: Call, tokens: int, found: int = 0) -> None:
         self._store(call, tokens, found)
         if call.stored < call.prompt_blocks:
             self._filling[call.request.request_id] = call
-        else:
+        elif self._filling:
             self._filling.pop(call.request.request_id, None)
 
     def _store(self, call: Call, tokens: int, found: int = 0) -> None:
         """Tells of the blocks of a call that have got hashes, up to so many tokens; `found` of them were in the cache."""
         digests = call.request.block_hashes
+        ids = call.blocks
         first = call.stored
-        last = min(tokens // self.block_size, len(call.blocks), len(digests))
-        blocks = self.pool.blocks
+        last = min(tokens // self.block_size, len(ids), len(digests))
+        blocks = self._blocks
         while last > first:
-            key = blocks[call.blocks[last - 1]].block_hash
+            key = blocks[ids[last - 1]].block_hash
             if key is not None and key[:-4] == digests[last - 1]:
                 break
             last -= 1
         if last <= first:
             return
-        if len(call.hashes) < last:
-            call.hashes.extend(low8(digests[len(call.hashes):last]))
+        hashes = call.hashes
+        if len(hashes) < last:
+            hashes.extend(low8(digests[len(hashes):last]))
         call.stored = last
-        ids = call.blocks[first:last]
         # What was found in the cache is known mostly.
-        known = found // self.block_size
-        if known and not self._told.issuperset(ids[:known]):
-            known = 0
-        while known < len(ids) and ids[known] in self._told:
+        told = self._told
+        known = first + found // self.block_size
+        if known > last or not all(map(told.__getitem__, ids[first:known])):
+            known = first
+        while known < last and told[ids[known]]:
             known += 1
-        if known >= len(ids):
+        if known == last:
             return
-        first += known
-        ids = ids[known:]
-        hashes = call.hashes[first:last]
-        self.evictor.store(call.hashes[first - 1] if first else None, hashes, ids)
-        self._told.update(ids)
+        fresh = ids[known:last]
+        low = hashes[known:last]
+        self.evictor.store(hashes[known - 1] if known else None, low, fresh)
+        for block in fresh:
+            told[block] = 1
         if self._by_low is not None:
-            self._by_low.update(zip(hashes, ids))
+            self._by_low.update(zip(low, fresh))
 
     def _store_strays(self, blocks: list[Any]) -> None:
         """Blocks that are freed with a hash that was not told: those of the answer of a request that is being preempted, or that
         it got in this very step. They come last block first."""
-        untold = [block for block in reversed(blocks) if block.block_id not in self._told and block.block_hash is not None]
+        told = self._told
+        untold = [block for block in reversed(blocks) if not told[block.block_id] and block.block_hash is not None]
         if not untold:
             return
         wanted = {block.block_hash[:-4]: block.block_id for block in untold}
@@ -478,7 +506,7 @@ class PolicyOrder:
                 block = wanted.pop(digest, None)
                 if block is not None:
                     self.evictor.store(before, array("Q", (low,)), (block,))
-                    self._told.add(block)
+                    told[block] = 1
                     if self._by_low is not None:
                         self._by_low[low] = block
                 before = low

@@ -246,8 +246,7 @@ def replay(events, blocks, threads):
                     if block is None:
                         break
                     deepest = block
-            evictor.end(numbers[request.request_id], deepest,
-                        native.Outcome(output_tokens=request.num_output_tokens), now)
+            evictor.end(numbers[request.request_id], deepest, native.Outcome(), request.num_output_tokens, now)
     return taken
 
 
