@@ -26,8 +26,12 @@ export interface ModelConfig {
   tokenizer?: string;
   /** Default `saga`. */
   policy?: SchedulingPolicy;
-  /** Parts of `saga` switched off. Default: `stealing` and `prefetch`, unless the workers can copy blocks; `eviction` where they evict by themselves. */
+  /** Parts of `saga` switched off, `stealing` always; `eviction` where the workers evict by themselves. */
   without?: readonly SchedulerPart[];
+  /** Requests that bring blocks ahead of a return, at one time on a worker; 0: none. Default 2. */
+  prefetchRequests?: number;
+  /** Whether decisions about a call ride on its request where the worker's connector reads them. Default true. */
+  kvHints?: boolean;
   stepSeconds?: StepSeconds;
   kvBytesPerToken?: number;
   /** Whether the servers run with `--scheduling-policy priority`. Default false: then `priority` is not sent. */

@@ -11,16 +11,17 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { SagaError, SagaStateError } from '../errors.js';
 import { classifyTool } from '../graph/tool-class.js';
-import { Lineage, type LineageKind } from '../lineage.js';
+import { Lineage, type Identity, type LineageKind } from '../lineage.js';
 import { Scheduler, type Call, type PromptKind, type Receipt, type Workflow } from '../scheduler.js';
-import { WorkerSet, type Logger, type VllmWorker } from '../vllm/index.js';
+import { leaseValueOf } from '../vllm/directive-client.js';
+import { WorkerSet, type Expectation, type Logger, type PrefetchPrompt, type VllmWorker } from '../vllm/index.js';
 import type { AnswerFacts } from './answer.js';
 import type { CallSignal } from './call-signal.js';
 import type { GatewayConfig, ModelConfig } from './config.js';
 import { GatewayError } from './errors.js';
 import type { Named, Tenant } from './identity.js';
 import { RecentShare } from './observe/recent.js';
-import type { Prompt } from './tokens/types.js';
+import type { Prompt, PromptLine } from './tokens/types.js';
 
 export interface SubmitRequest {
   tenant: Tenant;
@@ -48,6 +49,10 @@ export interface Session {
   openCalls: number;
   /** Agents, or lines of calls without a name, whose client runs a tool now: the scheduler knows one tool of a workflow. */
   readonly tools: Set<string>;
+  /** Leading blocks of its first prompt that other workflows have too. */
+  readonly sharedBlocks: number;
+  /** Of the lease that the scheduler decided on last, 0 to 1. */
+  leaseValue: number | undefined;
   /** Its number is gone, or nothing follows: it is closed with its last call. */
   closing: boolean;
 }
@@ -82,6 +87,28 @@ const longestName = 900;
 const shunMilliseconds = 1000;
 const mostAgents = 1024;
 
+/** The newest call of a line: where, and by which name the worker knows it. */
+interface LineEnd {
+  readonly worker: VllmWorker;
+  readonly requestId: string;
+}
+
+/** The line that a call takes the place of. */
+export interface Superseded extends LineEnd {
+  /** Leading blocks that both have. */
+  readonly commonBlocks: number;
+}
+
+/** A prompt that may be sent once more, to bring its blocks ahead of the next call. */
+interface KeptPrompt {
+  readonly callId: number;
+  readonly line: PromptLine;
+  readonly tokens: number;
+  readonly blocks: number;
+  /** Of its last block: the line may have gone another way since. */
+  readonly last: bigint;
+}
+
 /** Threads are numbers of a process; workers may hear of several processes, and of one before its restart: each begins somewhere else. */
 let lastThread = randomBytes(6).readUIntBE(0, 6);
 const threadSeed = randomBytes(16);
@@ -100,8 +127,11 @@ export class Placed {
   readonly head: number;
   readonly lineage: LineageKind;
   readonly thread: number;
+  readonly superseded: Superseded | undefined;
   call: Call;
   receipt: Receipt;
+  /** What the worker had of its prompt when it was sent there. */
+  expectation: Expectation | undefined;
   worker: VllmWorker;
   /** Milliseconds that it waited, in all. */
   waited: number;
@@ -111,7 +141,14 @@ export class Placed {
   /** @internal */
   constructor(
     pool: ModelPool,
-    from: { session: Session; request: SubmitRequest; head: number; lineage: LineageKind; thread: number },
+    from: {
+      session: Session;
+      request: SubmitRequest;
+      head: number;
+      lineage: LineageKind;
+      thread: number;
+      superseded: Superseded | undefined;
+    },
     call: Call,
     receipt: Receipt,
     worker: VllmWorker,
@@ -123,17 +160,24 @@ export class Placed {
     this.head = from.head;
     this.lineage = from.lineage;
     this.thread = from.thread;
+    this.superseded = from.superseded;
     this.call = call;
     this.receipt = receipt;
     this.worker = worker;
     this.waited = waited;
+    this.expect();
   }
 
   /** Prompt tokens that the worker is thought to have: never the last one, which is always computed. */
   get predictedTokens(): number {
-    const { blockTokens } = this.#pool.scheduler;
-    const most = Math.floor((this.call.promptTokens - 1) / blockTokens);
-    return Math.min(this.receipt.matchedBlocks.gpu, most) * blockTokens;
+    return this.#pool.predictedBlocks(this.call, this.receipt) * this.#pool.scheduler.blockTokens;
+  }
+
+  /** @internal It has a worker, and another one than before. */
+  expect(): void {
+    this.expectation?.end();
+    const blocks = this.#pool.predictedBlocks(this.call, this.receipt);
+    this.expectation = this.worker.expect(this.request.prompt.chain, blocks);
   }
 
   firstByte(): void {
@@ -218,7 +262,18 @@ export class ModelPool {
   readonly #salts = new Map<string, number>();
   readonly #waiting = new Map<number, Waiter>();
   /** The newest calls by id, for explanations. */
-  readonly #calls = new Map<number, { call: Call; requestId: string | undefined; thread: number }>();
+  readonly #calls = new Map<
+    number,
+    { call: Call; requestId: string | undefined; thread: number; session: Session | undefined }
+  >();
+  /** By the lineage's number of the line: at workers with a connector, and while hints are not switched off. */
+  readonly #lineEnds = new Map<number, LineEnd>();
+  /** By thread; only where blocks may be brought ahead of a return. */
+  readonly #prompts = new Map<number, KeptPrompt>();
+  readonly #prefetches: boolean;
+  readonly #hints: boolean;
+  /** Leases keep what will be used soon: the workers evict by an order of their own. */
+  readonly leases: boolean;
   /** Workers whose server has just failed, until they get calls again. */
   readonly #shunned = new Map<VllmWorker, NodeJS.Timeout>();
   /** Who wants to know that a worker is lost: calls there without a first byte. */
@@ -247,6 +302,13 @@ export class ModelPool {
     const algorithm = config.hashAlgorithm ?? 'saga';
     const maxCalls = gateway.maxCalls ?? 8192;
     this.mostReservations = this.#manyTenants ? Math.max(1, Math.floor(maxCalls / 4)) : maxCalls;
+    // Blocks do not go from one vLLM worker to another on order: nothing is moved or pulled, whatever is configured.
+    const without = new Set([...(config.without ?? []), 'stealing' as const]);
+    if (config.prefetchRequests === 0) without.add('prefetch');
+    const saga = (config.policy ?? 'saga') === 'saga';
+    this.#prefetches = saga && !without.has('prefetch');
+    this.#hints = config.kvHints ?? true;
+    this.leases = saga && without.has('eviction') && !without.has('ttl');
     this.scheduler = new Scheduler({
       clock: () => (performance.now() - started) * this.#microsecondsScale,
       // A server that is lost and comes back is a new worker, and ids are not used again.
@@ -257,7 +319,7 @@ export class ModelPool {
       maxBlocks: 2 ** 22,
       maxOpenBlocks: 2 ** 22,
       policy: config.policy ?? 'saga',
-      without: config.without ?? ['stealing', 'prefetch'],
+      without: [...without],
       ...(config.stepSeconds === undefined ? {} : { stepSeconds: config.stepSeconds }),
       ...(config.kvBytesPerToken === undefined ? {} : { kvBytesPerToken: config.kvBytesPerToken }),
     });
@@ -278,6 +340,8 @@ export class ModelPool {
       timeScale,
       requestIdOf: ({ id }) => this.#calls.get(id)?.requestId,
       threadOf: ({ id }) => this.#calls.get(id)?.thread,
+      promptOf: ({ id }) => this.#promptOf(id),
+      ...(config.prefetchRequests === undefined ? {} : { prefetchRequests: config.prefetchRequests }),
       log,
     });
     this.workers.onChange = () => {
@@ -332,7 +396,7 @@ export class ModelPool {
     const identity = this.#identify(tenant, named, prompt.chain);
     let session: Session;
     try {
-      session = this.#session(identity.workflow, identity.kind, tenant, named);
+      session = this.#session(identity, tenant, named);
     } catch (error) {
       this.#lineage.ended(identity.head);
       throw error;
@@ -356,13 +420,17 @@ export class ModelPool {
       head: identity.head,
       lineage: identity.kind,
       thread: this.#thread(session, named.agent),
+      superseded: identity.superseded === undefined ? undefined : this.#superseded(identity.superseded, identity),
     };
+    if (this.#prefetches) this.#forgetPrompt(from.thread);
     try {
       this.#toolEnded(session, lineKey(named, identity.head));
       if (identity.superseded !== undefined) this.#toolEnded(session, lineKey(named, identity.superseded));
       const kind = identity.kind === 'new' ? 'start' : request.kind;
       const placed = await this.#place(session, request, kind);
-      return new Placed(this, from, placed.call, placed.receipt, placed.worker, placed.waited);
+      const made = new Placed(this, from, placed.call, placed.receipt, placed.worker, placed.waited);
+      if (from.superseded !== undefined) this.#evictSuperseded(from.superseded, placed.worker);
+      return made;
     } catch (error) {
       counters.cancelled += 1;
       this.#left(session, identity.head);
@@ -370,8 +438,50 @@ export class ModelPool {
     }
   }
 
+  /**
+   * Where a call would go now. It is given to the scheduler as the call of a workflow of its own and taken back at once: neither the workflow
+   * that its client names nor anything that is learned is touched by it.
+   *
+   * @throws GatewayError as {@link submit}
+   */
+  async ask(request: SubmitRequest): Promise<{ call: Call; receipt: Receipt; worker: VllmWorker; waited: number }> {
+    this.#open();
+    const { tenant, named, prompt } = request;
+    let workflow: Workflow;
+    try {
+      workflow = this.scheduler.openWorkflow({ tenant: tenant.name });
+    } catch (error) {
+      throw this.#refused(error);
+    }
+    let asked: Call | undefined;
+    try {
+      this.#checkWorkers();
+      asked = workflow.submit(
+        { chain: prompt.chain, promptTokens: prompt.promptTokens },
+        { kind: 'start', ...(named.hints === undefined ? {} : { hints: named.hints }) },
+      );
+      this.#remember(asked, { requestId: undefined, thread: 0, session: undefined });
+      return await this.#wait(asked, request.signal);
+    } catch (error) {
+      throw this.#refused(error);
+    } finally {
+      if (!this.#closed) {
+        if (asked?.ended === false) asked.cancel();
+        workflow.close();
+        this.#pumpSoon();
+      }
+    }
+  }
+
+  /** @internal Leading blocks of a prompt that the worker is thought to have: never the one of the last token, which is always computed. */
+  predictedBlocks(call: Call, receipt: Receipt): number {
+    const most = Math.floor((call.promptTokens - 1) / this.scheduler.blockTokens);
+    return Math.min(receipt.matchedBlocks.gpu, most);
+  }
+
   /** @internal */
   firstByte(placed: Placed): void {
+    placed.expectation?.started();
     this.#tell(placed, () => {
       placed.call.firstToken({ placement: placed.receipt.placement });
     });
@@ -393,8 +503,12 @@ export class ModelPool {
     if (facts.cachedTokens !== undefined && request.prompt.source !== 'unknown') {
       counters.cachedTokens += facts.cachedTokens;
       counters.predictedTokens += placed.predictedTokens;
-      worker.observe(placed.predictedTokens, facts.cachedTokens);
+      worker.observe(placed.predictedTokens, facts.cachedTokens, placed.expectation);
     }
+    placed.expectation?.end();
+    if (this.#prefetches && !final) this.#keepPrompt(placed);
+    if (this.#hints && worker.features.requestDirectives !== undefined && request.requestId !== undefined)
+      this.#lineEnds.set(placed.head, { worker, requestId: request.requestId });
     const stop = facts.stop ?? (told === undefined ? 'unknown' : 'tool-use');
     const seconds = request.named.hints?.expectedSeconds;
     try {
@@ -433,6 +547,7 @@ export class ModelPool {
   /** @internal */
   cancel(placed: Placed): void {
     placed.ended = true;
+    placed.expectation?.end();
     this.counters.cancelled += 1;
     try {
       this.#tell(placed, () => {
@@ -465,6 +580,7 @@ export class ModelPool {
       } else if (receipt === undefined && !placed.call.ended) {
         this.#checkWorkers();
         next = await this.#wait(placed.call, request.signal);
+        this.counters.placed += 1;
       } else {
         this.#tell(placed, () => {
           placed.call.cancel();
@@ -475,8 +591,10 @@ export class ModelPool {
       placed.receipt = next.receipt;
       placed.worker = next.worker;
       placed.waited += next.waited;
+      placed.expect();
     } catch (thrown) {
       placed.ended = true;
+      placed.expectation?.end();
       this.counters.cancelled += 1;
       try {
         this.#tell(placed, () => {
@@ -521,7 +639,10 @@ export class ModelPool {
           this.#waiting.delete(call.id);
           waiter?.resolve(call);
         }
-        for (const directive of this.scheduler.directives()) this.workers.directives.carryOut(directive);
+        for (const directive of this.scheduler.directives()) {
+          if (directive.type === 'retain') this.#valued(directive.callId, leaseValueOf(directive));
+          this.workers.directives.carryOut(directive);
+        }
       } while (this.#pumpAgain);
     } catch (error) {
       this.log.error({ err: error, model: this.name }, 'scheduling failed');
@@ -641,7 +762,7 @@ export class ModelPool {
     return own;
   }
 
-  #session(number: number, kind: LineageKind, tenant: Tenant, named: Named): Session {
+  #session({ workflow: number, kind, commonBlocks }: Identity, tenant: Tenant, named: Named): Session {
     // They made room; the number of a new one may be one of theirs.
     for (const gone of this.#lineage.forgotten()) this.#forget(gone);
     if (kind === 'new') this.#forget(number);
@@ -660,6 +781,8 @@ export class ModelPool {
         calls: 0,
         openCalls: 0,
         tools: new Set(),
+        sharedBlocks: kind === 'new' ? commonBlocks : 0,
+        leaseValue: undefined,
         closing: false,
       };
       this.sessions.set(number, opened);
@@ -700,9 +823,15 @@ export class ModelPool {
     } catch (error) {
       throw this.#refused(error);
     }
-    this.#calls.set(call.id, { call, requestId, thread: this.#thread(session, named.agent) });
+    this.#remember(call, { requestId, thread: this.#thread(session, named.agent), session });
+    const placed = await this.#wait(call, signal);
+    this.counters.placed += 1;
+    return placed;
+  }
+
+  #remember(call: Call, of: { requestId: string | undefined; thread: number; session: Session | undefined }): void {
+    this.#calls.set(call.id, { call, ...of });
     if (this.#calls.size > keptCalls) this.#calls.delete(this.#calls.keys().next().value as number);
-    return await this.#wait(call, signal);
   }
 
   /** Until a call that is submitted is placed; it is cancelled when that does not happen. */
@@ -718,10 +847,8 @@ export class ModelPool {
         await this.#patience(call, signal, begun);
       const { receipt } = call;
       const worker = receipt === undefined ? undefined : this.workers.of(receipt.worker);
-      if (receipt !== undefined && worker !== undefined) {
-        this.counters.placed += 1;
+      if (receipt !== undefined && worker !== undefined)
         return { call, receipt, worker, waited: performance.now() - begun };
-      }
       // Placed, and its worker lost before anybody could look: it waits again.
       if (call.ended) throw new GatewayError('worker_lost', 'the worker was lost');
     }
@@ -790,6 +917,12 @@ export class ModelPool {
       this.#lineage.closed(session.number);
       this.sessions.delete(session.number);
     }
+    this.#close(session);
+  }
+
+  /** Its workflow ends: nothing is brought ahead of a return any more. */
+  #close(session: Session): void {
+    if (this.#prefetches) for (const thread of session.threads.values()) this.#forgetPrompt(thread);
     session.workflow.close();
   }
 
@@ -805,7 +938,7 @@ export class ModelPool {
       this.sessions.delete(session.number);
       session.closing = true;
       this.#lineage.closed(session.number);
-      session.workflow.close();
+      this.#close(session);
     }
   }
 
@@ -815,7 +948,64 @@ export class ModelPool {
     if (session === undefined) return;
     this.sessions.delete(number);
     session.closing = true;
-    if (session.openCalls === 0) session.workflow.close();
+    if (session.openCalls === 0) this.#close(session);
+  }
+
+  // ---- What rides on requests, or is sent ahead of them
+
+  #superseded(head: number, { commonBlocks }: Identity): Superseded | undefined {
+    const end = this.#lineEnds.get(head);
+    if (end === undefined) return undefined;
+    this.#lineEnds.delete(head);
+    return { ...end, commonBlocks };
+  }
+
+  /** Where it cannot ride on the request that takes the line's place. */
+  #evictSuperseded({ worker, requestId, commonBlocks }: Superseded, placed: VllmWorker): void {
+    const takes = worker.features.requestDirectives;
+    if (takes === undefined || (worker === placed && takes.types.has('kv.evict'))) return;
+    void this.workers.directives.evict(worker, { requestId, fromBlock: commonBlocks }, 'first');
+  }
+
+  /** The scheduler decided on a lease of what a call has left. */
+  #valued(callId: number, value: number): void {
+    const session = this.#calls.get(callId)?.session;
+    if (session !== undefined) session.leaseValue = value;
+  }
+
+  #keepPrompt({ session, request, call, thread }: Placed): void {
+    const { line, chain, promptTokens } = request.prompt;
+    const last = chain[chain.length - 1];
+    // Of agents beyond those that are counted nobody would take it back.
+    if (line === undefined || last === undefined || !session.threads.has(request.named.agent ?? '')) return;
+    this.#prompts.set(thread, { callId: call.id, line, tokens: promptTokens, blocks: chain.length, last });
+  }
+
+  /** The thread goes on, or its workflow has ended. */
+  #forgetPrompt(thread: number): void {
+    const kept = this.#prompts.get(thread);
+    if (kept === undefined) return;
+    this.#prompts.delete(thread);
+    this.workers.directives.withdraw({ id: kept.callId });
+  }
+
+  /** The prompt of the newest call of a thread, if its tokens are still known. */
+  #promptOf(callId: number): PrefetchPrompt | undefined {
+    const thread = this.#calls.get(callId)?.thread;
+    const kept = thread === undefined ? undefined : this.#prompts.get(thread);
+    if (kept?.callId !== callId) return undefined;
+    const { line, tokens, blocks, last } = kept;
+    const { chain, cacheSalt, loraName } = line;
+    try {
+      if (chain.length < tokens || chain.chain[blocks - 1] !== last) return undefined;
+      const all = new Uint32Array(chain.length);
+      chain.tokensInto(all);
+      return { tokens: all.subarray(0, tokens), cacheSalt, loraName };
+    } catch (error) {
+      // The line made room for others.
+      if (error instanceof SagaStateError) return undefined;
+      throw error;
+    }
   }
 
   #refused(error: unknown): Error {

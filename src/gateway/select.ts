@@ -5,8 +5,8 @@
  *     POST /saga/select_and_reserve  the same -> it counts as running there, until
  *     POST /saga/release             { reservation, output_tokens, cached_tokens, stop_reason, tool, cancelled }
  *
- * A selection is a call of its workflow that is cancelled at once: it counts as the newest one of its line, and a tool that the client ran has
- * ended with it. Whoever only wants to know asks with tokens of a workflow of its own.
+ * A selection leaves nothing behind: it is asked for as a workflow of its own, whatever workflow the request names. A reservation is a call of
+ * its workflow.
  *
  * One tenant of several can have a quarter of `max_calls` reserved at one time. A reservation that is not released ends by itself after
  * `ttl_seconds`, as a call that was cancelled. Token ids are read from the body natively: they never become JavaScript values.
@@ -77,10 +77,11 @@ export class Selections {
       });
       if (reserve) this.#count(pool, tenant);
       counted = reserve;
-      const placed = await pool.submit({ tenant, named, prompt, kind: undefined, signal: gone });
-      const { worker, receipt } = placed;
+      const asked = { tenant, named, prompt, kind: undefined, signal: gone };
+      const placed = reserve ? await pool.submit(asked) : undefined;
+      const { call, worker, receipt, waited } = placed ?? (await pool.ask(asked));
       const answer = {
-        call: callName(pool, placed.call.id),
+        call: callName(pool, call.id),
         worker: {
           id: worker.worker.id,
           url: worker.server.url,
@@ -88,9 +89,9 @@ export class Selections {
         },
         cache_salt: tenant.cacheSalt === undefined ? undefined : cacheSalt,
         priority: pool.config.priority === true ? receipt.priority : undefined,
-        predicted_cached_tokens: placed.predictedTokens,
-        workflow: placed.session.workflow.id,
-        lineage: placed.lineage,
+        predicted_cached_tokens: pool.predictedBlocks(call, receipt) * pool.scheduler.blockTokens,
+        workflow: placed?.session.workflow.id,
+        lineage: placed?.lineage,
         receipt: {
           reason: receipt.reason,
           prompt_blocks: receipt.promptBlocks,
@@ -99,13 +100,10 @@ export class Selections {
           open_calls: receipt.openCalls,
           blocks_in_use: receipt.blocksInUse,
           active_workers: receipt.activeWorkers,
-          waited_ms: Math.round(placed.waited * 1000) / 1000,
+          waited_ms: Math.round(waited * 1000) / 1000,
         },
       };
-      if (!reserve) {
-        placed.cancel();
-        return answer;
-      }
+      if (placed === undefined) return answer;
       const id = `${callName(pool, placed.call.id)}-${randomUUID()}`;
       const timer = setTimeout(() => {
         this.#reservations.delete(id);

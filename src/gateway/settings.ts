@@ -203,8 +203,20 @@ const modelSettings: readonly Setting[] = [
   {
     name: 'without',
     type: { kind: 'some', of: parts },
-    fallback: 'stealing, prefetch',
-    help: 'Parts of `saga` switched off. vLLM workers cannot copy blocks between each other on order, hence the default. Add `eviction` where the connector works with leases',
+    fallback: 'stealing',
+    help: 'Parts of `saga` switched off. vLLM workers cannot copy blocks between each other on order: `stealing` always is. Add `eviction` where the connector works with leases',
+  },
+  {
+    name: 'prefetch_requests',
+    type: { kind: 'integer', least: 0, most: 64 },
+    fallback: '2',
+    help: 'One-token requests at one time on a worker that bring the blocks of a workflow from host memory before it returns; 0: none. They need an offloading connector at the worker that tells of its tier',
+  },
+  {
+    name: 'kv_hints',
+    type: { kind: 'flag' },
+    fallback: 'true',
+    help: "Decisions about a call ride on its request, where the worker's connector says that it reads them",
   },
   {
     name: 'step_seconds',

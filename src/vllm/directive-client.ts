@@ -181,7 +181,7 @@ export class DirectiveClient {
         claim_id: this.claimOf(directive.callId),
         target: targetPayload({ requestId }),
         ttl_seconds: ttl,
-        value: valueOf(directive),
+        value: leaseValueOf(directive),
       },
       (outcome) => this.#report(directive, outcome),
       ttl,
@@ -267,7 +267,7 @@ export class DirectiveClient {
 }
 
 /** Of a lease, as connectors know it: 0 to 1. */
-export function valueOf({ value }: RetainDirective): number {
+export function leaseValueOf({ value }: RetainDirective): number {
   return Math.min(1, Math.max(0, value / valueOne));
 }
 

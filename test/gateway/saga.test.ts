@@ -49,7 +49,6 @@ describe('/saga/select', () => {
       worker: { url: worker.url, data_parallel_rank: expect.any(Number) as unknown },
       cache_salt: 's\nown',
       priority: expect.any(Number) as unknown,
-      lineage: 'new',
     });
   });
 

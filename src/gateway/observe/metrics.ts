@@ -87,6 +87,18 @@ const workerCounters: readonly [name: string, help: string, read: Read<WorkerMet
   ['kv_event_malformed', 'Messages that could not be read', ({ events }) => events.malformed],
   ['kv_event_dropped', 'Messages for which there was no room', ({ events }) => events.dropped],
   ['kv_event_unknown_removals', 'Removals of blocks that were not known', ({ events }) => events.unknownRemovals],
+  [
+    'prefix_tokens_evicted_while_waiting',
+    'Predicted cached tokens that were evicted while their call waited at the worker',
+    ({ evictedWhileWaiting }) => evictedWhileWaiting,
+  ],
+  ['prefetches', 'Requests that bring blocks ahead of a return', ({ directives }) => directives.prefetches],
+  ['prefetches_applied', 'Those that were answered', ({ directives }) => directives.prefetchesApplied],
+  [
+    'prefetches_withdrawn',
+    'Those taken back, as the call came first or the workflow ended',
+    ({ directives }) => directives.prefetchesWithdrawn,
+  ],
   ['directives_sent', 'Directives sent', ({ directives }) => directives.sent],
   ['directive_wakes', 'Requests sent to wake an idle engine', ({ directives }) => directives.wakes],
   ['directive_answers_unsigned', 'Answers without a right signature', ({ directives }) => directives.unsigned],

@@ -175,13 +175,14 @@ class Prompts implements PromptSource {
     if (mark === undefined && count < leastLineTokens && request.workflow === undefined) {
       const chain = this.#scratchChain(request);
       const { hashedBlocks } = chain.update(tokens);
-      return { promptTokens: count, chain: chain.chain, source: 'ids', tokenizedTokens: 0, hashedBlocks };
+      const hashes = chain.chain;
+      return { promptTokens: count, chain: hashes, source: 'ids', tokenizedTokens: 0, hashedBlocks, line: undefined };
     }
-    const line = mark?.line ?? new Line(this.#newChain(request));
+    const line = mark?.line ?? new Line(this.#newChain(request), request);
     const { hashedBlocks } = line.chain.update(tokens);
     this.#lines.mark(line, key, count);
     this.#lines.resized(line);
-    return { promptTokens: count, chain: line.chain.chain, source: 'ids', tokenizedTokens: 0, hashedBlocks };
+    return { promptTokens: count, chain: line.chain.chain, source: 'ids', tokenizedTokens: 0, hashedBlocks, line };
   }
 
   /** A chat by the model's own template; `undefined`: it does not render these messages. */
@@ -216,7 +217,7 @@ class Prompts implements PromptSource {
       if (ask === undefined || !local.beginsApart(ask)) return this.#anew(request, tokens.tokens, tokens.source);
       const asking = ask === '' ? 0 : ((await this.#encode(ask, false, request))?.tokens.length ?? 0);
       this.#checkLength(tokens.tokens.length);
-      const line = new Line(this.#newChain(request));
+      const line = new Line(this.#newChain(request), request);
       const { hashedBlocks } = line.chain.update(tokens.tokens);
       const chain = line.chain.chain;
       const promptTokens = tokens.tokens.length;
@@ -228,6 +229,7 @@ class Prompts implements PromptSource {
         source: tokens.source,
         tokenizedTokens: promptTokens,
         hashedBlocks,
+        line,
       };
       this.#lineOf.set(prompt, line);
       return prompt;
@@ -253,7 +255,7 @@ class Prompts implements PromptSource {
       line.chain.truncate(mark.tokens);
     } else {
       const { verified, mismatches } = line;
-      line = new Line(line.chain.fork(mark.tokens));
+      line = new Line(line.chain.fork(mark.tokens), line);
       line.verified = verified;
       line.mismatches = mismatches;
     }
@@ -267,6 +269,7 @@ class Prompts implements PromptSource {
       source: tail.source,
       tokenizedTokens: tail.tokens.length,
       hashedBlocks,
+      line,
     };
     this.#lineOf.set(prompt, line);
     return prompt;
@@ -333,7 +336,8 @@ class Prompts implements PromptSource {
     const { hashedBlocks } = chain.update(tokens);
     const hashes = chain.chain;
     chain.close();
-    return { promptTokens: tokens.length, chain: hashes, source, tokenizedTokens: tokens.length, hashedBlocks };
+    const { length } = tokens;
+    return { promptTokens: length, chain: hashes, source, tokenizedTokens: length, hashedBlocks, line: undefined };
   }
 
   async #encode(
@@ -438,6 +442,7 @@ function unknown(body: Body): Prompt {
     source: 'unknown',
     tokenizedTokens: 0,
     hashedBlocks: 0,
+    line: undefined,
   };
 }
 

@@ -7,6 +7,7 @@
  * fixed cost of some 26 KB however short it is; the line unused for longest goes first.
  */
 import type { PromptChain } from '../../prompt-chain.js';
+import type { PromptLine } from './types.js';
 
 /** A point of a line at which a prompt ended. */
 export interface Mark {
@@ -16,8 +17,10 @@ export interface Mark {
 }
 
 /** One conversation. */
-export class Line {
+export class Line implements PromptLine {
   readonly chain: PromptChain;
+  readonly cacheSalt: string | undefined;
+  readonly loraName: string | undefined;
   /** Its marks by key, in the order in which they came. */
   readonly marks = new Map<string, number>();
   /** Tokens of its messages; behind them may stand what asks for the answer. */
@@ -29,8 +32,10 @@ export class Line {
   /** What it was last counted with. */
   bytes = 0;
 
-  constructor(chain: PromptChain) {
+  constructor(chain: PromptChain, of: Pick<PromptLine, 'cacheSalt' | 'loraName'>) {
     this.chain = chain;
+    this.cacheSalt = of.cacheSalt;
+    this.loraName = of.loraName;
   }
 }
 

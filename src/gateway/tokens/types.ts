@@ -1,8 +1,17 @@
 /** How a request becomes a prompt of tokens: the border between `call.ts` and what tokenises. */
+import type { PromptChain } from '../../prompt-chain.js';
 import type { VllmWorker } from '../../vllm/index.js';
 import type { Endpoint } from '../answer.js';
 import type { Body } from '../body.js';
 import type { CallSignal } from '../call-signal.js';
+
+/** A conversation whose tokens are remembered. */
+export interface PromptLine {
+  /** Closed when there was no more room for it. */
+  readonly chain: PromptChain;
+  readonly cacheSalt: string | undefined;
+  readonly loraName: string | undefined;
+}
 
 export interface PromptRequest {
   /** `ids`: nothing but `token_ids`. */
@@ -29,6 +38,8 @@ export interface Prompt {
   tokenizedTokens: number;
   /** Blocks that were hashed for this request. */
   hashedBlocks: number;
+  /** Where its tokens are, until the next prompt of the line; `undefined`: they are not kept. */
+  line: PromptLine | undefined;
 }
 
 export interface PromptSource {
