@@ -107,6 +107,7 @@ class Channel:
         self._seen: OrderedDict[str, Message] = OrderedDict()
         self._seen_bytes = 0
         self._outbox: deque[tuple[Message, dict[str, Any]]] = deque()
+        self._adopted: deque[Message] = deque()
         self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
         self._stop = False
         self._refusing = False
@@ -140,6 +141,15 @@ class Channel:
                 self._taken_bytes += message.size
                 taken.append(message)
         return taken
+
+    def knows(self, message_id: str) -> bool:
+        """Whether a message of this name has come here."""
+        return message_id in self._seen
+
+    def adopt(self, message: Message) -> None:
+        """A message that came on a request: who sends it here, too, is answered, and it is not carried out again."""
+        self._adopted.append(message)
+        self._wake()
 
     def refuse(self) -> None:
         """From now on nobody takes messages: what waits and what comes is refused, but for saga.status."""
@@ -175,6 +185,7 @@ class Channel:
                 events = dict(poller.poll(self._patience(reported)))
                 if self._pipe[0] in events:
                     os.read(self._pipe[0], 4096)
+                self._remember_adopted()
                 if self._socket in events:
                     for _ in range(64):
                         try:
@@ -228,11 +239,20 @@ class Channel:
             self._send(identity, given.message_id, [self._answered(before, action) for action in given.actions])
             return
         message = Message(identity, given, len(parts[0]))
-        self._seen[given.message_id] = message
+        self._remember(message)
+        self._accept(message, given.epoch)
+
+    def _remember(self, message: Message) -> None:
+        self._seen[message.message_id] = message
         self._seen_bytes += message.cost()
         while len(self._seen) > REMEMBERED or self._seen_bytes > REMEMBERED_BYTES:
             self._seen_bytes -= self._seen.popitem(last=False)[1].cost()
-        self._accept(message, given.epoch)
+
+    def _remember_adopted(self) -> None:
+        while self._adopted:
+            message = self._adopted.popleft()
+            if message.message_id not in self._seen:
+                self._remember(message)
 
     def _answered(self, before: Message, action: Directive) -> dict[str, Any]:
         """To an action of a message that is known."""
@@ -257,7 +277,7 @@ class Channel:
                 outcomes.append(_refused(action, action.problem))
             elif action.action_type == "saga.status":
                 states.append(self._state(action))
-            elif action.action_type == "saga.call":
+            elif action.action_type == "saga.call" or action.at_end:
                 outcomes.append(_refused(action, "unsupported"))  # belongs on a request
             else:
                 left.append(action)

@@ -21,6 +21,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ logger = logging.getLogger("vllm.saga")
 
 SUPPORTED = ((0, 32), (0, 33))
 STATUS_EVERY = 1.0
+ON_REQUESTS = ("saga.call", "saga.ended", "kv.retain", "kv.release", "kv.evict")
+ON_REQUESTS_WITH_KEY = ("saga.call", "saga.ended")
 
 
 def version_problem(version: str, allow_untested: bool = False) -> str | None:
@@ -81,6 +84,9 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
                           "requests": 0, "requests_with_thread": 0, "malformed_on_requests": 0,
                           "repeated_on_requests": 0}
         self._seen_on_requests: dict[str, None] = {}  # message_id
+        self._at_end: dict[str, list[tuple[Message, Directive]]] = {}  # by the request that they wait for
+        self._due: list[tuple[Message, Directive]] = []  # of requests that have ended
+        self._carriers = ["kv_transfer_params"] + (["kv_hints"] if find_spec("vllm.v1.kv_hints") is not None else [])
         self._pool: Any = None
         self._native_stats: dict[str, int] = {}
         self._next_stats = 0.0
@@ -218,7 +224,7 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
             self._failed(error)
 
     def _request_came(self, request: "Request") -> None:
-        if self._channel is not None:
+        if self._channel is not None or self._due:
             self._apply_waiting()
             if self._off:
                 return
@@ -255,7 +261,7 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
         assert leases is not None
         if leases.leases:
             leases.expire()
-        if self._channel is not None:
+        if self._channel is not None or self._due:
             self._apply_waiting()
         if order is not None and time.monotonic() >= self._next_stats and not self._off:
             self._next_stats = time.monotonic() + STATUS_EVERY
@@ -277,15 +283,17 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
             if self._order is not None:
                 self._order.request_ended(request, block_ids)
             self._book.went(request)
+            if self._at_end:
+                self._due += self._at_end.pop(request.request_id, ())
         except Exception as error:  # noqa: BLE001
             self._failed(error)
 
     def has_pending_push_work(self) -> bool:
         """Directives wait: one empty step applies them."""
-        if self._channel is None or self._off or self._pool is None:
+        if self._off or self._pool is None:
             return False
         try:
-            return self._channel.waiting()
+            return bool(self._due) or (self._channel is not None and self._channel.waiting())
         except Exception as error:  # noqa: BLE001
             self._failed(error)
             return False
@@ -337,8 +345,13 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
             if others and self._is_to_be_done(read):
                 message = Message(None, read)
                 message.actions = ()
+                if self._channel is not None:
+                    self._channel.adopt(message)
                 for action in others:
-                    self._apply(message, action)
+                    if action.at_end:
+                        self._at_end.setdefault(request.request_id, []).append((message, action))
+                    else:
+                        self._apply(message, action)
         if thread is None and getattr(request, "session_id", None):
             digest = hashlib.blake2b(request.session_id.encode(), digest_size=8).digest()
             thread = min(int.from_bytes(digest, "big"), native.NO_THREAD - 1)
@@ -349,7 +362,8 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
         if read.epoch is not None and read.epoch != self._epoch:
             self._counters["refused"] += 1
             return False
-        if read.message_id in self._seen_on_requests:
+        seen = read.message_id in self._seen_on_requests
+        if seen or (self._channel is not None and self._channel.knows(read.message_id)):
             self._counters["repeated_on_requests"] += 1
             return False
         self._seen_on_requests[read.message_id] = None
@@ -359,7 +373,10 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
 
     def _may_on_request(self, action: Directive) -> bool:
         """Whoever has a key for directives does not take those of whoever may send requests, but for what concerns a thread."""
-        return not (self._settings.directive_key or self._settings.directive_key_file) or action.action_type == "saga.ended"
+        return not self._has_key() or action.action_type in ON_REQUESTS_WITH_KEY
+
+    def _has_key(self) -> bool:
+        return bool(self._settings.directive_key or self._settings.directive_key_file)
 
     @staticmethod
     def _envelopes(request: "Request") -> list[Any]:
@@ -379,6 +396,10 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
     # ---- Directives
 
     def _apply_waiting(self) -> None:
+        if self._due:
+            due, self._due = self._due, []
+            for message, action in due:
+                self._apply(message, action)
         if self._channel is None:
             return
         for message in self._channel.take():
@@ -400,7 +421,7 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
         self._answer(message, action.action_id, outcome)
 
     def _answer(self, message: Message, action_id: str, outcome: dict[str, Any]) -> None:
-        if message.identity is not None and self._channel is not None:
+        if self._channel is not None:
             self._channel.answer(message, {"action_id": action_id, **outcome})
 
     def _carry_out(self, message: Message, action: Directive) -> dict[str, Any]:
@@ -546,6 +567,8 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
             "leased_blocks": 0 if leases is None else len(leases.holders),
             "leases": 0 if leases is None else len(leases.leases),
             "pending": 0 if channel is None else len(channel._waiting),
+            "request_members": self._carriers,
+            "request_actions": list(ON_REQUESTS_WITH_KEY if self._has_key() else ON_REQUESTS),
             "counters": counters,
         }
 

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 MOST_BYTES = 1 << 20
@@ -22,6 +22,7 @@ CLOCK_SKEW = 300.0
 DEFAULT_EXPIRY = 30.0
 
 ACTIONS = ("kv.retain", "kv.release", "kv.evict", "kv.prefetch", "saga.call", "saga.ended", "saga.status")
+AT_END = ("kv.retain", "kv.release", "kv.evict", "saga.ended")  # may wait for the end of the request that they ride on
 PROMPT_KINDS = {"start": 0, "tool": 1, "user": 2}
 STOP_REASONS = {"tool_use": 1, "end_turn": 2}
 
@@ -44,6 +45,7 @@ class Target:
     lora_name: str | None = None
     request_id: str | None = None
     thread: int | None = None
+    from_block: int = 0  # so many leading blocks of the chain are not meant
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Directive:
     ttl: float = 0.0
     value: float = 0.5
     now: bool = False
+    at_end: bool = False  # of the request that it rides on
     thread: int = 0
     kind: int = 0
     stop_reason: int = 0
@@ -135,9 +138,15 @@ def read_action(action: dict[str, Any]) -> Directive:
     try:
         if not isinstance(payload, dict):
             raise Malformed("payload")
-        return _read_payload(action_id, kind, payload)
+        read = _read_payload(action_id, kind, payload)
     except Malformed:
         return Directive(action_id, kind, problem="malformed")
+    at = payload.get("at", "arrival")
+    if at == "arrival":
+        return read
+    if at != "end" or read.problem is not None or kind not in AT_END:
+        return Directive(action_id, kind, problem=read.problem or "malformed")
+    return replace(read, at_end=True)
 
 
 def _read_payload(action_id: str, kind: str, payload: dict[str, Any]) -> Directive:
@@ -176,12 +185,15 @@ def _target(given: Any) -> Target:
     kinds = [name for name in ("hashes", "token_ids", "request_id", "thread") if given.get(name) is not None]
     if len(kinds) != 1:
         raise Malformed("target")
+    first = given.get("from_block", 0)
+    if not _is_int(first, 0, MOST_TOKENS):
+        raise Malformed("from_block")
     if kinds == ["request_id"]:
-        return Target(request_id=_text(given["request_id"], 512))
+        return Target(request_id=_text(given["request_id"], 512), from_block=first)
     if kinds == ["thread"]:
-        return Target(thread=_thread(given["thread"]))
+        return Target(thread=_thread(given["thread"]), from_block=first)
     if kinds == ["hashes"]:
-        return Target(hashes=_hashes(given["hashes"]))
+        return Target(hashes=_hashes(given["hashes"]), from_block=first)
     tokens = given["token_ids"]
     if not isinstance(tokens, list) or not 0 < len(tokens) <= MOST_TOKENS:
         raise Malformed("token_ids")
@@ -189,7 +201,7 @@ def _target(given: Any) -> Target:
         raise Malformed("token_ids")
     salt, lora = given.get("cache_salt"), given.get("lora_name")
     return Target(token_ids=tuple(tokens), cache_salt=None if salt is None else _text(salt, 4096),
-                  lora_name=None if lora is None else _text(lora, 4096))
+                  lora_name=None if lora is None else _text(lora, 4096), from_block=first)
 
 
 def _hashes(given: Any) -> tuple[bytes, ...]:

@@ -92,7 +92,8 @@ class Resolver:
         self._scan = None
 
     def blocks(self, target: Target) -> tuple[list[Any], int]:
-        """The blocks of the chain that are there, up to the first that is not, and how many are missing."""
+        """The blocks of the chain that are there, up to the first that is not, and how many are missing; both without those
+        before `from_block`."""
         if target.hashes is not None:
             digests: list[bytes] | None = list(target.hashes)
         elif target.token_ids is not None:
@@ -110,7 +111,8 @@ class Resolver:
             if block is None:
                 break
             found.append(block)
-        return found, len(digests) - len(found)
+        first = target.from_block
+        return found[first:], len(digests) - max(len(found), min(first, len(digests)))
 
     def block(self, digest: bytes) -> Any | None:
         """One block with this hash, of group 0."""

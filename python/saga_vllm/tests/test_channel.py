@@ -103,6 +103,31 @@ def test_a_message_is_carried_out_once(opened):
     assert channel.counters["repeated"] == 1
 
 
+def test_what_came_on_a_request_is_not_carried_out_again(opened):
+    channel, peer = opened()
+    message = channel_module.Message(None, envelope.read(
+        {"protocol_version": "0.1", "message_id": "r", "actions": [release("a"), release("b")]}))
+    channel.adopt(message)
+    channel.answer(message, {"action_id": "a", "status": "released"})
+    deadline = time.monotonic() + 2
+    while not (channel.knows("r") and message.outcomes["a"]) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    peer.send("r", release("a"), release("b"))
+    assert peer.answer()["outcomes"] == [{"action_id": "a", "status": "released"}, {"action_id": "b", "status": "pending"}]
+    assert not channel.waiting() and channel.counters["repeated"] == 1
+    # Who has asked is told of what comes later.
+    channel.answer(message, {"action_id": "b", "status": "released"})
+    assert peer.outcome() == {"action_id": "b", "status": "released"}
+    assert not channel.knows("another")
+
+
+def test_the_end_of_a_request_is_that_of_the_one_it_rides_on(opened):
+    channel, peer = opened()
+    peer.send("m", {"action_id": "a", "action_type": "kv.release", "payload": {"claim_id": "c", "at": "end"}})
+    assert peer.outcome() == {"action_id": "a", "status": "refused", "reason": "unsupported"}
+    assert not channel.waiting()
+
+
 def test_epoch(opened):
     channel, peer = opened()
     peer.send("old", release(), epoch=EPOCH - 1)

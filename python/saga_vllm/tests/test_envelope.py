@@ -42,6 +42,23 @@ def test_evict_and_ended():
     assert tokens.target.token_ids == (1, 2) and tokens.target.cache_salt == "s" and tokens.target.lora_name == "l"
 
 
+def test_the_end_of_a_request_and_the_part_of_a_chain_that_is_meant():
+    target = {"request_id": "r", "from_block": 3}
+    read = envelope.read(message(
+        action("kv.evict", {"target": target, "at": "end"}, "1"),
+        action("kv.evict", {"target": target, "at": "arrival"}, "2"),
+        action("saga.ended", {"thread": 7, "at": "end"}, "3"),
+        action("saga.call", {"thread": 7, "at": "end"}, "4"),
+        action("kv.evict", {"target": target, "at": "never"}, "5"),
+        action("kv.prefetch", {"at": "end"}, "6"),
+        action("kv.evict", {"target": {"thread": 7, "from_block": -1}}, "7"),
+        action("kv.evict", {"target": {"thread": 7, "from_block": 1.5}}, "8")))
+    assert [(one.problem, one.at_end) for one in read.actions] == [
+        (None, True), (None, False), (None, True), ("malformed", False), ("malformed", False),
+        ("synthetic_request", False), ("malformed", False), ("malformed", False)]
+    assert read.actions[0].target.from_block == 3 and read.actions[2].target is None
+
+
 @pytest.mark.parametrize("body", [
     b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100000, b'"text"', b"1" * 5000,
     json.dumps({}).encode(), json.dumps({"message_id": ""}).encode(), json.dumps({"message_id": "x" * 129}).encode(),

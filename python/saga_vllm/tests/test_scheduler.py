@@ -382,6 +382,69 @@ def test_a_message_on_requests_is_carried_out_once(engine):
     assert len(connector._seen_on_requests) == 4096 and "n904" in connector._seen_on_requests
 
 
+@pytest.mark.parametrize("strength", ["policy", "leases"])
+def test_what_is_to_be_done_when_the_request_has_ended(engine, strength):
+    ours = engine(200, connector={**QUIET, "strength": strength})
+    connector = ours.connector
+    system = prompt(9, 4 * BLOCK)
+
+    def end(kind, payload):
+        return envelope(kind, {**payload, "at": "end"})
+
+    retain = end("kv.retain", {"claim_id": "c", "target": {"request_id": "kept"}, "ttl_seconds": 60})
+    name = ours.request(prompt(1, 6 * BLOCK, system), 20, name="cmpl-kept-0", saga=retain)
+    ours.step()
+    assert connector._leases.leases == {} and list(connector._at_end) == [name]
+    while ours.scheduler.has_unfinished_requests():
+        ours.step()
+    # An engine that becomes idle carries it out first.
+    assert connector.has_pending_push_work() and connector._at_end == {}
+    ours.step()
+    assert not connector.has_pending_push_work()
+    # 10 blocks of the prompt, and one of 16 tokens of the answer.
+    assert len(connector._leases.leases["c"].blocks) == 11
+    # The same claim again takes its place.
+    ours.serve(prompt(2, 20), 1, saga=envelope("kv.retain", {
+        "claim_id": "c", "target": {"request_id": "kept", "from_block": 4}, "ttl_seconds": 60}))
+    assert len(connector._leases.leases["c"].blocks) == 7 and len(connector._leases.leases) == 1
+    ours.serve(prompt(2, 20), 1, saga=end("kv.release", {"claim_id": "c"}))
+    ours.step()
+    assert connector._leases.leases == {}
+    # The next victims, but for what others have too. Without it the oldest would go.
+    last = end("kv.evict", {"target": {"request_id": "last"}, "mode": "first"})
+    last["actions"][0]["payload"]["target"]["from_block"] = 4
+    ours.serve(prompt(3, 30 * BLOCK), 1, name="older")
+    ours.serve(prompt(4, 20 * BLOCK, system), 1, name="last", saga=last)
+    ours.step()
+    free = ours.pool.get_num_free_blocks() - sum(
+        1 for block in ours.pool.blocks if block.block_hash is not None and block.ref_cnt == 0)
+    ours.serve(prompt(5, (free + 8) * BLOCK), 1)
+    assert ours.cached(prompt(3, 30 * BLOCK)) == 30
+    assert 4 <= ours.cached(prompt(4, 20 * BLOCK, system)) < 24
+
+
+def test_who_has_a_key_takes_no_leases_from_requests(engine, tmp_path):
+    for key, expected in [({}, ["saga.call", "saga.ended", "kv.retain", "kv.release", "kv.evict"]),
+                          ({"directive_key": "0123456789abcdef"}, ["saga.call", "saga.ended"])]:
+        ours = engine(connector={"directive_endpoint": "", **key})
+        state = ours.connector._status()
+        assert state["request_actions"] == expected and state["request_members"][0] == "kv_transfer_params"
+        ours.serve(prompt(1, 5 * BLOCK), 1, name="r", saga=envelope("kv.retain", {
+            "claim_id": "c", "target": {"request_id": "r"}, "ttl_seconds": 60, "at": "end"}))
+        ours.step()
+        assert list(ours.connector._leases.leases) == ([] if key else ["c"])
+
+
+def test_a_message_that_came_by_the_channel_is_not_carried_out_again(engine, tmp_path):
+    ours = engine(connector={**QUIET, "directive_endpoint": f"ipc://{tmp_path}/directives"})
+    connector = ours.connector
+    ours.serve(prompt(1, 5 * BLOCK), 1, name="kept")
+    evict = envelope("kv.evict", {"target": {"request_id": "kept"}, "mode": "now"})
+    connector._channel._seen[evict["message_id"]] = object()
+    ours.serve(prompt(2, 20), 1, saga=evict)
+    assert ours.cached(prompt(1, 5 * BLOCK)) == 5 and connector._counters["repeated_on_requests"] == 1
+
+
 # ---- Leases
 
 
