@@ -4,7 +4,7 @@
  *
  * A message: received -> queued -> carried out at the beginning of a step, or refused, or expired. A lease: applied -> released,
  * expired or revoked. The answers of the last 4,096 messages are kept: a message that comes again is answered again and not
- * carried out again.
+ * carried out again. A message that rides on a request is one of them; what it wants done `at` the `end` is queued when that has ended.
  */
 import { createHmac, timingSafeEqual } from 'node:crypto';
 import { Router } from 'zeromq';
@@ -67,6 +67,10 @@ const stopReasonsByWord = new Map<unknown, StopReason>([
   ['tool_use', 'tool-use'],
   ['end_turn', 'end-turn'],
 ]);
+const actionsOnRequests = ['saga.call', 'saga.ended', 'kv.retain', 'kv.release', 'kv.evict'];
+/** Who may send requests need not be who may evict. */
+const actionsWithKey = ['saga.call', 'saga.ended'];
+const actionsAtEnd = ['saga.ended', 'kv.retain', 'kv.release', 'kv.evict'];
 const mostMessages = 4096;
 const mostQueued = 4096;
 const mostBytes = 2 ** 20;
@@ -80,6 +84,8 @@ export class DirectiveServer {
   readonly #messages = new Map<string, Message>();
   #queue: Action[] = [];
   readonly #claims = new Map<string, Claim>();
+  /** By what stands for their request. */
+  readonly #atEnd = new Map<object, Action[]>();
   #answers: { to: Buffer; message: string; outcomes: Outcome[] }[] = [];
   #sending = false;
   #closed = false;
@@ -114,6 +120,7 @@ export class DirectiveServer {
     this.#messages.clear();
     this.#queue = [];
     this.#claims.clear();
+    this.#atEnd.clear();
     this.#answers = [];
   }
 
@@ -152,8 +159,21 @@ export class DirectiveServer {
     return timingSafeEqual(signature, createHmac('sha256', key).update(text).digest());
   }
 
-  /** Takes a message: of the channel, or with `from` undefined, of a request. Nothing in it can do harm. */
-  handle(envelope: unknown, from: Buffer | undefined): void {
+  /** A request has ended: what waited for that is carried out with the next step. */
+  ended(rider: object): void {
+    const actions = this.#atEnd.get(rider);
+    if (actions === undefined) return;
+    this.#atEnd.delete(rider);
+    for (const action of actions) {
+      const outcome = this.#accept(action, undefined);
+      action.message.outcomes.set(action.id, outcome);
+    }
+  }
+
+  /**
+   * Takes a message: of the channel, or with `from` undefined, of a request, for which `rider` stands. Nothing in it can do harm.
+   */
+  handle(envelope: unknown, from: Buffer | undefined, rider?: object): void {
     const { key } = this.#options;
     this.#counters.messages++;
     if (!isObject(envelope) || typeof envelope.message_id !== 'string' || envelope.message_id.length > 128) {
@@ -191,11 +211,32 @@ export class DirectiveServer {
         continue;
       }
       const payload = isObject(given.payload) ? given.payload : {};
-      const action: Action = { message, id: given.action_id, type: given.action_type, payload, deadline };
-      outcomes.push(this.#accept(action, epoch));
+      const action: Action = {
+        message,
+        id: given.action_id,
+        type: given.action_type,
+        payload,
+        // What rides on a request begins when it is to.
+        deadline: from === undefined ? Number.POSITIVE_INFINITY : deadline,
+      };
+      outcomes.push(
+        payload.at === undefined || payload.at === 'arrival'
+          ? this.#accept(action, epoch)
+          : this.#waitForEnd(action, epoch, rider),
+      );
     }
     for (const outcome of outcomes) message.outcomes.set(outcome.action_id, outcome);
     this.#answer(message, outcomes);
+  }
+
+  #waitForEnd(action: Action, epoch: unknown, rider: object | undefined): Outcome {
+    if (epoch !== undefined && epoch !== null && epoch !== this.#epoch) return this.#refusal(action, 'epoch');
+    if (action.payload.at !== 'end' || !actionsAtEnd.includes(action.type)) return this.#refusal(action, 'malformed');
+    if (rider === undefined) return this.#refusal(action, 'unsupported');
+    const waiting = this.#atEnd.get(rider);
+    if (waiting === undefined) this.#atEnd.set(rider, [action]);
+    else waiting.push(action);
+    return { action_id: action.id, status: 'pending' };
   }
 
   /** What is answered at once. */
@@ -261,7 +302,7 @@ export class DirectiveServer {
       return this.#refusal(action, 'malformed');
     const chain = this.#chain(target);
     if (chain === undefined) return this.#refusal(action, 'malformed');
-    const { hashes, missing } = this.#engine.resident(chain);
+    const { hashes, missing } = this.#resident(chain, target);
     if (hashes.length === 0) return { ...this.#refusal(action, 'not_resident'), missing };
     const before = this.#claims.get(claim);
     if (before !== undefined) this.#endClaim(claim, before, 'released');
@@ -301,7 +342,7 @@ export class DirectiveServer {
     const { target, mode = 'first' } = action.payload;
     const chain = this.#chain(target);
     if (chain === undefined || (mode !== 'now' && mode !== 'first')) return this.#refusal(action, 'malformed');
-    const { hashes, missing } = this.#engine.resident(chain);
+    const { hashes, missing } = this.#resident(chain, target);
     if (hashes.length === 0) return { ...this.#refusal(action, 'not_resident'), missing };
     // A lease on any of them ends: who evicts knows better.
     const gone = new Set(hashes);
@@ -344,9 +385,19 @@ export class DirectiveServer {
     this.#report(action, { action_id: action.id, status });
   }
 
+  /** The blocks of a chain that are there, and how many are not; both without those before `from_block`. */
+  #resident(chain: BigUint64Array, target: unknown): { hashes: BigUint64Array; missing: number } {
+    const first = (target as { from_block?: number }).from_block ?? 0;
+    const { hashes } = this.#engine.resident(chain);
+    const missing = chain.length - Math.max(hashes.length, Math.min(first, chain.length));
+    return { hashes: hashes.subarray(first), missing };
+  }
+
   /** The chain that a target names; `undefined` where it is none. */
   #chain(target: unknown): BigUint64Array | undefined {
     if (!isObject(target)) return undefined;
+    const { from_block: first = 0 } = target;
+    if (typeof first !== 'number' || !Number.isSafeInteger(first) || first < 0) return undefined;
     const { hashes, token_ids: tokens, request_id: request, thread, cache_salt: salt, lora_name: lora } = target;
     const most = Math.ceil(this.#engine.options.maxModelTokens / this.#engine.options.blockTokens);
     if (Array.isArray(hashes)) {
@@ -393,6 +444,8 @@ export class DirectiveServer {
       leased_blocks: engine.leasedBlocks,
       leases: engine.leases.size,
       pending: this.#queue.length,
+      request_members: ['kv_transfer_params', 'kv_hints'],
+      request_actions: this.#options.key === undefined ? actionsOnRequests : actionsWithKey,
       counters: { ...this.#counters },
     };
   }

@@ -80,6 +80,8 @@ export interface EngineRequest {
   onToken: (call: EngineCall) => void;
   /** The engine was restarted, or closed: no more tokens will come. */
   onLost?: (call: EngineCall) => void;
+  /** It has ended, by its last token or otherwise, and its blocks are free. */
+  onEnd?: () => void;
 }
 
 /** A call of an engine. */
@@ -692,6 +694,7 @@ export class Engine {
     this.#hashers.push(call.hasher);
     this.#recent.push(call);
     if (this.#recent.length > 256) this.#recent = this.#recent.slice(128);
+    call.request.onEnd?.();
   }
 
   #lose(): void {

@@ -77,7 +77,9 @@ export class HttpApi {
   #open = 0;
   #next = 0;
   /** Receives the envelopes of directives that ride on requests. */
-  onEnvelope: (engine: Engine, envelope: unknown) => void = () => undefined;
+  onEnvelope: (engine: Engine, envelope: unknown, rider: object) => void = () => undefined;
+  /** The request for which `rider` stands has ended; only of those that had an envelope. */
+  onRiderEnd: (engine: Engine, rider: object) => void = () => undefined;
 
   constructor(options: ResolvedOptions, engines: readonly Engine[]) {
     this.#options = options;
@@ -385,8 +387,8 @@ export class HttpApi {
         : scriptedAnswer(fields.script, most);
     const load = loadHeader(headerOf(request, 'endpoint-load-metrics-format'), engine);
     if (load !== undefined) response.setHeader('endpoint-load-metrics', load);
-    for (const params of [fields.transferParams?.saga, fields.hints])
-      if (params !== undefined) this.onEnvelope(engine, params);
+    const envelopes = [fields.transferParams?.saga, fields.hints].filter((given) => given !== undefined);
+    for (const envelope of envelopes) this.onEnvelope(engine, envelope, generation);
     const answer = new OpenAnswer(this.#options, generation, finish, response, (dirty) => this.#dirty.push(dirty));
     let call: EngineCall;
     try {
@@ -403,8 +405,10 @@ export class HttpApi {
         ...generation.sagaCall,
         onToken: (now) => answer.token(now),
         onLost: () => response.destroy(),
+        ...(envelopes.length === 0 ? {} : { onEnd: () => this.onRiderEnd(engine, generation) }),
       });
     } catch {
+      this.onRiderEnd(engine, generation);
       throw new HttpRefusal(503, 'Too many requests are waiting.', 'ServiceUnavailableError');
     }
     this.#open++;

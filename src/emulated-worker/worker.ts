@@ -98,8 +98,10 @@ export class EmulatedWorker {
         if (resolved.directivesPort !== null)
           await directives.listen(addressOf(resolved.host, resolved.directivesPort, rank));
       }
-      api.onEnvelope = (engine, envelope) =>
-        ranks.find((rank) => rank.engine === engine)?.directives.handle(envelope, undefined);
+      const directivesOf = (engine: Engine): DirectiveServer | undefined =>
+        ranks.find((rank) => rank.engine === engine)?.directives;
+      api.onEnvelope = (engine, envelope, rider) => directivesOf(engine)?.handle(envelope, undefined, rider);
+      api.onRiderEnd = (engine, rider) => directivesOf(engine)?.ended(rider);
       await new Promise<void>((resolve, reject) => {
         server.once('error', reject);
         server.listen(resolved.port, resolved.host, () => {
