@@ -3,6 +3,7 @@ import type { IncomingMessage } from 'node:http';
 import { SagaError } from '../errors.js';
 import type { JsonOutline } from '../json-outline.js';
 import { MalformedJsonError, type JsonMember, type OutlineResult } from '../json-outline.js';
+import type { Deadlines } from './deadlines.js';
 import { GatewayError } from './errors.js';
 
 /** Bytes of requests that are held at one time, over all connections. */
@@ -36,9 +37,9 @@ export class HeldBytes {
  */
 export async function readBody(
   request: IncomingMessage,
-  limits: { maxBodyBytes: number; bodySeconds: number; held: HeldBytes },
+  limits: { maxBodyBytes: number; bodySeconds: number; held: HeldBytes; deadlines: Deadlines },
 ): Promise<Buffer> {
-  const { maxBodyBytes, bodySeconds, held } = limits;
+  const { maxBodyBytes, bodySeconds, held, deadlines } = limits;
   const encoding = request.headers['content-encoding'];
   if (encoding !== undefined && encoding !== 'identity')
     throw new GatewayError('unsupported_media_type', 'the body must come without content-encoding', { closes: true });
@@ -54,11 +55,11 @@ export async function readBody(
       held.give(bytes);
       reject(error);
     };
-    const timer = setTimeout(() => {
+    const deadline = deadlines.begin(bodySeconds, () => {
       fail(
         new GatewayError('request_timeout', `the body did not arrive within ${bodySeconds} seconds`, { closes: true }),
       );
-    }, bodySeconds * 1000);
+    });
     const onData = (chunk: Buffer): void => {
       try {
         if (bytes + chunk.length > maxBodyBytes) throw tooLarge(maxBodyBytes);
@@ -78,7 +79,7 @@ export async function readBody(
       fail(new GatewayError('request_timeout', 'the connection closed before the body was complete', { closes: true }));
     };
     function stop(): void {
-      clearTimeout(timer);
+      deadline.end();
       request.off('data', onData).off('end', onEnd).off('close', onGone).off('error', onGone);
     }
     request.on('data', onData).on('end', onEnd).on('close', onGone).on('error', onGone);

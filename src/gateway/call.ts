@@ -16,8 +16,8 @@ import type { Logger, VllmWorker, WorkerRoute } from '../vllm/index.js';
 import { AnswerReader, type Endpoint } from './answer.js';
 import type { Body } from './body.js';
 import { CallSignal } from './call-signal.js';
+import type { Deadlines } from './deadlines.js';
 import { GatewayError } from './errors.js';
-import { hintActions, type HintAction } from './hints.js';
 import { nameOf, type Tenant } from './identity.js';
 import type { ModelPool, Placed } from './model-pool.js';
 import type { PromptSource } from './tokens/types.js';
@@ -58,6 +58,7 @@ export interface CallContext {
   /** Headers by which a worker's spans become children of the gateway's; `undefined`: the client's pass. */
   readonly trace: Readonly<Record<string, string>> | undefined;
   readonly retries: number;
+  readonly deadlines: Deadlines;
   readonly firstByteSeconds: number;
   readonly chunkSeconds: number;
   readonly deadlineSeconds: number;
@@ -142,9 +143,9 @@ export async function serveCall(
     if (!response.writableFinished) gone.abort(clientGone);
   };
   response.once('close', onClose);
-  const deadline = setTimeout(() => {
+  const deadline = context.deadlines.begin(context.deadlineSeconds, () => {
     gone.abort(new GatewayError('deadline_exceeded', `the call did not end within ${context.deadlineSeconds} seconds`));
-  }, context.deadlineSeconds * 1000);
+  });
   let placed: Placed | undefined;
   let usageAsked = false;
   try {
@@ -211,7 +212,7 @@ export async function serveCall(
     record.status = error === clientGone ? 499 : error instanceof GatewayError ? error.status : 500;
     if (error !== clientGone) throw error;
   } finally {
-    clearTimeout(deadline);
+    deadline.end();
     response.off('close', onClose);
     record.endedAfter = performance.now() - begun;
     context.ended(record);
@@ -237,6 +238,7 @@ export async function serveCall(
         },
         response,
         signal: gone,
+        deadlines: context.deadlines,
         firstByteSeconds: context.firstByteSeconds,
         chunkSeconds: context.chunkSeconds,
         failable: (fail) => {
@@ -371,17 +373,11 @@ function upstreamBody(
     members['session_id'] = request.named.session;
   if (features.connector !== undefined && takes) {
     const seconds = request.named.hints?.expectedSeconds;
-    const read = context.pool.config.kvHints === false ? undefined : features.requestDirectives;
-    const hints = read === undefined ? noHints : hintActions(context.pool, placed, read);
-    const id = `${messages}-${placed.call.id}-${receipt.placement}`;
-    const apart = hints.length > 0 && read?.member === 'kv_hints';
-    // An envelope of its own, and of its own name: what has come under a name is not done again.
-    if (apart) members['kv_hints'] = { protocol_version: '0.1', message_id: `${id}-hints`, actions: hints };
     members['kv_transfer_params'] = {
       ...(members['kv_transfer_params'] as object | undefined),
       saga: {
         protocol_version: '0.1',
-        message_id: id,
+        message_id: `${messages}-${placed.call.id}-${receipt.placement}`,
         actions: [
           {
             action_id: '0',
@@ -395,7 +391,6 @@ function upstreamBody(
                 : { expected_seconds: context.pool.workers.directives.wallSeconds(seconds) }),
             },
           },
-          ...(apart ? noHints : hints),
         ],
       },
     };
@@ -403,8 +398,6 @@ function upstreamBody(
   if (Object.keys(members).length === 0) return body.bytes;
   return Buffer.concat(withMembers(body.bytes, body.outline, members));
 }
-
-const noHints: readonly HintAction[] = [];
 
 /** Of vLLM: its `/v1/messages` has `kv_transfer_params` and `session_id`. */
 const messagesTakeParameters = [0, 33] as const;

@@ -21,6 +21,7 @@ export type ForwardContext = Pick<
   | 'upstreamId'
   | 'trace'
   | 'trustParameters'
+  | 'deadlines'
   | 'firstByteSeconds'
   | 'chunkSeconds'
   | 'deadlineSeconds'
@@ -66,11 +67,11 @@ export async function forward(
     if (!response.writableFinished) gone.abort(clientGone);
   };
   response.once('close', onClose);
-  const deadline = setTimeout(() => {
+  const deadline = context.deadlines.begin(context.deadlineSeconds, () => {
     gone.abort(
       new GatewayError('deadline_exceeded', `the request did not end within ${context.deadlineSeconds} seconds`),
     );
-  }, context.deadlineSeconds * 1000);
+  });
   try {
     let cause: Error | undefined;
     for (const worker of workers) {
@@ -85,6 +86,7 @@ export async function forward(
         },
         response,
         signal: gone,
+        deadlines: context.deadlines,
         firstByteSeconds: context.firstByteSeconds,
         chunkSeconds: context.chunkSeconds,
         head: (status, headers) => {
@@ -112,7 +114,7 @@ export async function forward(
   } catch (error) {
     if (error !== clientGone) throw error;
   } finally {
-    clearTimeout(deadline);
+    deadline.end();
     response.off('close', onClose);
   }
 }

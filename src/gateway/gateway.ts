@@ -14,6 +14,7 @@ import type { Logger } from '../vllm/index.js';
 import { Body, HeldBytes, checkJson, readBody } from './body.js';
 import { ResponseWorkers, endpointPaths, serveCall, type CallContext } from './call.js';
 import type { GatewayConfig, ModelConfig } from './config.js';
+import { Deadlines } from './deadlines.js';
 import { GatewayError, asGatewayError, sendError } from './errors.js';
 import { forward, forwardBody, readyWorkers, type ForwardContext } from './forward.js';
 import { Tenants, type Tenant } from './identity.js';
@@ -70,6 +71,7 @@ export class Gateway {
   readonly #responses = new ResponseWorkers();
   readonly #selections: Selections;
   readonly #log: Logger;
+  readonly #deadlines: Deadlines;
   readonly #limits: Required<Pick<GatewayConfig, keyof typeof defaults>>;
   readonly #trustParameters: boolean;
   readonly #open = new Set<ServerResponse>();
@@ -80,6 +82,8 @@ export class Gateway {
     this.config = config;
     this.#log = config.log ?? noLog;
     this.#limits = { ...defaults, ...definedOf(config) };
+    const { bodySeconds, firstByteSeconds, chunkSeconds, deadlineSeconds } = this.#limits;
+    this.#deadlines = new Deadlines(Math.min(bodySeconds, firstByteSeconds, chunkSeconds, deadlineSeconds));
     this.#trustParameters = config.trustClientParameters ?? false;
     this.#tenants = new Tenants(config);
     if (!loopback.test(this.#limits.host) && !this.#tenants.closed && config.insecure !== true)
@@ -343,7 +347,7 @@ export class Gateway {
   async #withBody(request: IncomingMessage, use: (body: Body) => Promise<void>): Promise<void> {
     checkJson(request);
     asking.get(request)?.writeContinue();
-    const bytes = await readBody(request, { ...this.#limits, held: this.#held });
+    const bytes = await readBody(request, { ...this.#limits, held: this.#held, deadlines: this.#deadlines });
     try {
       await use(Body.of(bytes, this.#scanner));
     } finally {
@@ -381,6 +385,7 @@ export class Gateway {
       upstreamId,
       trace,
       trustParameters: this.#trustParameters,
+      deadlines: this.#deadlines,
       firstByteSeconds,
       chunkSeconds,
       deadlineSeconds,
@@ -403,6 +408,7 @@ export class Gateway {
       upstreamId,
       trace,
       trustParameters: this.#trustParameters,
+      deadlines: this.#deadlines,
       firstByteSeconds,
       chunkSeconds,
       deadlineSeconds,

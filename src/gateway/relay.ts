@@ -9,16 +9,19 @@
  * The head goes to the client with the first byte behind it: an engine sends its head before it has computed anything, and may still die.
  */
 import type { ServerResponse } from 'node:http';
+import { AnswerWriter } from './answer-writer.js';
 import type { AnswerReader } from './answer.js';
 import type { CallSignal } from './call-signal.js';
+import type { Deadline, Deadlines } from './deadlines.js';
 import { GatewayError } from './errors.js';
-import type { Upstream, UpstreamCall, UpstreamRequest } from './upstream.js';
+import type { Upstream, UpstreamCall, UpstreamRequest, UpstreamSink } from './upstream.js';
 
 export interface RelayOptions {
   request: UpstreamRequest;
   response: ServerResponse;
   /** Gives the answer up, with its reason. */
   signal: CallSignal;
+  deadlines: Deadlines;
   firstByteSeconds: number;
   chunkSeconds: number;
   /** The head is there; the headers can be changed. What it returns reads the answer. */
@@ -41,101 +44,146 @@ export class LateWorker extends WorkerFailure {}
  * @returns the failure of a worker of whose answer nothing was sent; `undefined`: the answer is complete
  * @throws GatewayError where it broke off or took too long; the signal's reason
  */
-export async function relay(upstream: Upstream, options: RelayOptions): Promise<WorkerFailure | undefined> {
-  const { request, response, signal, firstByteSeconds, chunkSeconds } = options;
-  return await new Promise((resolve, reject) => {
-    let call: UpstreamCall | undefined = undefined;
-    let reader: AnswerReader | undefined;
-    let head: { status: number; headers: Record<string, string | string[]> } | undefined;
-    let begun = false;
-    let paused = false;
-    const stop = (): void => {
-      clearTimeout(timer);
-      signal.unlisten(onAbort);
-      response.off('drain', onDrain);
-    };
-    const giveUp = (error: Error): void => {
-      stop();
-      call?.abort(error);
-      reject(error);
-    };
-    const failOver = (failure: WorkerFailure): void => {
-      if (begun) return;
-      stop();
-      call?.abort(failure);
-      resolve(failure);
-    };
-    const onAbort = (): void => {
-      giveUp(signal.reason as Error);
-    };
-    const onDrain = (): void => {
-      if (!paused) return;
-      paused = false;
-      timer.refresh();
-      call?.resume();
-    };
-    let timer = setTimeout(() => {
-      failOver(new LateWorker(`no answer began within ${firstByteSeconds} seconds`));
-    }, firstByteSeconds * 1000);
-    const begin = (): void => {
-      if (begun || head === undefined) return;
-      begun = true;
-      clearTimeout(timer);
-      timer = setTimeout(() => {
-        const who = paused ? 'the client read' : 'the worker sent';
-        giveUp(new GatewayError('deadline_exceeded', `${who} nothing for ${chunkSeconds} seconds`));
-      }, chunkSeconds * 1000);
-      response.writeHead(head.status, head.headers);
-    };
-    signal.listen(onAbort);
-    response.on('drain', onDrain);
-    call = upstream.send(request, {
-      head: (status, headers) => {
-        if (status === 502 || status === 503) {
-          stop();
-          call?.abort(new Error('another worker is tried'));
-          resolve(new WorkerFailure(`the worker answered with status ${status}`));
-          return;
-        }
-        head = { status, headers };
-        reader = options.head(status, headers);
-      },
-      data: (chunk) => {
-        if (begun) timer.refresh();
-        else {
-          begin();
-          options.firstByte();
-        }
-        const passed = reader === undefined ? chunk : reader.push(chunk);
-        if (passed === undefined || passed.length === 0 || response.write(passed)) return true;
-        paused = true;
-        return false;
-      },
-      end: () => {
-        begin();
-        stop();
-        const rest = reader?.end();
-        if (rest !== undefined) response.write(rest);
-        response.end();
-        dropUnread(response, chunkSeconds);
-        resolve(undefined);
-      },
-      failed: (error) => {
-        stop();
-        if (begun) reject(new GatewayError('worker_lost', 'the worker broke off its answer', { cause: error }));
-        else resolve(new WorkerFailure('the worker could not be reached or broke off', { cause: error }));
-      },
-    });
-    if (signal.aborted) onAbort();
-    else options.failable?.(failOver);
+export function relay(upstream: Upstream, options: RelayOptions): Promise<WorkerFailure | undefined> {
+  return new Promise((resolve, reject) => {
+    new Relay(options, resolve, reject).send(upstream);
   });
 }
 
+/** One answer under way. */
+class Relay implements UpstreamSink {
+  readonly #options: RelayOptions;
+  readonly #resolve: (failure: WorkerFailure | undefined) => void;
+  readonly #reject: (error: Error) => void;
+  readonly #deadline: Deadline;
+  readonly #onAbort = (): void => {
+    this.#giveUp(this.#options.signal.reason as Error);
+  };
+  #call: UpstreamCall | undefined;
+  #reader: AnswerReader | undefined;
+  #status = 0;
+  #headers: Record<string, string | string[]> | undefined;
+  /** There from the first byte on. */
+  #writer: AnswerWriter | undefined;
+
+  constructor(
+    options: RelayOptions,
+    resolve: (failure: WorkerFailure | undefined) => void,
+    reject: (error: Error) => void,
+  ) {
+    this.#options = options;
+    this.#resolve = resolve;
+    this.#reject = reject;
+    const { firstByteSeconds, deadlines } = options;
+    this.#deadline = deadlines.begin(firstByteSeconds, () => {
+      this.#late();
+    });
+  }
+
+  send(upstream: Upstream): void {
+    const { signal, request } = this.#options;
+    signal.listen(this.#onAbort);
+    this.#call = upstream.send(request, this);
+    if (signal.aborted) this.#onAbort();
+    else
+      this.#options.failable?.((failure) => {
+        this.#failOver(failure);
+      });
+  }
+
+  head(status: number, headers: Record<string, string | string[]>): void {
+    if (status === 502 || status === 503) {
+      this.#stop();
+      this.#call?.abort(new Error('another worker is tried'));
+      this.#resolve(new WorkerFailure(`the worker answered with status ${status}`));
+      return;
+    }
+    this.#status = status;
+    this.#headers = headers;
+    this.#reader = this.#options.head(status, headers);
+  }
+
+  data(chunk: Buffer): boolean {
+    let writer = this.#writer;
+    if (writer === undefined) {
+      writer = this.#begin();
+      if (writer === undefined) return true;
+      this.#options.firstByte();
+    } else {
+      this.#deadline.putOff();
+    }
+    const passed = this.#reader === undefined ? chunk : this.#reader.push(chunk);
+    if (passed === undefined || passed.length === 0) return true;
+    return writer.write(passed);
+  }
+
+  end(): void {
+    const writer = this.#writer ?? this.#begin();
+    this.#stop();
+    const rest = this.#reader?.end();
+    if (rest !== undefined && rest.length > 0) writer?.write(rest);
+    writer?.end();
+    dropUnread(this.#options);
+    this.#resolve(undefined);
+  }
+
+  failed(error: Error): void {
+    const begun = this.#writer !== undefined;
+    this.#stop();
+    if (begun) this.#reject(new GatewayError('worker_lost', 'the worker broke off its answer', { cause: error }));
+    else this.#resolve(new WorkerFailure('the worker could not be reached or broke off', { cause: error }));
+  }
+
+  #begin(): AnswerWriter | undefined {
+    const headers = this.#headers;
+    if (headers === undefined) return undefined;
+    const { response, deadlines, chunkSeconds } = this.#options;
+    response.writeHead(this.#status, headers);
+    const writer = new AnswerWriter(response, () => {
+      this.#deadline.putOff();
+      this.#call?.resume();
+    });
+    this.#writer = writer;
+    deadlines.again(this.#deadline, chunkSeconds);
+    return writer;
+  }
+
+  #late(): void {
+    const { firstByteSeconds, chunkSeconds } = this.#options;
+    if (this.#writer === undefined) {
+      this.#failOver(new LateWorker(`no answer began within ${firstByteSeconds} seconds`));
+      return;
+    }
+    const who = this.#writer.full ? 'the client read' : 'the worker sent';
+    this.#giveUp(new GatewayError('deadline_exceeded', `${who} nothing for ${chunkSeconds} seconds`));
+  }
+
+  #giveUp(error: Error): void {
+    this.#stop();
+    this.#writer?.close();
+    this.#call?.abort(error);
+    this.#reject(error);
+  }
+
+  #failOver(failure: WorkerFailure): void {
+    if (this.#writer !== undefined) return;
+    this.#stop();
+    this.#call?.abort(failure);
+    this.#resolve(failure);
+  }
+
+  #stop(): void {
+    this.#deadline.end();
+    this.#options.signal.unlisten(this.#onAbort);
+  }
+}
+
 /** A client that does not read the end of its answer holds it no longer than it may hold up a chunk. */
-function dropUnread(response: ServerResponse, seconds: number): void {
-  if (response.writableFinished || response.destroyed) return;
-  const timer = setTimeout(() => response.destroy(), seconds * 1000).unref();
+function dropUnread({ response, deadlines, chunkSeconds }: RelayOptions): void {
+  // What the operating system has taken is no longer the gateway's.
+  if (response.writableFinished || response.destroyed || response.socket?.writableLength === 0) return;
+  const deadline = deadlines.begin(chunkSeconds, () => response.destroy());
   response.once('close', () => {
-    clearTimeout(timer);
+    deadline.end();
   });
 }
