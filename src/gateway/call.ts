@@ -18,6 +18,7 @@ import type { Body } from './body.js';
 import { CallSignal } from './call-signal.js';
 import type { Deadlines } from './deadlines.js';
 import { GatewayError } from './errors.js';
+import { hintActions, type HintAction } from './hints.js';
 import { nameOf, type Tenant } from './identity.js';
 import type { ModelPool, Placed } from './model-pool.js';
 import type { PromptSource } from './tokens/types.js';
@@ -373,11 +374,17 @@ function upstreamBody(
     members['session_id'] = request.named.session;
   if (features.connector !== undefined && takes) {
     const seconds = request.named.hints?.expectedSeconds;
+    const read = context.pool.config.kvHints === false ? undefined : features.requestDirectives;
+    const hints = read === undefined ? noHints : hintActions(context.pool, placed, read);
+    const id = `${messages}-${placed.call.id}-${receipt.placement}`;
+    const apart = hints.length > 0 && read?.member === 'kv_hints';
+    // An envelope of its own, and of its own name: what has come under a name is not done again.
+    if (apart) members['kv_hints'] = { protocol_version: '0.1', message_id: `${id}-hints`, actions: hints };
     members['kv_transfer_params'] = {
       ...(members['kv_transfer_params'] as object | undefined),
       saga: {
         protocol_version: '0.1',
-        message_id: `${messages}-${placed.call.id}-${receipt.placement}`,
+        message_id: id,
         actions: [
           {
             action_id: '0',
@@ -391,6 +398,7 @@ function upstreamBody(
                 : { expected_seconds: context.pool.workers.directives.wallSeconds(seconds) }),
             },
           },
+          ...(apart ? noHints : hints),
         ],
       },
     };
@@ -398,6 +406,8 @@ function upstreamBody(
   if (Object.keys(members).length === 0) return body.bytes;
   return Buffer.concat(withMembers(body.bytes, body.outline, members));
 }
+
+const noHints: readonly HintAction[] = [];
 
 /** Of vLLM: its `/v1/messages` has `kv_transfer_params` and `session_id`. */
 const messagesTakeParameters = [0, 33] as const;
