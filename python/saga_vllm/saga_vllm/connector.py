@@ -90,6 +90,8 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
         self._pool: Any = None
         self._native_stats: dict[str, int] = {}
         self._next_stats = 0.0
+        self._steps = 0
+        self._threads: dict[str, int] = {}  # of session ids that have come lately
         self._block_size = 0
         if role is not KVConnectorRole.SCHEDULER:
             return
@@ -219,74 +221,69 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
         if self._off or self._pool is None:
             return
         try:
-            self._request_came(request)
+            if self._channel is not None or self._due:
+                self._apply_waiting()
+                if self._off:
+                    return
+            counters = self._counters
+            counters["requests"] += 1
+            thread, kind, expected = self._read_request(request)
+            self._book.came(request, thread)
+            if thread is not None:
+                counters["requests_with_thread"] += 1
+            order = self._order
+            if order is not None:
+                order.request_came(request, native.NO_THREAD if thread is None else thread, kind)
+                if expected is not None and thread is not None and self._order is not None:
+                    order.told(thread, native.Outcome(declared_gap_us=self._in_policy_time(expected)))
+            elif self._tail is not None:
+                self._tail_step(0)
         except Exception as error:  # noqa: BLE001
             self._failed(error)
 
-    def _request_came(self, request: "Request") -> None:
-        if self._channel is not None or self._due:
-            self._apply_waiting()
-            if self._off:
-                return
-        self._counters["requests"] += 1
-        thread, kind, expected = self._read_request(request)
-        self._book.came(request, thread)
-        if thread is not None:
-            self._counters["requests_with_thread"] += 1
-        if self._order is not None:
-            self._order.request_came(request, native.NO_THREAD if thread is None else thread, kind)
-            if self._order is not None and thread is not None and expected is not None:
-                self._order.told(thread, native.Outcome(declared_gap_us=self._in_policy_time(expected)))
-        elif self._tail is not None:
-            self._tail_step(0)
-
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
-        if not self._off and self._pool is not None:
-            try:
-                self._step_ended(scheduler_output)
-            except Exception as error:  # noqa: BLE001
-                self._failed(error)
+        if self._off or self._pool is None:
+            return self._metadata
+        try:
+            order = self._order
+            if order is not None:
+                order.step_ended(scheduler_output)
+                if self._off:
+                    return self._metadata
+            else:
+                self._tail_step(
+                    sum(len(new.block_ids[0]) for new in scheduler_output.scheduled_new_reqs)
+                    + sum(len(new[0]) for new in scheduler_output.scheduled_cached_reqs.new_block_ids if new is not None))
+            leases = self._leases
+            assert leases is not None
+            if leases.leases:
+                leases.expire()
+            if self._channel is not None or self._due:
+                self._apply_waiting()
+            self._steps += 1
+            if not self._steps & 15 and order is not None and not self._off and time.monotonic() >= self._next_stats:
+                self._next_stats = time.monotonic() + STATUS_EVERY
+                self._native_stats = order.evictor.stats()
+        except Exception as error:  # noqa: BLE001
+            self._failed(error)
         return self._metadata
 
-    def _step_ended(self, output: Any) -> None:
-        order = self._order
-        if order is not None:
-            order.step_ended(output)
-            if self._off:
-                return
-        else:
-            self._tail_step(sum(len(new.block_ids[0]) for new in output.scheduled_new_reqs)
-                            + sum(len(new[0]) for new in output.scheduled_cached_reqs.new_block_ids if new is not None))
-        leases = self._leases
-        assert leases is not None
-        if leases.leases:
-            leases.expire()
-        if self._channel is not None or self._due:
-            self._apply_waiting()
-        if order is not None and time.monotonic() >= self._next_stats and not self._off:
-            self._next_stats = time.monotonic() + STATUS_EVERY
-            self._native_stats = order.evictor.stats()
-
     def request_finished(self, request: "Request", block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
-        self._request_ended(request, block_ids)
-        return False, None
+        return self.request_finished_all_groups(request, (block_ids,))
 
     def request_finished_all_groups(self, request: "Request", block_ids: tuple[list[int], ...]
                                     ) -> tuple[bool, dict[str, Any] | None]:
-        self._request_ended(request, block_ids[0] if block_ids else [])
-        return False, None
-
-    def _request_ended(self, request: "Request", block_ids: list[int]) -> None:
         if self._off or self._pool is None:
-            return
+            return False, None
         try:
             if self._order is not None:
-                self._order.request_ended(request, block_ids)
+                self._order.request_ended(request, block_ids[0] if block_ids else [])
             self._book.went(request)
             if self._at_end:
                 self._due += self._at_end.pop(request.request_id, ())
         except Exception as error:  # noqa: BLE001
             self._failed(error)
+        return False, None
 
     def has_pending_push_work(self) -> bool:
         """Directives wait: one empty step applies them."""
@@ -352,10 +349,22 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
                         self._at_end.setdefault(request.request_id, []).append((message, action))
                     else:
                         self._apply(message, action)
-        if thread is None and getattr(request, "session_id", None):
-            digest = hashlib.blake2b(request.session_id.encode(), digest_size=8).digest()
-            thread = min(int.from_bytes(digest, "big"), native.NO_THREAD - 1)
+        if thread is None:
+            session = getattr(request, "session_id", None)
+            if session:
+                thread = self._threads.get(session)
+                if thread is None:
+                    thread = self._thread_of(session)
         return thread, kind, expected
+
+    def _thread_of(self, session: str) -> int:
+        digest = hashlib.blake2b(session.encode(), digest_size=8).digest()
+        thread = min(int.from_bytes(digest, "big"), native.NO_THREAD - 1)
+        if len(session) <= 256:
+            if len(self._threads) >= 8192:
+                self._threads.clear()
+            self._threads[session] = thread
+        return thread
 
     def _is_to_be_done(self, read: Envelope) -> bool:
         """A message on a request: for this start of the engine, and not seen on a request before."""

@@ -24,6 +24,9 @@ BLOCK_METHODS = {"block_hash", "block_hash_num_tokens", "set_block_hash", "reset
 class Order(Protocol):
     """Who names the victims. None of it raises."""
 
+    def take_one(self) -> Any | None:
+        """The block that goes now; None: the head of the list."""
+
     def take(self, count: int) -> list[Any] | None:
         """The `count` blocks that go now, all of them in the list; None: the head of the list."""
 
@@ -49,6 +52,16 @@ def ordered_queue_class(base: type) -> type:
             return self.popleft_n(1)[0]
 
         def popleft_n(self, n: int) -> list[Any]:
+            if n == 1 and self.num_free_blocks > 0:
+                block = self.order.take_one()
+                if block is None:
+                    return base.popleft_n(self, 1)
+                before, after = block.prev_free_block, block.next_free_block
+                before.next_free_block = after
+                after.prev_free_block = before
+                block.prev_free_block = block.next_free_block = None
+                self.num_free_blocks -= 1
+                return [block]
             if n <= 0 or n > self.num_free_blocks:
                 return base.popleft_n(self, n)
             blocks = self.order.take(n)
@@ -142,6 +155,9 @@ class _HeadOrder:
     def __init__(self, blocks: list[Any]) -> None:
         self.blocks = blocks
         self.ids = [block.block_id for block in blocks]
+
+    def take_one(self) -> Any:
+        return self.take(1)[0]
 
     def take(self, count: int) -> list[Any]:
         taken, self.ids = self.ids[:count], self.ids[count:]

@@ -28,7 +28,6 @@ from __future__ import annotations
 import itertools
 import sys
 from array import array
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,6 +35,7 @@ from . import native
 from .free_queue import attach, detach
 
 _EMPTY = array("Q")
+THREADS = 32768  # whose newest calls are remembered, at least
 HASH_TAIL = slice(-12, -4)  # of a pool's key: digest, then 4 bytes of the group
 
 
@@ -56,10 +56,10 @@ def low8(digests: Sequence[bytes]) -> array:
 class Call:
     """A request that the evictor knows."""
 
-    __slots__ = ("number", "thread", "request", "hashes", "blocks", "stored", "waiting", "outcome", "prompt_blocks")
+    __slots__ = ("number", "thread", "request", "hashes", "blocks", "stored", "waiting", "outcome", "prompt_blocks", "tokens")
 
     def __init__(self, number: int, thread: int, request: Any, hashes: array) -> None:
-        self.number = number
+        self.number = number  # NONE: it has ended
         self.thread = thread
         self.request = request
         self.hashes = hashes  # of request.block_hashes, as far as converted
@@ -68,6 +68,7 @@ class Call:
         self.prompt_blocks = len(hashes)
         self.waiting = True  # in the queue, or preempted
         self.outcome: native.Outcome | None = None  # told before its end
+        self.tokens = 0  # of the answer, once it has ended
 
 
 class PolicyOrder:
@@ -84,11 +85,12 @@ class PolicyOrder:
         self.evictor = native.Evictor(pool.num_gpu_blocks, block_size, lru=lru, ghosts=ghosts, max_calls=max_calls)
         self.evictor.take(1, clock())  # the null block
         self.calls: dict[str, Call] = {}
-        self.last_call: OrderedDict[int, int] = OrderedDict()  # thread -> output tokens of its newest call
         self.untracked = 0  # requests for which there was no number
         self.active = True
         self._numbers = list(range(max_calls - 1, -1, -1))
-        self._open: dict[int, Call] = {}  # thread -> its newest call, while it is open
+        # thread -> its newest call. Two generations: what has not come again for so long goes with the older one.
+        self._newest: dict[int, Call] = {}
+        self._newest_before: dict[int, Call] = {}
         self._pins: list[int] = []
         self._arriving: Call | None = None
         # Running requests whose prompts have no hashes yet, in part; of all others the blocks are learnt when they end.
@@ -107,6 +109,23 @@ class PolicyOrder:
 
     # ---- The queue's side. See Order in free_queue.py.
 
+    def take_one(self) -> Any | None:
+        """Most of all that is taken: a request that decodes comes to its next block."""
+        if (self._pins or self._arriving is not None or self._idle_shields or not self.active
+                or self.pool.cached_block_hash_to_block is not self._map):
+            taken = self.take(1)
+            return None if taken is None else taken[0]
+        try:
+            number = self.evictor.take_one(self.clock())
+            block = self._blocks[number]
+            if block.ref_cnt or block.next_free_block is None:
+                raise native.NativeError(f"block {number} is not free in the pool")
+            self._told[number] = 0
+            return block
+        except Exception as error:  # noqa: BLE001 - whatever it is, the queue has to work
+            self._fail(error)
+            return None
+
     def take(self, count: int) -> list[Any] | None:
         if not self.active:
             return None
@@ -117,13 +136,6 @@ class PolicyOrder:
                 while self.queue.num_free_blocks - self._idle_shields < count and self.release_one():
                     pass
             blocks, told = self._blocks, self._told
-            if count == 1:  # most of them: a request that decodes comes to its next block
-                number = self.evictor.take_one(self.clock())
-                block = blocks[number]
-                if block.ref_cnt or block.next_free_block is None:
-                    raise native.NativeError(f"block {number} is not free in the pool")
-                told[number] = 0
-                return [block]
             taken = []
             for number in self.evictor.take(count, self.clock()):
                 block = blocks[number]
@@ -132,7 +144,7 @@ class PolicyOrder:
                 told[number] = 0
                 taken.append(block)
             return taken
-        except Exception as error:  # noqa: BLE001 - whatever it is, the queue has to work
+        except Exception as error:  # noqa: BLE001
             self._fail(error)
             return None
 
@@ -202,7 +214,10 @@ class PolicyOrder:
             self.evictor.preempt_one(number, now)
             self.calls[request.request_id] = call
             if thread != native.NO_THREAD:
-                self._open[thread] = call
+                if len(self._newest) >= THREADS:
+                    self._newest_before = self._newest
+                    self._newest = {one.thread: one for one in self.calls.values() if one.thread != native.NO_THREAD}
+                self._newest[thread] = call
         except Exception as error:  # noqa: BLE001
             self._fail(error)
 
@@ -282,14 +297,9 @@ class PolicyOrder:
             outcome = native.Outcome() if call.outcome is None else call.outcome
             self.evictor.end(call.number, last, outcome, tokens, self.clock())
             self._numbers.append(call.number)
-            thread = call.thread
-            if thread != native.NO_THREAD:
-                if self._open.get(thread) is call:
-                    del self._open[thread]
-                self.last_call[thread] = tokens
-                self.last_call.move_to_end(thread)
-                if len(self.last_call) > 65536:
-                    self.last_call.popitem(last=False)
+            call.number = native.NONE
+            call.tokens = tokens
+            call.request = call.blocks = call.hashes = None
         except Exception as error:  # noqa: BLE001
             self._fail(error)
 
@@ -298,11 +308,12 @@ class PolicyOrder:
         if not self.active:
             return False
         try:
-            call = self._open.get(thread)
-            if call is not None:  # the answer has gone out, the blocks have not been freed yet
-                call.outcome = outcome
-                return True
-            outcome = outcome._replace(output_tokens=self.last_call.get(thread, 0))
+            call = self._newest.get(thread) or self._newest_before.get(thread)
+            if call is not None:
+                if call.number != native.NONE:  # the answer has gone out, the blocks have not been freed yet
+                    call.outcome = outcome
+                    return True
+                outcome = outcome._replace(output_tokens=call.tokens)
             return self.evictor.told(thread, outcome, self.clock())
         except Exception as error:  # noqa: BLE001
             self._fail(error)
@@ -459,7 +470,7 @@ class PolicyOrder:
         last = min(tokens // self.block_size, len(ids), len(digests))
         blocks = self._blocks
         while last > first:
-            key = blocks[ids[last - 1]].block_hash
+            key = blocks[ids[last - 1]]._block_hash
             if key is not None and key[:-4] == digests[last - 1]:
                 break
             last -= 1

@@ -14,6 +14,7 @@ from typing import Any
 from .envelope import Target
 
 MOST_ENDED = 1024
+FRESH = 16  # requests that have ended and are filed together: one at a time costs several times as much
 
 
 class Unsupported(Exception):
@@ -26,6 +27,7 @@ class RequestBook:
         self.open: dict[str, tuple[Any, int | None]] = {}  # request_id -> request, thread
         self.ended: OrderedDict[str, list[bytes]] = OrderedDict()
         self.threads: OrderedDict[int, list[bytes]] = OrderedDict()
+        self._fresh: list[tuple[str, list[bytes], int | None]] = []  # ended, not filed yet
         self._ended_hashes = 0
         self._thread_hashes = 0
 
@@ -36,20 +38,26 @@ class RequestBook:
         found = self.open.pop(request.request_id, None)
         if found is None:
             return
-        hashes = request.block_hashes
-        self._ended_hashes += len(hashes) - len(self.ended.pop(request.request_id, ()))
-        self.ended[request.request_id] = hashes
+        self._fresh.append((request.request_id, request.block_hashes, found[1]))
+        if len(self._fresh) >= FRESH:
+            self._file()
+
+    def _file(self) -> None:
+        for request_id, hashes, thread in self._fresh:
+            self._ended_hashes += len(hashes) - len(self.ended.pop(request_id, ()))
+            self.ended[request_id] = hashes
+            if thread is not None:
+                self._thread_hashes += len(hashes) - len(self.threads.pop(thread, ()))
+                self.threads[thread] = hashes
+        self._fresh.clear()
         while len(self.ended) > MOST_ENDED or (self._ended_hashes > self.most_hashes and len(self.ended) > 1):
             self._ended_hashes -= len(self.ended.popitem(last=False)[1])
-        thread = found[1]
-        if thread is not None:
-            self._thread_hashes += len(hashes) - len(self.threads.pop(thread, ()))
-            self.threads[thread] = hashes
-            while self._thread_hashes > self.most_hashes and len(self.threads) > 1:
-                self._thread_hashes -= len(self.threads.popitem(last=False)[1])
+        while self._thread_hashes > self.most_hashes and len(self.threads) > 1:
+            self._thread_hashes -= len(self.threads.popitem(last=False)[1])
 
     def of_request(self, request_id: str) -> list[bytes] | None:
         """By vLLM's id, or by the one that the client knows: vLLM puts a prefix and suffixes around it."""
+        self._file()
         if request_id in self.open:
             return self.open[request_id][0].block_hashes
         if request_id in self.ended:
@@ -66,6 +74,7 @@ class RequestBook:
         for request, of in reversed(list(self.open.values())):
             if of == thread:
                 return request.block_hashes
+        self._file()
         return self.threads.get(thread)
 
 
