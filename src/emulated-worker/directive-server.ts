@@ -191,8 +191,11 @@ export class DirectiveServer {
     const known = this.#messages.get(id);
     if (known !== undefined) {
       this.#counters.repeated++;
-      known.from = from ?? known.from;
-      this.#answer(known, [...known.outcomes.values()]);
+      // What comes again on a request is answered to nobody.
+      if (from !== undefined) {
+        known.from = from;
+        this.#answer(known, [...known.outcomes.values()]);
+      }
       return;
     }
     const message: Message = { id, outcomes: new Map(), from };

@@ -4,7 +4,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { request as httpRequest } from 'node:http';
 import { setTimeout as delay } from 'node:timers/promises';
 import { decode as unpack } from '@msgpack/msgpack';
-import { afterEach, describe, expect, it } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import { Dealer, Subscriber } from 'zeromq';
 import { EmulatedWorker, type EmulatedWorkerOptions } from '../../src/emulated-worker/index.js';
 import { range } from './helpers.js';
@@ -633,6 +633,116 @@ describe('directives', () => {
     // A prompt of whole blocks hits all but the last.
     expect(await complete(1)).toBe(saga ? 8 : 0);
     expect(worker.engines[0]!.verify()).toBe(true);
+  });
+
+  it('ride on requests: on arrival or when that has ended, for a part of a chain, once on either way', async () => {
+    const worker = await start({ blocks: 41, blockTokens: 4, directivesPort: 0, leaseBudget: 1 });
+    const [engine] = worker.engines;
+    const socket = new Dealer({ linger: 0, receiveTimeout: 300 });
+    open.push(socket);
+    socket.connect(worker.directives!);
+    const envelope = (id: string, ...actions: [type: string, payload: object][]): object => ({
+      protocol_version: '0.1',
+      message_id: id,
+      actions: actions.map(([type, payload], i) => ({
+        action_id: String(i),
+        action_type: type,
+        action_version: '1.0',
+        payload,
+      })),
+    });
+    const ask = async (given: object): Promise<object[]> => {
+      await socket.send(JSON.stringify(given));
+      const [frame] = await socket.receive();
+      return (JSON.parse(frame!.toString()) as { outcomes: object[] }).outcomes;
+    };
+    const complete = async (first: number, count: number, more: object = {}, name = ''): Promise<number> =>
+      (
+        await post(
+          worker,
+          '/v1/completions',
+          { prompt: [...range(first, count)], max_tokens: 1, ...more },
+          name === '' ? {} : { 'X-Request-Id': name },
+        )
+      ).json().usage.prompt_tokens_details.cached_tokens;
+    expect(await ask(envelope('s', ['saga.status', {}]))).toMatchObject([
+      {
+        request_members: ['kv_transfer_params', 'kv_hints'],
+        request_actions: ['saga.call', 'saga.ended', 'kv.retain', 'kv.release', 'kv.evict'],
+      },
+    ]);
+    // Its own blocks, which are there only when it has run; not the first two.
+    const target = { request_id: 'kept', from_block: 2 };
+    const retain = envelope(
+      'r',
+      ['kv.retain', { claim_id: 'c', target, ttl_seconds: 60, at: 'end' }],
+      ['kv.evict', { target: { ...target, from_block: 5 }, mode: 'now' }],
+      ['kv.prefetch', { at: 'end' }],
+      ['kv.evict', { target: { ...target, from_block: -1 } }],
+    );
+    await complete(100, 20, { kv_hints: retain }, 'kept');
+    await vi.waitFor(() => expect(engine!.leasedBlocks).toBe(3));
+    const outcomes = [
+      { action_id: '0', status: 'applied', blocks: 3, missing: 0 },
+      { action_id: '1', status: 'refused', reason: 'not_resident', missing: 0 },
+      { action_id: '2', status: 'refused', reason: 'malformed' },
+      { action_id: '3', status: 'refused', reason: 'malformed' },
+    ];
+    // The same message over the channel is answered, not carried out again; on a request, neither.
+    expect(await ask(retain)).toEqual(outcomes);
+    await complete(500, 4, { kv_transfer_params: { saga: retain } });
+    expect([engine!.leases.size, engine!.leasedBlocks]).toEqual([1, 3]);
+    // A request has an end, the channel has none.
+    expect(await ask(envelope('x', ['kv.release', { claim_id: 'c', at: 'end' }]))).toEqual([
+      { action_id: '0', status: 'refused', reason: 'unsupported' },
+    ]);
+    await complete(600, 4, { kv_hints: envelope('y', ['kv.release', { claim_id: 'c', at: 'end' }]) });
+    await vi.waitFor(() => expect(engine!.leases.size).toBe(0));
+    // The next victims are those behind the shared beginning, though others are older.
+    await complete(2000, 40);
+    const evict = { target: { request_id: 'last', from_block: 5 }, mode: 'first', at: 'end' };
+    await complete(100, 40, { kv_hints: envelope('e', ['kv.evict', evict]) }, 'last');
+    await complete(9000, 88);
+    expect(await complete(2000, 40)).toBe(36);
+    expect(await complete(100, 40)).toBe(20);
+    expect(engine!.verify()).toBe(true);
+  });
+
+  it('that wait for a request are carried out when its client goes, too', async () => {
+    const worker = await start({
+      blocks: 101,
+      timeScale: 1,
+      stepSeconds: { base: 0.005, perCall: 1e-9, perContextToken: 1e-12, perPrefillToken: 1e-9, perPrefillPair: 1e-12 },
+    });
+    const [engine] = worker.engines;
+    const abort = new AbortController();
+    const hints = {
+      protocol_version: '0.1',
+      message_id: 'm',
+      actions: [
+        {
+          action_id: '0',
+          action_type: 'kv.evict',
+          action_version: '1.0',
+          payload: { target: { token_ids: [...range(1, 32)] }, mode: 'now', at: 'end' },
+        },
+      ],
+    };
+    const prompt = [...range(1, 33)];
+    const body = { model: worker.options.model, prompt, max_tokens: 1000, stream: true, kv_hints: hints };
+    const request = fetch(`${worker.url}/v1/completions`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify(body),
+      signal: abort.signal,
+    }).catch(() => undefined);
+    await request;
+    const { hashes } = engine!.resident(engine!.hashesOf(Uint32Array.from(prompt), {}));
+    expect(hashes.length).toBe(2);
+    abort.abort();
+    await vi.waitFor(() => expect(engine!.openCalls).toBe(0));
+    await post(worker, '/v1/completions', { prompt: [...range(500, 4)], max_tokens: 2 });
+    expect(engine!.resident(hashes)).toEqual({ hashes: new BigUint64Array(), missing: 2 });
   });
 
   it('give way to memory', async () => {

@@ -21,7 +21,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,17 @@ def version_problem(version: str, allow_untested: bool = False) -> str | None:
     return f"vLLM {version} is not supported; {known} are"
 
 
+def servers_take_hints(folder: Path | None = None) -> bool:
+    """Whether a request's `kv_hints` reaches the engine. The engine of 0.33 knows them, but its servers do not take them from
+    requests. Importing the servers here to look would cost seconds: their sources are searched."""
+    openai = (folder or Path(vllm.version.__file__).parent) / "entrypoints" / "openai"
+    try:
+        return all("kv_hints" in (openai / name / "protocol.py").read_text(encoding="utf-8")
+                   for name in ("completion", "chat_completion"))
+    except (OSError, ValueError):
+        return False
+
+
 class SagaMetadata(KVConnectorMetadata):
     """Nothing: the worker side has nothing to do."""
 
@@ -86,7 +97,7 @@ class SagaConnector(KVConnectorBase_V1, SupportsHMA):
         self._seen_on_requests: dict[str, None] = {}  # message_id
         self._at_end: dict[str, list[tuple[Message, Directive]]] = {}  # by the request that they wait for
         self._due: list[tuple[Message, Directive]] = []  # of requests that have ended
-        self._carriers = ["kv_transfer_params"] + (["kv_hints"] if find_spec("vllm.v1.kv_hints") is not None else [])
+        self._carriers = ["kv_transfer_params"] + (["kv_hints"] if servers_take_hints() else [])
         self._pool: Any = None
         self._native_stats: dict[str, int] = {}
         self._next_stats = 0.0

@@ -246,7 +246,7 @@ def replay(events, blocks, threads):
                     if block is None:
                         break
                     deepest = block
-            evictor.end(numbers[request.request_id], deepest, native.Outcome(), request.num_output_tokens, now)
+            evictor.end(numbers[request.request_id], deepest, None, request.num_output_tokens, now)
     return taken
 
 
@@ -428,11 +428,24 @@ def test_who_has_a_key_takes_no_leases_from_requests(engine, tmp_path):
                           ({"directive_key": "0123456789abcdef"}, ["saga.call", "saga.ended"])]:
         ours = engine(connector={"directive_endpoint": "", **key})
         state = ours.connector._status()
-        assert state["request_actions"] == expected and state["request_members"][0] == "kv_transfer_params"
+        assert state["request_actions"] == expected
         ours.serve(prompt(1, 5 * BLOCK), 1, name="r", saga=envelope("kv.retain", {
             "claim_id": "c", "target": {"request_id": "r"}, "ttl_seconds": 60, "at": "end"}))
         ours.step()
         assert list(ours.connector._leases.leases) == ([] if key else ["c"])
+
+
+def test_hints_of_requests_are_read_where_servers_take_them(engine, tmp_path):
+    from saga_vllm.connector import servers_take_hints
+
+    # 0.32 and 0.33 have none, or the engine alone has them.
+    assert engine(connector=QUIET).connector._status()["request_members"] == ["kv_transfer_params"]
+    assert not servers_take_hints(tmp_path)
+    for name, taken in [("completion", False), ("chat_completion", True)]:
+        folder = tmp_path / "entrypoints" / "openai" / name
+        folder.mkdir(parents=True)
+        (folder / "protocol.py").write_text("class Request:\n    kv_hints: dict | None = None\n")
+        assert servers_take_hints(tmp_path) == taken
 
 
 def test_a_message_that_came_by_the_channel_is_not_carried_out_again(engine, tmp_path):
