@@ -58,7 +58,9 @@ interface ModelWorkflow {
 class Model {
   readonly scheduler: Scheduler;
   private now = 0;
+  /** By id. */
   private readonly workers: { worker: Worker; active: boolean }[] = [];
+  private readonly removedIds: number[] = [];
   private workflows: ModelWorkflow[] = [];
   /** Open calls in order of submission. */
   private calls: ModelCall[] = [];
@@ -118,10 +120,11 @@ class Model {
     const { scheduler } = this;
     switch (step.kind) {
       case 'add worker': {
-        const fits = this.workers.length < bounds.maxWorkers;
-        if (this.ends(fits ? 'done' : 'SAGA_ERR_FULL', () => scheduler.addWorker({ blocks: 10 }))) {
-          this.workers.push({ worker: scheduler.worker(this.workers.length) as Worker, active: true });
-        }
+        const fits = this.workers.filter((one) => one.active).length < bounds.maxWorkers;
+        if (!this.ends(fits ? 'done' : 'SAGA_ERR_FULL', () => scheduler.addWorker({ blocks: 10 }))) return;
+        const fresh = this.workers.length < bounds.maxWorkers;
+        const id = fresh ? this.workers.length : (this.removedIds.shift() as number);
+        this.workers[id] = { worker: scheduler.worker(id) as Worker, active: true };
         return;
       }
       case 'remove worker': {
@@ -129,6 +132,7 @@ class Model {
         if (one === undefined) return;
         if (!this.ends(one.active ? 'done' : 'SAGA_ERR_NOT_FOUND', () => one.worker.remove())) return;
         one.active = false;
+        this.removedIds.push(one.worker.id);
         for (const call of this.calls.filter((other) => other.worker === one.worker.id)) {
           Object.assign(call, { state: 'waiting', worker: undefined });
           ++this.counts.replacedCalls;

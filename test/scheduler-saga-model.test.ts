@@ -208,7 +208,7 @@ class Model {
       const { placement = -1 } = call.receipt ?? {};
       expect(placement).toBeGreaterThan(one.placements.at(-1) ?? -1);
       one.placements.push(placement);
-      expect(this.workers[call.receipt?.worker.id ?? -1]?.active).toBe(true);
+      expect(this.workers.find(({ worker }) => worker === call.receipt?.worker)?.active).toBe(true);
       one.state = 'placed';
       ++this.counts.placedCalls;
     }
@@ -224,7 +224,7 @@ class Model {
   private takeDirectives(): void {
     for (const directive of this.scheduler.directives()) {
       seen.add(directive.type);
-      expect(this.scheduler.worker(directive.worker.id)).toBe(directive.worker);
+      expect(this.workers.some(({ worker }) => worker === directive.worker)).toBe(true);
       expect(directive.decidedAt).toBeLessThanOrEqual(this.now);
       if (directive.call !== undefined) expect(directive.call.id).toBe(directive.callId);
       switch (directive.type) {
@@ -264,9 +264,11 @@ class Model {
         this.now += step.microseconds;
         return;
       case 'add worker': {
-        const fits = this.workers.length < bounds.maxWorkers;
-        if (this.ends(fits ? 'done' : 'SAGA_ERR_FULL', () => scheduler.addWorker({ blocks: this.blocks })))
-          this.workers.push({ worker: scheduler.worker(this.workers.length) as Worker, active: true });
+        const fits = this.workers.filter((one) => one.active).length < bounds.maxWorkers;
+        let added: Worker | undefined;
+        const add = (): unknown => (added = scheduler.addWorker({ blocks: this.blocks }));
+        if (this.ends(fits ? 'done' : 'SAGA_ERR_FULL', add))
+          this.workers.push({ worker: added as unknown as Worker, active: true });
         return;
       }
       case 'remove worker': {

@@ -88,6 +88,38 @@ describe('an explanation', () => {
     );
   });
 
+  it('speaks of workers that are gone as themselves, or not at all', () => {
+    const bench = new Bench(1, 10_000, { maxWorkers: 1 });
+    const { scheduler } = bench;
+    const gone = bench.workers[0] as Worker;
+    const prompt = tokens(16_000);
+    const workflow = scheduler.openWorkflow();
+    const first = workflow.submit(prompt);
+    bench.run(first, prompt, 5);
+    const second = workflow.submit(prompt);
+    expect(second.place().worker).toBe(gone);
+    second.finish();
+    const lost = workflow.submit(prompt);
+    lost.place();
+    gone.remove();
+    expect(scheduler.explain(lost)?.worker).toBe(gone);
+    const next = scheduler.addWorker({ blocks: 10_000 });
+    expect(next.id).toBe(0);
+    expect(scheduler.explain(second)).toMatchObject({ reason: 'holder', matchedBlocks: 1000 });
+    expect(scheduler.explain(second)?.worker).toBe(gone);
+    expect(scheduler.explain(second)?.saga?.holder).toBe(gone);
+    // It is granted the new one, and then placed there.
+    expect(scheduler.explain(lost)?.worker).toBe(next);
+    expect(lost.place().worker).toBe(next);
+    expect(scheduler.explain(lost)?.saga?.holder).toBeUndefined();
+
+    next.remove();
+    lost.cancel();
+    expect([lost.receipt, scheduler.explain(lost)?.worker]).toEqual([undefined, next]);
+    expect(scheduler.addWorker({ blocks: 1 }).id).toBe(0);
+    expect(scheduler.explain(lost)).toBeUndefined();
+  });
+
   it('is forgotten when newer ones have taken its place, and stays when the call has ended', () => {
     const bench = new Bench(1, 10_000, { maxReceipts: 1 });
     const { scheduler } = bench;
@@ -238,7 +270,7 @@ describe('the next wake', () => {
 
 describe('directives', () => {
   function leased(): Bench & { call: Call } {
-    const bench = new Bench(1, 10_000, { without: ['eviction'] });
+    const bench = new Bench(1, 10_000, { without: ['eviction'], maxWorkers: 1 });
     const prompt = tokens(16_000);
     const call = bench.scheduler.openWorkflow().submit(prompt);
     bench.run(call, prompt, 5);
@@ -277,6 +309,25 @@ describe('directives', () => {
     expect(scheduler.stats().saga?.leases).toMatchObject({ granted: 1, released: 1 });
   });
 
+  it('of a worker that is gone are not of the one that has its id', () => {
+    const bench = leased();
+    const { scheduler, workers } = bench;
+    const gone = workers[0] as Worker;
+    // Decided and handed over, but not taken yet.
+    gone.remove();
+    const next = scheduler.addWorker({ blocks: 10_000 });
+    expect([next.id, next === gone, scheduler.worker(0)]).toEqual([0, false, next]);
+    const [lease, ...more] = scheduler.directives();
+    if (lease?.type !== 'retain') throw new Error(`expected a lease, got ${lease?.type}`);
+    expect(more).toEqual([]);
+    expect(lease.worker).toBe(gone);
+    expect([lease.applied(), lease.revoked()]).toEqual([false, false]);
+    expect(next.forecast().leasedBlocks).toBe(0);
+    expect(errorOf(() => gone.forecast()).code).toBe('SAGA_ERR_NOT_FOUND');
+    expect(scheduler.stats().saga?.leases).toMatchObject({ granted: 1, revoked: 1 });
+    expect(scheduler.verify()).toBe(true);
+  });
+
   it('that refuse an outcome say which', () => {
     const { scheduler } = leased();
     const [lease] = scheduler.directives();
@@ -304,11 +355,11 @@ describe('the ring of directives', () => {
 
   it('gives each type its class, with numbers of 64 bits', () => {
     const queue = new DirectiveQueue(8);
-    queue.push(words(2, { 1: 2, 2: 7, 4: 1, 5: 33, 6: 1, 8: 5, 9: 2, 12: 9, 13: 1, 14: 3 }), 0, undefined);
-    queue.push(words(3, { 1: 0, 5: 4, 8: 6, 10: 1, 11: 1, 12: 0xffffffff, 13: 0xffffffff }), 0, undefined);
-    queue.push(words(4, { 1: 1, 8: 6 }), 0, undefined);
-    queue.push(words(5, { 1: 1, 2: 3, 3: 1 }), 0, undefined);
-    queue.push(words(6, { 1: 1, 7: 0xfffffffe }), 0, undefined);
+    queue.push(words(2, { 1: 2, 2: 7, 4: 1, 5: 33, 6: 1, 8: 5, 9: 2, 12: 9, 13: 1, 14: 3 }), 0, undefined, workers);
+    queue.push(words(3, { 1: 0, 5: 4, 8: 6, 10: 1, 11: 1, 12: 0xffffffff, 13: 0xffffffff }), 0, undefined, workers);
+    queue.push(words(4, { 1: 1, 8: 6 }), 0, undefined, workers);
+    queue.push(words(5, { 1: 1, 2: 3, 3: 1 }), 0, undefined, workers);
+    queue.push(words(6, { 1: 1, 7: 0xfffffffe }), 0, undefined, workers);
     const [copy, retain, release, drop, priority] = queue.take(scheduler);
     expect(copy).toMatchObject({
       type: 'copy',
@@ -329,7 +380,7 @@ describe('the ring of directives', () => {
 
   it('loses the oldest where it is full, keeps the order around its end, and counts', () => {
     const queue = new DirectiveQueue(3);
-    const push = (id: number): void => queue.push(words(4, { 8: id }), 0, undefined);
+    const push = (id: number): void => queue.push(words(4, { 8: id }), 0, undefined, workers);
     const ids = (): number[] => queue.take(scheduler).map((one) => (one.type === 'release' ? one.id : NaN));
     [1, 2].forEach(push);
     expect(ids()).toEqual([1, 2]);

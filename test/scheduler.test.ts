@@ -319,6 +319,70 @@ describe('a worker', () => {
     for (const event of events) refused(scheduler, SagaStateError, 'SAGA_ERR_NOT_FOUND', /^worker 0 cannot /, event);
   });
 
+  it('that is gone is not the one that has its id', () => {
+    const [scheduler, first, second] = schedulerOf({ maxWorkers: 2, journalBytes: 2 ** 16 }, 2) as [
+      Scheduler,
+      Worker,
+      Worker,
+    ];
+    refused(scheduler, SagaCapacityError, 'SAGA_ERR_FULL', /maxWorkers is 2/, () => scheduler.addWorker({ blocks: 7 }));
+    first.stored(hashes(1, 2));
+    first.trust(0.5);
+    first.window(3);
+    first.load({ blocksInUse: 9 });
+    first.drain();
+    first.remove();
+    const last = { ...untold, trust: 0.5, windowBlocks: 3, accepts: false, active: false };
+    expect(first.state()).toEqual(last);
+
+    const third = scheduler.addWorker({ blocks: 7 });
+    expect([third.id, third === first, scheduler.worker(0)]).toEqual([0, false, third]);
+    expect(third.state()).toEqual({ ...untold, blocks: 7 });
+    expect(first.state()).toEqual(last);
+    const events: (() => unknown)[] = [
+      () => first.stored(hashes(1)),
+      () => first.removed(hashes(1)),
+      () => first.cleared(),
+      () => first.load({ blocksInUse: 1 }),
+      () => first.load({ blocksInUse: 1, waitingCalls: 2 }),
+      () => first.trust(0.5),
+      () => first.drain(),
+      () => first.resume(),
+      () => first.window(1),
+      () => first.windowStored(hashes(1)),
+      () => first.windowRemoved(hashes(1)),
+      () => first.remove(),
+    ];
+    for (const event of events) refused(scheduler, SagaStateError, 'SAGA_ERR_NOT_FOUND', /^worker 0 cannot /, event);
+    expect(third.state()).toEqual({ ...untold, blocks: 7 });
+
+    third.stored(hashes(1));
+    second.remove();
+    const call = scheduler.openWorkflow().submit(prompt(1, 2));
+    expect(call.place()).toMatchObject({ worker: third, matchedBlocks: { gpu: 1 } });
+    expect(call.receipt?.worker).toBe(third);
+    // The one that went first comes first.
+    third.remove();
+    expect(call.receipt).toBeUndefined();
+    const [fourth, fifth] = [scheduler.addWorker({ blocks: 1 }), scheduler.addWorker({ blocks: 2 })];
+    expect([fourth.id, fifth.id, scheduler.worker(0), scheduler.worker(1)]).toEqual([1, 0, fifth, fourth]);
+    expect(Scheduler.replay(scheduler.readJournal()).digest).toBe(scheduler.digest());
+  });
+
+  it('may come and go any number of times', () => {
+    const [scheduler] = schedulerOf({ maxWorkers: 3 });
+    const ids: number[] = [];
+    for (let i = 0; i < 3000; ++i) {
+      const worker = scheduler.addWorker({ blocks: 100 });
+      ids.push(worker.id);
+      worker.stored(hashes(1, 2));
+      worker.remove();
+    }
+    expect(ids).toEqual(Array.from({ length: 3000 }, (_, i) => i % 3));
+    expect(scheduler.stats()).toMatchObject({ workers: 0, holderBlocks: 0 });
+    expect(scheduler.verify()).toBe(true);
+  });
+
   it('holds a block as often as it stored it', () => {
     const [scheduler, worker] = schedulerOf({}, 1) as [Scheduler, Worker];
     const depth = (): number[] => [...scheduler.match(hashes(1, 2, 3)).subarray(0, 3)];

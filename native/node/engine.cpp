@@ -393,7 +393,7 @@ Napi::Value receipt(const Napi::CallbackInfo& info) {
     for (const saga_price_t& price : {of.price, of.holder_price}) {
       out.add(price.wait, price.prefill, price.transfer, price.decode, price.interference, price.displacement);
     }
-    out.add(of.trust_per_mille);
+    out.add(of.trust_per_mille, of.workers_added);
   }
   return answer(info, status);
 }

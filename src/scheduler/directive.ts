@@ -38,7 +38,7 @@ abstract class Decided {
   readonly decidedAt: number;
 
   constructor(entry: Entry) {
-    this.worker = entry.worker(1);
+    this.worker = entry.worker;
     this.call = entry.call;
     this.callId = entry.number(2);
     this.decidedAt = entry.number(14);
@@ -101,7 +101,7 @@ export class CopyDirective extends Answered {
   /** @internal */
   constructor(entry: Entry) {
     super(entry);
-    this.source = entry.worker(6);
+    this.source = entry.source as Worker;
     this.reason = copyReasons[entry.word(4)] as CopyReason;
   }
 }
@@ -159,11 +159,13 @@ export class PriorityDirective extends Decided {
   }
 }
 
-/** A directive's words, and what they refer to. */
+/** A directive's words, and what they refer to. `source`: of a copy. */
 class Entry {
   constructor(
     readonly scheduler: Scheduler,
     readonly call: Call | undefined,
+    readonly worker: Worker,
+    readonly source: Worker | undefined,
     private readonly words: Uint32Array,
     private readonly from: number,
   ) {}
@@ -177,11 +179,9 @@ class Entry {
     const [low, high] = [this.word(at), this.word(at + 1)];
     return low === maxUint32 && high === maxUint32 ? Number.POSITIVE_INFINITY : low + high * twoTo32;
   }
-
-  worker(at: number): Worker {
-    return this.scheduler.worker(this.word(at)) as Worker;
-  }
 }
+
+const copyType = 2;
 
 /** By the number of the type, which starts at 1; that is a placement. */
 const classes = [
@@ -202,7 +202,10 @@ export class DirectiveQueue {
   lost = 0;
   readonly #capacity: number;
   readonly #words: Uint32Array;
+  /** What the words refer to by number, which another one may have when they are taken. */
   readonly #calls: (Call | undefined)[] = [];
+  readonly #workers: (Worker | undefined)[] = [];
+  readonly #sources: (Worker | undefined)[] = [];
   #first = 0;
   #count = 0;
 
@@ -211,8 +214,8 @@ export class DirectiveQueue {
     this.#words = new Uint32Array(capacity * decisionWords);
   }
 
-  /** The decision whose words begin at `from`. */
-  push(words: Uint32Array, from: number, call: Call | undefined): void {
+  /** The decision whose words begin at `from`. `workers`: by id. */
+  push(words: Uint32Array, from: number, call: Call | undefined, workers: readonly Worker[]): void {
     if (this.#capacity === 0) return;
     if (this.#count === this.#capacity) {
       this.#first = (this.#first + 1) % this.#capacity;
@@ -222,17 +225,22 @@ export class DirectiveQueue {
     const place = (this.#first + this.#count++) % this.#capacity;
     for (let i = 0; i < decisionWords; ++i) this.#words[place * decisionWords + i] = words[from + i] as number;
     this.#calls[place] = call;
+    this.#workers[place] = workers[words[from + 1] as number];
+    this.#sources[place] =
+      (words[from] as number) % 2 ** 16 === copyType ? workers[words[from + 6] as number] : undefined;
   }
 
   /** All of them, the oldest first. */
   take(scheduler: Scheduler): Directive[] {
     const taken: Directive[] = [];
     for (; this.#count > 0; --this.#count) {
-      const entry = new Entry(scheduler, this.#calls[this.#first], this.#words, this.#first * decisionWords);
+      const at = this.#first;
+      const [call, worker, source] = [this.#calls[at], this.#workers[at] as Worker, this.#sources[at]];
+      const entry = new Entry(scheduler, call, worker, source, this.#words, at * decisionWords);
       const made = classes[(entry.word(0) & 0xffff) - 1] as new (entry: Entry) => Directive;
       taken.push(new made(entry));
-      this.#calls[this.#first] = undefined;
-      this.#first = (this.#first + 1) % this.#capacity;
+      this.#calls[at] = this.#workers[at] = this.#sources[at] = undefined;
+      this.#first = (at + 1) % this.#capacity;
     }
     return taken;
   }

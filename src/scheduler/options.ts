@@ -3,7 +3,7 @@ import type { SchedulerPart, SchedulingPolicy } from './vocabulary.js';
 
 /** All bounds are fixed at construction; memory is allocated then. */
 export interface SchedulerOptions {
-  /** Most workers over the scheduler's life (ids are not reused), 1 to 1,024. Default 64. */
+  /** Most workers at one time, 1 to 1,024. Default 64. */
   maxWorkers?: number;
   /** Most workflows open at one time, 1 to 2^24. Default 4,096. */
   maxWorkflows?: number;

@@ -17,7 +17,7 @@ export interface Receipt {
   readonly promptBlocks: number;
   /** Leading blocks on that worker, as reported: in GPU memory; in GPU or host memory; in any tier. */
   readonly matchedBlocks: Readonly<Record<Tier, number>>;
-  /** The longest leading match in GPU memory on any active worker, and the smallest worker id that has it. */
+  /** The longest leading match in GPU memory on any active worker, and the smallest worker id that has it, both as of then. */
   readonly longestMatch: { readonly blocks: number; readonly worker: number | undefined };
   /** Open calls of that worker before this one. */
   readonly openCalls: number;
@@ -69,11 +69,11 @@ export interface SagaExplanation {
   /** The price of the worker, and its alternative: of staying where the agent was, if that was one. */
   readonly price: Price;
   readonly holderPrice: Price | undefined;
-  /** Where the call's agent was. */
+  /** Where the call's agent was; `undefined` also where that worker is gone and another one has its id. */
   readonly holder: Worker | undefined;
   /** How far the worker's reports of what it holds were believed, 0 to 1 ({@link Worker.trust}). */
   readonly trust: number;
-  /** Whom its blocks are pulled from. */
+  /** Whom its blocks are pulled from; `undefined` also where that worker is gone and another one has its id. */
   readonly source: Worker | undefined;
   readonly submittedAt: number;
   /** How long it waited in the fair queue, from submission or from when its worker was lost. */
@@ -119,11 +119,21 @@ export function explainReceipt(call: Call, receipt: Receipt): Explanation {
   };
 }
 
-/** `numbers`: as `native.Engine.receipt` writes them. */
-export function explainPrice(call: Call, numbers: Float64Array, workers: readonly Worker[]): Explanation {
+/**
+ * `numbers`: as `native.Engine.receipt` writes them. `workerThen`: who had an id when so many workers had been added.
+ *
+ * @returns `undefined` where it is not known any more who that worker was
+ */
+export function explainPrice(
+  call: Call,
+  numbers: Float64Array,
+  workerThen: (id: number, added: number) => Worker | undefined,
+): Explanation | undefined {
   const number = (at: number): number => numbers[at] as number;
-  const workerAt = (at: number): Worker | undefined => (number(at) === notTold ? undefined : workers[number(at)]);
-  const worker = workerAt(1) as Worker;
+  const workerAt = (at: number): Worker | undefined =>
+    number(at) === notTold ? undefined : workerThen(number(at), number(23));
+  const worker = workerAt(1);
+  if (worker === undefined) return undefined;
   const reason = reasons[number(0)] as PlacementReason;
   const [source, holder] = [workerAt(2), workerAt(3)];
   const [matchedBlocks, promptBlocks, queued] = [number(4), number(5), number(8)];

@@ -114,7 +114,7 @@ function partBits(without: unknown): number {
 export class Scheduler {
   /** Tokens of a KV block. */
   readonly blockTokens: number;
-  /** Most workers over its life. */
+  /** Most workers at one time. */
   readonly maxWorkers: number;
   /** Most blocks of one prompt. */
   readonly maxChainBlocks: number;
@@ -134,7 +134,9 @@ export class Scheduler {
   readonly told = new Float64Array(toldColumns);
   readonly #clock: () => number;
   readonly #journalBytes: number;
+  /** By id, the newest that has it. */
   readonly #workers: Worker[] = [];
+  #workersAdded = 0;
   /** By slot, the lower half of an id. With `saga` calls stay here when they have ended. */
   readonly #calls: (Call | undefined)[] = [];
   /** Tenants and kinds of agents are numbered in the order in which they first appear, kinds from 1. */
@@ -218,19 +220,22 @@ export class Scheduler {
    * A worker joins.
    *
    * @param options.blocks its KV room in blocks, 1 to 2^32 - 1
-   * @throws SagaCapacityError when `maxWorkers` have been added, removed ones included
+   * @throws SagaCapacityError when there are `maxWorkers`, not counting removed ones
    */
   addWorker(options: { blocks: number } & At): Worker {
     const now = this.time(options);
     const blocks = checkInteger('blocks', options.blocks, 1, twoTo32 - 1);
     const id = this.native.addWorker(now, blocks);
     if (id < 0) throw refused(id, `a worker cannot be added: maxWorkers is ${this.maxWorkers}`);
-    const worker = new Worker(this, id);
+    const worker = new Worker(this, id, ++this.#workersAdded);
     this.#workers[id] = worker;
     return worker;
   }
 
-  /** The worker with an id, also one that was removed. Ids count from 0 in the order of {@link addWorker}. */
+  /**
+   * The newest worker with an id, also one that was removed. Ids count from 0 in the order of {@link addWorker} up to `maxWorkers` - 1;
+   * then those of removed workers are used again, see {@link Worker.id}.
+   */
   worker(id: number): Worker | undefined {
     this.open();
     return this.#workers[id];
@@ -361,13 +366,14 @@ export class Scheduler {
    * Why a call went where it did, newest placement first: the receipt in words, and by `saga` with the price of the alternatives. Also
    * of a call that waits for its blocks, or was granted a worker and not read by {@link decide} yet.
    *
-   * @returns `undefined` where it is not granted a worker yet, or `maxReceipts` have come since
+   * @returns `undefined` where it is not granted a worker yet, `maxReceipts` have come since, or it has lost its worker and another
+   * one has that one's id
    */
   explain(call: Call): Explanation | undefined {
     this.open();
     if (this.policy !== 'saga') return call.receipt && explainReceipt(call, call.receipt);
     const status = this.native.receipt(call.id);
-    return status < 0 ? undefined : explainPrice(call, this.results, this.#workers);
+    return status < 0 ? undefined : explainPrice(call, this.results, (id, added) => this.#workerThen(id, added, call));
   }
 
   /**
@@ -526,7 +532,8 @@ export class Scheduler {
           (call as Writable<Call>).receipt = receiptAt(words, from, this.#workers);
           placed?.push(call);
         } else {
-          this.#directives.push(words, from, this.#callOf(words[from + 2] as number, words[from + 3] as number));
+          const about = this.#callOf(words[from + 2] as number, words[from + 3] as number);
+          this.#directives.push(words, from, about, this.#workers);
         }
       }
       total += count;
@@ -588,6 +595,14 @@ export class Scheduler {
     call.ended = true;
     // Directives may still be about it, until its slot is given to another call.
     if (this.policy !== 'saga') this.#calls[slot] = undefined;
+  }
+
+  /** Who had an id when so many workers had been added (modulo 2^32); `undefined`: who is gone, and another has it now. */
+  #workerThen(id: number, added: number, call: Call): Worker | undefined {
+    const newest = this.#workers[id];
+    if (newest !== undefined && (added - newest.number) >>> 0 < 2 ** 31) return newest;
+    // Where the call ran, its own receipt still says.
+    return call.receipt?.worker.id === id ? call.receipt.worker : undefined;
   }
 
   /** By the two words of its id. */

@@ -42,16 +42,38 @@ export interface WorkerForecast {
   leasedBlocks: number;
 }
 
-/** A worker as the scheduler sees it: what it holds, and how loaded it is. Made by {@link Scheduler.addWorker}. */
+/**
+ * A worker as the scheduler sees it: what it holds, and how loaded it is. Made by {@link Scheduler.addWorker}.
+ *
+ * Once it was removed it stays so: another worker may get its {@link id}, but this object has nothing to do with that one. But for
+ * {@link state}, its methods throw `SAGA_ERR_NOT_FOUND` then.
+ */
 export class Worker {
-  /** Small integers in the order of {@link Scheduler.addWorker}, from 0; never used again. */
+  /**
+   * 0 to `maxWorkers` - 1. Each new worker has one that nobody had, in order from 0, while there are such; then the one whose worker
+   * was removed longest ago. So workers of one id are never there at one time, and two `Worker`s are one worker where they are one
+   * object.
+   */
   readonly id: number;
+  /** @internal How many workers the scheduler was given, with it. */
+  readonly number: number;
   readonly #scheduler: Scheduler;
+  /** The native side's id of it; of nobody once it was removed. */
+  #native: number;
+  /** Its state when it was removed. */
+  #last: WorkerState | undefined;
 
   /** @internal */
-  constructor(scheduler: Scheduler, id: number) {
+  constructor(scheduler: Scheduler, id: number, number: number) {
     this.#scheduler = scheduler;
     this.id = id;
+    this.number = number;
+    this.#native = id;
+  }
+
+  /** @internal */
+  get gone(): boolean {
+    return this.#last !== undefined;
   }
 
   /**
@@ -77,7 +99,7 @@ export class Worker {
         given.set(hashes, 1);
       }
     }
-    const status = scheduler.native.blocksStored(now, this.id, tier, given, given === hashes ? 0 : 1);
+    const status = scheduler.native.blocksStored(now, this.#native, tier, given, given === hashes ? 0 : 1);
     if (status < 0) throw refused(status, `worker ${this.id} cannot store ${hashes.length} blocks`);
   }
 
@@ -92,14 +114,14 @@ export class Worker {
     const now = scheduler.time(options);
     checkHashes('hashes', hashes);
     const tier = checkOneOf('tier', options.tier ?? 'gpu', tiers);
-    const status = scheduler.native.blocksRemoved(now, this.id, tier, hashes);
+    const status = scheduler.native.blocksRemoved(now, this.#native, tier, hashes);
     if (status < 0) throw refused(status, `worker ${this.id} cannot remove ${hashes.length} blocks`);
   }
 
   /** Everything in every tier is gone. */
   cleared(at: At = {}): void {
     const scheduler = this.#scheduler;
-    const status = scheduler.native.blocksCleared(scheduler.time(at), this.id);
+    const status = scheduler.native.blocksCleared(scheduler.time(at), this.#native);
     if (status < 0) throw refused(status, `worker ${this.id} cannot be cleared`);
   }
 
@@ -119,8 +141,8 @@ export class Worker {
     const free = freeBlocks === undefined ? notTold : checkInteger('freeBlocks', freeBlocks, 0, notTold - 1);
     const status =
       waiting === notTold && free === notTold
-        ? scheduler.native.workerLoad(now, this.id, blocks)
-        : scheduler.native.workerLoadWith(now, this.id, blocks, waiting, free);
+        ? scheduler.native.workerLoad(now, this.#native, blocks)
+        : scheduler.native.workerLoadWith(now, this.#native, blocks, waiting, free);
     if (status < 0) throw refused(status, `worker ${this.id} cannot report its load`);
   }
 
@@ -134,7 +156,7 @@ export class Worker {
     const scheduler = this.#scheduler;
     const now = scheduler.time(at);
     const perMille = Math.round(checkNumber('trust', trust, 0, 1) * 1000);
-    const status = scheduler.native.workerTrust(now, this.id, perMille);
+    const status = scheduler.native.workerTrust(now, this.#native, perMille);
     if (status < 0) throw refused(status, `worker ${this.id} cannot be trusted`);
   }
 
@@ -153,7 +175,7 @@ export class Worker {
 
   #accept(accepts: 0 | 1, at: At): void {
     const scheduler = this.#scheduler;
-    const status = scheduler.native.workerAccepts(scheduler.time(at), this.id, accepts);
+    const status = scheduler.native.workerAccepts(scheduler.time(at), this.#native, accepts);
     if (status < 0) throw refused(status, `worker ${this.id} cannot be ${accepts === 0 ? 'drained' : 'resumed'}`);
   }
 
@@ -166,7 +188,7 @@ export class Worker {
   window(blocks: number, at: At = {}): void {
     const scheduler = this.#scheduler;
     const now = scheduler.time(at);
-    const status = scheduler.native.workerWindow(now, this.id, checkInteger('blocks', blocks, 0, mostWindow));
+    const status = scheduler.native.workerWindow(now, this.#native, checkInteger('blocks', blocks, 0, mostWindow));
     if (status < 0) throw refused(status, `worker ${this.id} cannot have a window`);
   }
 
@@ -180,7 +202,7 @@ export class Worker {
   windowStored(hashes: BigUint64Array, at: At = {}): void {
     const scheduler = this.#scheduler;
     const now = scheduler.time(at);
-    const status = scheduler.native.windowStored(now, this.id, checkHashes('hashes', hashes));
+    const status = scheduler.native.windowStored(now, this.#native, checkHashes('hashes', hashes));
     if (status < 0) throw refused(status, `worker ${this.id} cannot store ${hashes.length} window blocks`);
   }
 
@@ -192,7 +214,7 @@ export class Worker {
   windowRemoved(hashes: BigUint64Array, at: At = {}): void {
     const scheduler = this.#scheduler;
     const now = scheduler.time(at);
-    const status = scheduler.native.windowRemoved(now, this.id, checkHashes('hashes', hashes));
+    const status = scheduler.native.windowRemoved(now, this.#native, checkHashes('hashes', hashes));
     if (status < 0) throw refused(status, `worker ${this.id} cannot remove ${hashes.length} window blocks`);
   }
 
@@ -202,16 +224,19 @@ export class Worker {
    */
   remove(at: At = {}): void {
     const scheduler = this.#scheduler;
-    const status = scheduler.native.removeWorker(scheduler.time(at), this.id);
+    const status = scheduler.native.removeWorker(scheduler.time(at), this.#native);
     if (status < 0) throw refused(status, `worker ${this.id} cannot be removed`);
+    this.#last = this.state();
+    this.#native = notTold;
     scheduler.forgetReceipts(this);
   }
 
-  /** Its present state; also of a worker that was removed. */
+  /** Its present state; of a worker that was removed, its last one. */
   state(): WorkerState {
     const scheduler = this.#scheduler;
     scheduler.open();
-    const status = scheduler.native.workerState(this.id);
+    if (this.#last !== undefined) return { ...this.#last };
+    const status = scheduler.native.workerState(this.#native);
     if (status < 0) throw refused(status, `worker ${this.id} has no state`);
     const [blocks = 0, openCalls = 0, blocksInUse = 0, active = 0, perMille = 0, accepts = 0, windowBlocks = 0] =
       scheduler.workerState;
@@ -234,7 +259,7 @@ export class Worker {
   forecast(): WorkerForecast {
     const scheduler = this.#scheduler;
     scheduler.open();
-    const status = scheduler.native.workerForecast(this.id);
+    const status = scheduler.native.workerForecast(this.#native);
     if (status < 0) throw refused(status, `worker ${this.id} has no forecast`);
     const [openCalls = 0, costFactor = 1, residentTokens = 0, runningTokens = 0, leasedBlocks = 0] = scheduler.results;
     return { openCalls, costFactor, residentTokens, runningTokens, leasedBlocks };

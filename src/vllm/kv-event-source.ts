@@ -116,6 +116,8 @@ const fixedResults = 9;
 const algorithms = ['saga', 'sha256_cbor', 'xxhash_cbor'] as const satisfies readonly HashAlgorithm[];
 const mostSaltBytes = 4096;
 const noDepth = 2 ** 32 - 1;
+/** The answer of the native side for a worker that was removed. */
+const notFound = -2;
 
 /**
  * The salt of SAGA's own chain for requests with this cache salt and LoRA adapter, as {@link KvEventSource} uses it: for
@@ -150,7 +152,8 @@ export function kvBatchRank(payload: Uint8Array): number | undefined {
  * native core, with no object per event or block. Read are the formats of vLLM since 0.9, SGLang and llm-d-inference-sim.
  *
  * Every method throws `SagaArgumentError` for an argument outside its range and `SagaStateError`: `SAGA_ERR_CLOSED` after
- * {@link close} of it or of the scheduler, `SAGA_ERR_NOT_FOUND` once the worker was removed, `SAGA_ERR_TIME_REVERSED`; with a journal
+ * {@link close} of it or of the scheduler, `SAGA_ERR_NOT_FOUND` once the worker was removed (also where another one has its id, which
+ * is never told anything of this one), `SAGA_ERR_TIME_REVERSED`; with a journal
  * `SagaCapacityError` `SAGA_ERR_JOURNAL_FULL` until it is read. A method that throws has changed nothing, unless it says so.
  *
  * @example
@@ -202,7 +205,8 @@ export class KvEventSource {
   apply(payload: Uint8Array, at: At = {}): KvEventReport {
     this.#open();
     const now = this.#scheduler.time(at);
-    const status = this.#native.apply(now, checkPayload(payload));
+    checkPayload(payload);
+    const status = this.worker.gone ? notFound : this.#native.apply(now, payload);
     if (status < 0) throw refused(status, `a batch of ${payload.length} bytes cannot be applied`);
     const [rank = 0, timestamp = 0, , engineStatus = 0] = this.#results;
     return {
@@ -217,14 +221,16 @@ export class KvEventSource {
   /** The publisher began anew, or events are lost: all is forgotten, here and of the worker. Then feed what comes. */
   reset(at: At = {}): void {
     this.#open();
-    const status = this.#native.reset(this.#scheduler.time(at));
+    const now = this.#scheduler.time(at);
+    const status = this.worker.gone ? notFound : this.#native.reset(now);
     if (status < 0) throw refused(status, `worker ${this.worker.id} cannot be reset`);
   }
 
   /** Tells the scheduler what it refused. @throws SagaCapacityError if it still refuses some of it */
   sync(at: At = {}): void {
     this.#open();
-    const status = this.#native.sync(this.#scheduler.time(at));
+    const now = this.#scheduler.time(at);
+    const status = this.worker.gone ? notFound : this.#native.sync(now);
     if (status < 0) throw refused(status, `worker ${this.worker.id} is not up to date`);
   }
 

@@ -5,13 +5,14 @@
  *   connecting -> up -> connecting      two health checks in a row failed
  *   connecting -> refused -> connecting it cannot be used as it is: looked at again from time to time
  *
- * A server that comes back is a new worker, of which a scheduler has only so many (`maxWorkers`): one that keeps failing waits longer
- * each time, up to a minute.
+ * A server that comes back is a new worker. One that keeps failing waits longer each time, up to a minute: each time its calls have
+ * to be placed again, and what is known of its cache is lost.
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Dispatcher } from 'undici';
 import { SagaError } from '../errors.js';
 import { BlockHasher } from '../hasher.js';
+import type { Worker } from '../scheduler/worker.js';
 import { DirectiveChannel } from './directive-channel.js';
 import type { DirectiveClient } from './directive-client.js';
 import type { ReplayLimits } from './event-subscriber.js';
@@ -109,6 +110,8 @@ export class ServerLink implements WorkerOwner {
   readonly #host: LinkHost;
   #tried!: () => void;
   #ranks: Rank[] = [];
+  /** Lost, but the scheduler did not take it: its journal was full. */
+  #owed: Worker[] = [];
   #draining = false;
   /** Removed as soon as no call is open. */
   #leaving = false;
@@ -171,6 +174,7 @@ export class ServerLink implements WorkerOwner {
     let losses = 0;
     while (!this.#stop.signal.aborted) {
       let wait = options.healthSeconds * 1000;
+      this.#letGo();
       try {
         await this.#health();
         const facts = await this.server.inspect(
@@ -323,16 +327,41 @@ export class ServerLink implements WorkerOwner {
   }
 
   async #joinRank(number: number, blocks: number, facts: ServerFacts): Promise<void> {
+    const added = this.#host.options.scheduler.addWorker({ blocks });
+    let rank: Rank;
+    try {
+      added.drain();
+      rank = this.#rank(added, number, blocks, facts);
+    } catch (error) {
+      this.#owed.push(added);
+      this.#letGo();
+      throw error;
+    }
+    const { worker, feed } = rank;
+    this.#ranks.push(rank);
+    this.#host.joined(this, worker);
+    if (feed === undefined) worker.doubt('events', { words: 'no endpoint is configured', factor: factors.blind });
+    this.#trust(rank);
+    try {
+      await feed?.start();
+    } catch (error) {
+      // Its events cannot be listened to; its calls can be served all the same.
+      worker.doubt('source', {
+        words: `cannot listen at ${this.server.options.events}: ${errorText(error)}`,
+        factor: factors.blind,
+      });
+    }
+  }
+
+  #rank(added: Worker, number: number, blocks: number, facts: ServerFacts): Rank {
     const { options, times } = this.#host;
     const { scheduler, hash, log } = options;
     const server = this.server.options;
-    const added = scheduler.addWorker({ blocks });
-    added.drain();
     const blockTokens = server.blockTokens ?? scheduler.blockTokens;
     const worker = new VllmWorker(added, server, number, facts.features, this, blockTokens);
     const events = noEventMetrics();
     const directives = noDirectiveMetrics();
-    const rank: Rank = {
+    return {
       worker,
       blocks,
       feed:
@@ -367,19 +396,6 @@ export class ServerLink implements WorkerOwner {
       accepts: false,
       trust: 1,
     };
-    this.#ranks.push(rank);
-    this.#host.joined(this, worker);
-    if (rank.feed === undefined) worker.doubt('events', { words: 'no endpoint is configured', factor: factors.blind });
-    this.#trust(rank);
-    try {
-      await rank.feed?.start();
-    } catch (error) {
-      // Its events cannot be listened to; its calls can be served all the same.
-      worker.doubt('source', {
-        words: `cannot listen at ${server.events}: ${errorText(error)}`,
-        factor: factors.blind,
-      });
-    }
   }
 
   /** Waits until its events are read, but not for ever. */
@@ -445,10 +461,17 @@ export class ServerLink implements WorkerOwner {
       worker.condition_ = 'lost';
       feed?.close();
       channel?.close();
-      this.#tell(() => worker.worker.remove());
+      this.#owed.push(worker.worker);
+      this.#letGo();
       this.#host.left(worker);
     }
     this.#state('connecting', why);
+  }
+
+  /** Removes from the scheduler what is lost, also what it did not let go before: it has room for so many workers at one time. */
+  #letGo(): void {
+    for (const worker of this.#owed) this.#tell(() => worker.remove());
+    this.#owed = this.#owed.filter((worker) => !worker.gone);
   }
 
   // ---- Watching

@@ -137,6 +137,23 @@ describe('KvEventSource', () => {
     expect(refusal(() => source.apply(firstStored, { now: 60 }))).toMatchObject({ code: 'SAGA_ERR_NOT_FOUND' });
     expect(refusal(() => source.reset({ now: 60 }))).toMatchObject({ code: 'SAGA_ERR_NOT_FOUND' });
     expect(source.stats()).toMatchObject({ batches: 1 });
+    // Nor are they those of the one that has its id.
+    for (let i = 1; i < 4; ++i) scheduler.addWorker({ blocks: 1, now: 60 });
+    const next = scheduler.addWorker({ blocks: 1000, now: 60 });
+    expect(next.id).toBe(worker.id);
+    const before = scheduler.digest();
+    for (const action of [
+      () => source.apply(firstStored, { now: 70 }),
+      () => source.apply(allCleared, { now: 70 }),
+      () => source.reset({ now: 70 }),
+      () => source.sync({ now: 70 }),
+    ])
+      expect(refusal(action)).toMatchObject({ code: 'SAGA_ERR_NOT_FOUND' });
+    expect(scheduler.digest()).toBe(before);
+    expect(source.stats()).toMatchObject({ batches: 1, blocks: 3 });
+    using another = new KvEventSource(scheduler, next, { maxBlocks: 4096 });
+    another.apply(firstStored, { now: 70 });
+    expect(scheduler.stats().holderBlocks).toBe(3);
     source.close();
     source.close();
     expect(refusal(() => source.stats())).toBeInstanceOf(SagaStateError);
