@@ -9,10 +9,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import struct
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,10 +56,6 @@ class _Options(ctypes.Structure):
 class _Outcome(ctypes.Structure):
     _fields_ = [("stop_reason", ctypes.c_uint32), ("tool_class", ctypes.c_uint32), ("session_end", ctypes.c_uint32),
                 ("output_tokens", ctypes.c_uint32), ("declared_gap_us", ctypes.c_uint64)]
-
-
-# saga_evictor_end_t: call, last block, outcome. Packed into bytes that are kept: making a Structure costs more than the call.
-_END = struct.Struct("=6IQ")
 
 
 class _Stats(ctypes.Structure):
@@ -174,7 +169,10 @@ class Evictor:
         self._word_address = ctypes.addressof(self._word)
         self._parent = ctypes.c_uint64()
         self._parent_address = ctypes.addressof(self._parent)
-        self._ending = ctypes.create_string_buffer(_END.size)
+        # A saga_evictor_end_t in words: call, last block, stop reason, tool class, session end, output tokens, declared gap (two).
+        # It is kept, and most of it stays as it is: making a Structure costs more than the call.
+        self._ending = array("I", (0, 0, UNKNOWN, 0, 0, 0, NONE, NONE))
+        self._ending_as: Outcome | None = None
         # What is called often, with its first arguments bound: looking names up costs as much as a crossing.
         self._start = functools.partial(library.saga_evictor_start, self._handle)
         self._store = functools.partial(library.saga_evictor_store, self._handle)
@@ -182,9 +180,23 @@ class Evictor:
         self._unpin = functools.partial(library.saga_evictor_unpin, self._handle)
         self._prefer = functools.partial(library.saga_evictor_prefer, self._handle)
         self._take = functools.partial(library.saga_evictor_take, self._handle)
-        self._take_one = functools.partial(library.saga_evictor_take, self._handle, self._word_address, 1)
+        self.take_one = self._make_take_one()
         self._preempt_one = functools.partial(library.saga_evictor_preempt, self._handle, self._word_address, 1)
-        self._end_one = functools.partial(library.saga_evictor_end, self._handle, ctypes.addressof(self._ending), 1)
+        self._end_one = functools.partial(library.saga_evictor_end, self._handle, _address(self._ending), 1)
+
+    def _make_take_one(self) -> Callable[[int], int]:
+        """take_one(now): one block. What is called more often than all others together neither makes an array nor looks anything
+        up."""
+        word = self._word
+        take = functools.partial(self._library.saga_evictor_take, self._handle, self._word_address, 1)
+
+        def take_one(now: int) -> int:
+            status = take(now)
+            if status:
+                _check(status, "take")
+            return word.value
+
+        return take_one
 
     def close(self) -> None:
         """Frees it. Nothing else may be called afterwards."""
@@ -201,10 +213,17 @@ class Evictor:
             _check(status, "start")
         return self._word.value
 
-    def end(self, call: int, last_block: int, outcome: Outcome, output_tokens: int, now: int) -> None:
+    def end(self, call: int, last_block: int, outcome: Outcome | None, output_tokens: int, now: int) -> None:
         """`outcome` as far as it was told; the tokens of the answer are counted here."""
-        stop_reason, tool_class, session_end, _, declared_gap = outcome
-        _END.pack_into(self._ending, 0, call, last_block, stop_reason, tool_class, session_end, output_tokens, declared_gap)
+        ending = self._ending
+        if outcome is not self._ending_as:
+            gap = NOT_DECLARED if outcome is None else outcome.declared_gap_us
+            ending[2:5] = array("I", (UNKNOWN, 0, 0) if outcome is None else outcome[:3])
+            ending[6:8] = array("I", gap.to_bytes(8, sys.byteorder))
+            self._ending_as = outcome
+        ending[0] = call
+        ending[1] = last_block
+        ending[5] = output_tokens
         status = self._end_one(now)
         if status:
             _check(status, "end")
@@ -281,13 +300,6 @@ class Evictor:
         if status:
             _check(status, "take")
         return ids
-
-    def take_one(self, now: int) -> int:
-        """One block; without an array of its own."""
-        status = self._take_one(now)
-        if status:
-            _check(status, "take")
-        return self._word.value
 
     def clear(self) -> None:
         _check(self._library.saga_evictor_clear(self._handle), "clear")

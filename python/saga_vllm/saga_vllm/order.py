@@ -294,8 +294,7 @@ class PolicyOrder:
             self._store(call, len(call.blocks) * self.block_size)
             tokens = request.num_output_tokens
             last = call.blocks[call.stored - 1] if call.stored else native.NONE
-            outcome = native.Outcome() if call.outcome is None else call.outcome
-            self.evictor.end(call.number, last, outcome, tokens, self.clock())
+            self.evictor.end(call.number, last, call.outcome, tokens, self.clock())
             self._numbers.append(call.number)
             call.number = native.NONE
             call.tokens = tokens
