@@ -1,11 +1,16 @@
 /** Servers come, go, fail, come back and change; their load, trust and health reach the scheduler. */
-import { createServer, type Server } from 'node:http';
+import { createServer, type Server as HttpServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { text } from 'node:stream/consumers';
-import { afterEach, describe, expect, it } from 'vitest';
+import { Agent } from 'undici';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import { EmulatedWorker, type EmulatedWorkerOptions } from '../../src/emulated-worker/index.js';
 import { Scheduler } from '../../src/index.js';
-import { WorkerSet, type ServerOptions, type WorkerSetOptions } from '../../src/vllm/index.js';
+import { DirectiveClient } from '../../src/vllm/directive-client.js';
+import { WorkerSet, type ServerOptions, type VllmWorker, type WorkerSetOptions } from '../../src/vllm/index.js';
+import { checkWorkerSet } from '../../src/vllm/options.js';
+import { Server } from '../../src/vllm/server.js';
+import { ServerLink, linkTimes, type LinkHost } from '../../src/vllm/server-link.js';
 import { complete, freePort, lines, only, serverOf, shortTimes, until } from './helpers.js';
 
 const closing: (() => unknown)[] = [];
@@ -43,7 +48,7 @@ type Route = Answer | ((body: RequestBody) => Answer);
 
 async function plainServer(
   routes: Record<string, Route>,
-): Promise<{ url: string; routes: typeof routes; server: Server }> {
+): Promise<{ url: string; routes: typeof routes; server: HttpServer }> {
   const server = createServer((request, response) => {
     const route = routes[(request.url ?? '').split('?')[0] as string] ?? 404;
     const send = (answer: Answer): void => {
@@ -385,6 +390,70 @@ describe('changing the list', () => {
     expect(() => set.remove(b.url)).toThrow(/no server/);
     await set.add(serverOf(b));
     expect(set.workers.map(({ worker }) => worker.id)).toEqual([0, 2]);
+  });
+
+  it('servers may come and go far more often than there is room for workers', async () => {
+    // What a server answers once, it answers each time.
+    const { url } = await plainServer(vllmRoutes());
+    const agent = new Agent();
+    closing.push(() => agent.destroy());
+    const facts = await new Server({ url }, agent).inspect('emulated', 16, 10_000, new AbortController().signal);
+    vi.spyOn(Server.prototype, 'inspect').mockResolvedValue(facts);
+    vi.spyOn(Server.prototype, 'health').mockResolvedValue();
+    closing.push(() => vi.restoreAllMocks());
+    const scheduler = new Scheduler({ maxWorkers: 3, policy: 'affinity' });
+    closing.push(() => scheduler.close());
+    const steady = scheduler.addWorker({ blocks: 50 });
+    const joined: VllmWorker[] = [];
+    const log = { debug() {}, info() {}, warn() {}, error() {} };
+    const host: LinkHost = {
+      options: checkWorkerSet({ scheduler, model: 'emulated', servers: [], log, probe: false, loadSeconds: 0 }),
+      dispatcher: agent,
+      directives: new DirectiveClient(undefined as never),
+      times: linkTimes,
+      joined: (_, worker) => void joined.push(worker),
+      left: () => {},
+      changed: () => {},
+    };
+    const urls = ['http://first:1', 'http://second:1'];
+    for (let i = 0; i < 1500; ++i) {
+      const links = urls.map((url) => new ServerLink({ url, blocks: 50 }, host));
+      const running = links.map((link) => link.run());
+      await Promise.all(links.map(({ tried }) => tried));
+      expect(links.map(({ condition, reason }) => [condition, reason])).toEqual(links.map(() => ['up', undefined]));
+      expect(joined.slice(-2).map(({ condition, worker }) => [condition, worker.state().accepts])).toEqual([
+        ['ready', true],
+        ['ready', true],
+      ]);
+      for (const link of links) link.stop();
+      await Promise.all(running);
+    }
+    expect(joined.length).toBe(3000);
+    expect(new Set(joined.map(({ worker }) => worker)).size).toBe(3000);
+    expect(new Set(joined.map(({ worker }) => worker.id))).toEqual(new Set([1, 2]));
+    expect(joined.every(({ condition, worker }) => condition === 'lost' && !worker.state().active)).toBe(true);
+    expect(scheduler.stats().workers).toBe(1);
+    expect(steady.state().active).toBe(true);
+    expect(scheduler.verify()).toBe(true);
+  });
+
+  it('a worker that the scheduler could not let go is removed when it can be', async () => {
+    const { url, routes } = await plainServer(vllmRoutes());
+    const { set, scheduler } = setOf([{ url }], { maxWorkers: 1, probe: false });
+    await set.start();
+    const lost = only(set).worker;
+    let refusals = 3;
+    const remove = lost.remove.bind(lost);
+    lost.remove = (at) => {
+      if (refusals-- > 0) throw new Error('the journal is full');
+      remove(at);
+    };
+    routes['/health'] = 503;
+    await until('it is lost', () => set.workers.length === 0);
+    expect(lost.state().active).toBe(true);
+    routes['/health'] = '';
+    await until('it is back', () => set.workers.length === 1 && only(set).condition === 'ready');
+    expect([lost.state().active, only(set).worker.id, scheduler.stats().workers]).toEqual([false, 0, 1]);
   });
 
   it('a server that is down is joined when it comes up', async () => {
