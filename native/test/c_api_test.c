@@ -641,6 +641,58 @@ static void test_worker_properties(void) {
   saga_engine_destroy(engine);
 }
 
+/* Ids are given out again, the longest gone first; who gets one inherits nothing. */
+static void test_worker_ids(void) {
+  static const uint64_t chain[2] = {1, 2};
+  static const uint32_t removed[3] = {1, 2, 0};
+  static const uint32_t added[3] = {1, 2, 0};
+  static uint8_t journal[1 << 14];
+  saga_engine_options_t options = small_options();
+  saga_engine_t* engine;
+  saga_engine_t* again = NULL;
+  saga_replay_result_t replayed;
+  saga_worker_state_t state;
+  saga_worker_properties_t properties;
+  uint64_t digests[2];
+  uint32_t worker = 9;
+  uint32_t intact = 0;
+  uint32_t i;
+  size_t count = 0;
+  options.max_workers = 3;
+  options.journal_bytes = sizeof journal;
+  engine = engine_of(&options);
+  for (i = 0; i < 3; ++i) {
+    OK(saga_engine_add_worker(engine, i, 10, &worker));
+    CHECK(worker == i);
+  }
+  CHECK(saga_engine_add_worker(engine, 3, 10, &worker) == SAGA_ERR_FULL);
+  CHECK(worker == 2);
+  OK(saga_engine_blocks_stored(engine, 4, 1, SAGA_TIER_GPU, 0, chain, 2));
+  OK(saga_engine_worker_trust(engine, 4, 1, 300));
+  OK(saga_engine_worker_accepts(engine, 4, 1, 0));
+  for (i = 0; i < 3; ++i) OK(saga_engine_remove_worker(engine, 5, removed[i]));
+  CHECK(saga_engine_remove_worker(engine, 5, 1) == SAGA_ERR_NOT_FOUND);
+  for (i = 0; i < 3; ++i) {
+    OK(saga_engine_add_worker(engine, 6, 20 + i, &worker));
+    CHECK(worker == added[i]);
+  }
+  CHECK(saga_engine_add_worker(engine, 6, 10, &worker) == SAGA_ERR_FULL);
+  OK(saga_engine_worker_state(engine, 1, &state));
+  CHECK(state.active == 1 && state.capacity_blocks == 20 && state.blocks_in_use == 0);
+  properties.struct_size = sizeof properties;
+  OK(saga_engine_worker_properties(engine, 1, &properties));
+  CHECK(properties.trust_per_mille == 1000 && properties.accepts == 1);
+  OK(saga_engine_verify(engine, &intact));
+  CHECK(intact == 1);
+  OK(saga_engine_digest(engine, &digests[0]));
+  OK(saga_engine_journal_read(engine, journal, sizeof journal, &count));
+  OK(saga_engine_replay(journal, count, &again, &replayed));
+  OK(saga_engine_digest(again, &digests[1]));
+  CHECK(digests[0] == digests[1]);
+  saga_engine_destroy(again);
+  saga_engine_destroy(engine);
+}
+
 static void test_engine_refusals(void) {
   static const uint64_t chain[65] = {1, 2};
   saga_engine_options_t options = small_options();
@@ -1003,7 +1055,7 @@ static void test_scheduler_events(void) {
   CHECK(receipt.worker == worker && receipt.source == SAGA_NONE && receipt.holder == SAGA_NONE);
   CHECK(receipt.prompt_blocks == 4 && receipt.submitted_at == 2 && receipt.granted_at == 2 && receipt.queued == 0);
   CHECK(receipt.price.decode > 0 && receipt.price.wait == 0);
-  CHECK(receipt.trust_per_mille == 1000 && receipt.reserved == 0);
+  CHECK(receipt.trust_per_mille == 1000 && receipt.workers_added == 1);
   CHECK(saga_engine_receipt(engine, call + 1, &receipt) == SAGA_ERR_NOT_FOUND);
   INVALID(saga_engine_receipt(NULL, call, &receipt));
   INVALID(saga_engine_receipt(engine, call, NULL));
@@ -1088,6 +1140,7 @@ int main(void) {
   test_engine_options_of_other_versions();
   test_engine_life_and_replay();
   test_worker_properties();
+  test_worker_ids();
   test_engine_refusals();
   test_journal_full();
   test_determinism();
