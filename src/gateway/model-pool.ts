@@ -311,7 +311,7 @@ export class ModelPool {
     this.leases = saga && without.has('eviction') && !without.has('ttl');
     this.scheduler = new Scheduler({
       clock: () => (performance.now() - started) * this.#microsecondsScale,
-      // A server that is lost and comes back is a new worker, and ids are not used again.
+      // As many as there can be: one for each data-parallel rank of each server.
       maxWorkers: 1024,
       blockTokens: config.blockTokens ?? 16,
       maxCalls,
