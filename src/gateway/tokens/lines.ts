@@ -32,7 +32,7 @@ export class Line implements PromptLine {
   /** What it was last counted with. */
   bytes = 0;
 
-  constructor(chain: PromptChain, of: Pick<PromptLine, 'cacheSalt' | 'loraName'>) {
+  constructor(chain: PromptChain, of: Partial<Pick<PromptLine, 'cacheSalt' | 'loraName'>> = {}) {
     this.chain = chain;
     this.cacheSalt = of.cacheSalt;
     this.loraName = of.loraName;
