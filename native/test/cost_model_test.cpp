@@ -37,8 +37,16 @@ TEST(CostModel, TheFactorOfAWorkerFollowsWhatCallsTake) {
   EXPECT_DOUBLE_EQ(model.step(1, 1, 0), 0.011);
 
   // Predictions include the factor, so it comes to rest where they are right: at 3 for a worker three times as slow.
-  for (int i = 0; i < 2'000; ++i) model.observe(0, model.prefill(0, 100, 0), 3 * (0.2 + 5e-4));
+  for (int i = 0; i < 4'000; ++i) model.observe(0, model.prefill(0, 100, 0), 3 * (0.2 + 5e-4));
   EXPECT_NEAR(model.factor(0), 3, 1e-9);
+}
+
+TEST(CostModel, ACallOfAFewStepsSaysLittle) {
+  CostModel model(kCosts, 1);
+  model.observe(0, 0.25, 0.5);
+  EXPECT_DOUBLE_EQ(model.factor(0), 1 + 0.25 / 64);
+  model.reset(0);
+  EXPECT_EQ(model.factor(0), 1);
 }
 
 TEST(CostModel, TheFactorIsHeldWithinBounds) {

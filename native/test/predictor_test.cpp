@@ -300,6 +300,24 @@ TEST(Predictor, IdleTimeOfClientsThatNeverClose) {
   EXPECT_GT(before, 0.8);
 }
 
+// Nobody comes back and nobody closes: that is learned while all of them still wait.
+TEST(Predictor, WorkflowsThatOnlyBegin) {
+  Predictor predictor(small(400));
+  Time now = 0;
+  double first = 0;
+  for (std::uint32_t w = 0; w < 300; ++w) {
+    predictor.workflow_opened(w, 0, 1, nullptr, now);
+    predictor.call_started(w, 500, PromptKind::kStart, now);
+    now += kSecond;
+    predictor.call_ended(w, StopReason::kEndTurn, ToolClass::kNone, 100, now);
+    if (w == 0) first = predictor.reuse_within(w, 30 * kSecond, now);
+  }
+  ASSERT_TRUE(predictor.verify());
+  EXPECT_GT(first, 0.3);
+  EXPECT_LT(predictor.reuse_within(299, 30 * kSecond, now), 0.05);
+  EXPECT_LT(predictor.forecast(299, now).remaining_calls, 1.5);
+}
+
 TEST(Predictor, AnswersOfATaskItsClassAndWhatVaries) {
   Random random(4);
   {

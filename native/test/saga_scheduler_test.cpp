@@ -144,6 +144,13 @@ SagaSchedulerOptions simple(std::uint32_t workers) {
   return options;
 }
 
+// Prompts are so dear that nobody's answer is worth pushing others out for.
+SagaSchedulerOptions dear(std::uint32_t workers) {
+  SagaSchedulerOptions options = simple(workers);
+  options.costs.per_prefill_token = 0.1;
+  return options;
+}
+
 constexpr std::uint32_t kRoomy = 100'000;  // pages
 
 // A scheduler in front of a fake cluster; everything is verified after each event.
@@ -641,7 +648,7 @@ TEST(SagaScheduler, ANewWorkflowWaitsUntilWorkingSetsLeaveRoom) {
 }
 
 TEST(SagaScheduler, PresenceThatFallsMakesRoom) {
-  Stage stage(simple(1), 556);
+  Stage stage(dear(1), 556);
   stage.place(0, 1'000);
   stage.place(1, 1'000);
   stage.place(3, 1'000);  // runs on
@@ -660,21 +667,97 @@ TEST(SagaScheduler, PresenceThatFallsMakesRoom) {
 
 // Whose pages fill an idle worker may be back in an hour; who waits is there.
 TEST(SagaScheduler, AnIdleWorkerKeepsNobodyWaiting) {
-  Stage stage(simple(1), 375);
+  Stage stage(dear(1), 375);
   stage.place(0, 1'000);
   stage.place(1, 1'000);
   stage.place(2, 1'000);
   stage.finish(0);
   stage.finish(1);
-  stage.until(kSecond);
+  stage.until(kSecond + 100 * kMillisecond - 1);
   EXPECT_EQ(stage.scheduler.admissions().size(), 1u);
-  stage.until(3 * kSecond);
+  stage.until(kSecond + 100 * kMillisecond);
+  EXPECT_EQ(stage.scheduler.admissions().size(), 0u);
   EXPECT_EQ(stage.cluster.sent.back(), std::make_pair(CallId{2}, WorkerId{0}));
+  // One that comes to a worker that idles already goes there at once, the next waits again.
+  stage.finish(2);
+  stage.until(3 * kSecond);
+  EXPECT_EQ(stage.place(3, 1'000), 0u);
+  EXPECT_EQ(stage.place(4, 1'000), kNone);
+}
+
+// An answer takes 3 s. Working sets are 2,608 tokens, 2,741 after the first answer; 5,400 have room.
+TEST(SagaScheduler, WhatIsWorthLessThanAnAnswerIsPushedOut) {
+  Stage stage(simple(1), 375);
+  stage.place(0, 1'000);
+  stage.place(1, 1'000);
+  EXPECT_EQ(stage.place(2, 1'000), kNone);
+  stage.finish(0);  // 2,557 tokens too many delay the other and itself: 5.1 s
+  EXPECT_EQ(stage.scheduler.admissions().size(), 1u);
+  stage.finish(1);  // 2,690 delay only itself
+  EXPECT_EQ(stage.scheduler.admissions().size(), 0u);
+  EXPECT_EQ(stage.cluster.sent.back(), std::make_pair(CallId{2}, WorkerId{0}));
+}
+
+// 100 chats with nothing behind them: what they leave keeps nobody out.
+TEST(SagaScheduler, ChatsThatEndLeaveRoomForOthers) {
+  SagaSchedulerOptions options = simple(1);
+  options.parts.prediction = true;
+  options.longest_idle = 3'600 * kSecond;
+  Stage stage(options, 375);
+  Time waited = 0;
+  for (ThreadId thread = 0; thread < 100; ++thread) {
+    const CallId call = stage.call(thread, 512);
+    const Time asked = stage.now;
+    stage.place(call);
+    while (!stage.cluster.at.count(call)) stage.until(stage.now + kSecond);
+    if (thread >= 50) waited += stage.now - asked;
+    stage.until(stage.now + 2 * kSecond);
+    stage.finish(call, 200, StopReason::kEndTurn);
+  }
+  EXPECT_EQ(waited, 0u);
+}
+
+// The worker that idles is why the call may go at all: it does not go to where its pages are, which is full.
+TEST(SagaScheduler, WhoIsLetInForAnIdleWorkerGoesThere) {
+  SagaSchedulerOptions options = dear(2);
+  options.parts.stealing = false;
+  options.displacement = 0;
+  Stage stage(options, 375);
+  const CallId first = stage.call(0);
+  ASSERT_EQ(stage.place(first), 0u);
+  const CallId beside = stage.call(1, 4'000);
+  stage.cluster.calls[beside].cached[0] = 250;
+  ASSERT_EQ(stage.place(beside), 0u);
+  stage.finish(first);
+  const CallId other = stage.call(2, 4'000);  // what it leaves fills the other worker
+  ASSERT_EQ(stage.place(other), 1u);
+  stage.finish(other);
+  stage.until(stage.now + 200 * kMillisecond);
+  EXPECT_EQ(stage.place(0, 1'600), 1u);  // 4,300 + 1,900 of 6,000 tokens would not run beside each other
+}
+
+// Who runs is busy for half of the time of another answer, though it may be away for an hour afterwards.
+TEST(SagaScheduler, RunningCallsCountHoweverLongTheyAreAwayAfterwards) {
+  SagaSchedulerOptions options = simple(1);
+  options.parts.prediction = true;
+  Stage stage(options);
+  for (int round = 0; round < 2; ++round) {
+    for (ThreadId thread = 0; thread < 40; ++thread) {
+      const CallId call = stage.call(thread);
+      stage.place(call);
+      stage.until(stage.now + 3 * kSecond);
+      stage.finish(call, 300, StopReason::kEndTurn);
+    }
+    stage.until(stage.now + 3'600 * kSecond);
+  }
+  stage.place(0, 1'000);
+  stage.place(50, 1'000);  // its prompt is in the way of the other
+  EXPECT_NEAR(stage.receipt().price.interference / stage.receipt().price.prefill, 0.5, 0.02);
 }
 
 TEST(SagaScheduler, AThreadThatWasAwayIsAdmittedAnew) {
   for (const Time away : {30 * kSecond, 80 * kSecond}) {  // present by a half, by 3 / 11
-    Stage stage(simple(1), 375);
+    Stage stage(dear(1), 375);
     const CallId first = stage.call(0);
     stage.place(first);
     stage.finish(first);

@@ -9,11 +9,12 @@
 namespace saga {
 namespace {
 
-constexpr double kPseudoWaits = 8;     // of the table above, in every hazard
-constexpr double kPseudoTasks = 4;     // in shares of error, variances and hints
-constexpr double kPseudoSteps = 8;     // in transition probabilities
-constexpr double kPseudoTokens = 8;    // samples, in means
-constexpr double kMostHazard = 0.999;  // both of a bucket
+constexpr double kPseudoWaits = 8;          // of the table above, in every hazard
+constexpr std::uint32_t kFewOpenWaits = 8;  // below twice as many a table is not rebuilt for them
+constexpr double kPseudoTasks = 4;          // in shares of error, variances and hints
+constexpr double kPseudoSteps = 8;          // in transition probabilities
+constexpr double kPseudoTokens = 8;         // samples, in means
+constexpr double kMostHazard = 0.999;       // both of a bucket
 constexpr double kMaxCounted = 65536;
 constexpr double kMaxTokenSamples = 4096;
 constexpr double kMaxTasks = 1024;
@@ -146,6 +147,7 @@ void Predictor::rebuild_gap(std::uint32_t agent_class, std::uint32_t t, Time now
   const BucketGrid& grid = grid_of(t);
   GapTable& table = classes_[agent_class].gaps[t];
   table.since_rebuild = 0;
+  table.open_at_rebuild = table.open_waits;
   if (table.events > kMaxCounted) {
     for (std::uint32_t k = 0; k < kBuckets; ++k) {
       table.returned[k] *= 0.5f;
@@ -411,8 +413,15 @@ void Predictor::begin_wait(std::uint32_t slot, std::uint32_t which, std::uint32_
   wait = {t, table.newest, kNone, unit};
   (table.newest == kNone ? table.oldest : workflows_[table.newest].waits[which].newer) = slot;
   table.newest = slot;
-  ++table.open_waits;
-  ++classes_[kAll].gaps[t].open_waits;
+  // Where waits begin and none ends there is something to learn too.
+  for (const std::uint32_t c : {kAll, workflow.agent_class}) {
+    GapTable& counted = classes_[c].gaps[t];
+    if (++counted.open_waits < 2 * std::max(kFewOpenWaits, counted.open_at_rebuild)) continue;
+    rebuild_gap(c, t, workflow.gap_start);
+    if (which != 0) continue;
+    rebuild_life(c, false, workflow.gap_start);
+    rebuild_life(c, true, workflow.gap_start);
+  }
 }
 
 void Predictor::end_waits(std::uint32_t slot, std::uint32_t how, Time now) {

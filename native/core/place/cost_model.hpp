@@ -46,15 +46,18 @@ class CostModel {
   double prefill(WorkerId worker, double tokens, double cached) const {
     return factor_[worker] * prefill(tokens, cached);
   }
+  // Nothing is known of the worker.
+  void reset(WorkerId worker) { factor_[worker] = 1; }
   // A call took `seconds` where `predicted` had been expected.
   void observe(WorkerId worker, double predicted, double seconds) {
     if (!(predicted > 0)) return;
     const double ratio = std::clamp(factor_[worker] * seconds / predicted, 0.25, 4.0);
-    factor_[worker] += kRate * (ratio - factor_[worker]);
+    factor_[worker] += kRate * std::min(1.0, predicted / kWholeSeconds) * (ratio - factor_[worker]);
   }
 
  private:
   static constexpr double kRate = 1.0 / 64;
+  static constexpr double kWholeSeconds = 1;  // shorter calls, of a few steps, say less in proportion
   StepCosts costs_;
   std::vector<double> factor_;
 };

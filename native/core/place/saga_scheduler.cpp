@@ -15,7 +15,6 @@ namespace {
 constexpr double kMicrosecond = 1e-6;
 constexpr Time kRefreshEvery = 1'000'000;
 constexpr double kDeadlineFactor = 1.5;   // SAGA paper, section 9: deadline = submission + 1.5 x expected completion
-constexpr Time kLongestIdle = 1'000'000;  // that a worker without calls keeps a call waiting
 constexpr double kCallsOfGain = 4;        // calls to come for which a move is credited
 constexpr std::int32_t kPreempting = -1;  // priorities at the workers: smaller first
 constexpr std::int32_t kYielding = 1;
@@ -132,7 +131,8 @@ SagaScheduler::Load SagaScheduler::load_of(const Thread& thread, double presence
   const StepCosts& cost = options_.costs;
   const double prefill = thread.growth * (cost.per_prefill_token + cost.per_prefill_pair * thread.context);
   const double answer = thread.output * cost.base * 1.5 + prefill;
-  const double cycle = answer + thread.gap;
+  // Who runs now does so for half of the time that a call like it takes, however long it is away afterwards.
+  const double cycle = answer + (thread.state == State::kPaused ? thread.gap : std::min(thread.gap, answer));
   Load load;
   load.busy = presence * answer / cycle;
   load.step = (cost.per_call + cost.per_context_token * thread.context) * load.busy;
@@ -253,11 +253,12 @@ PriceTerms SagaScheduler::price_without_prompt(const Thread& thread, const Load&
   terms.interference = costs_.factor(id) * thread.output * (after - before) * *busy / std::max(own.busy, 1e-3);
   const double over = others.resident + own.resident - worker.capacity * options_.room;
   if (over > 0) {
+    // By a worker of factor 1: who is pushed out may be computed again elsewhere.
     terms.displacement = options_.displacement * std::min(over, own.resident) * options_.costs.per_prefill_token;
   }
   const double short_of = running + thread.context + thread.output - worker.capacity;
   if (short_of > 0 && running > 1) {  // it waits until running calls of that size have ended
-    terms.wait = short_of / running * after * thread.output;
+    terms.wait = costs_.factor(id) * short_of / running * after * thread.output;
   }
   return terms;
 }
@@ -282,16 +283,38 @@ PriceTerms SagaScheduler::price(const Thread& thread, const Load& own, WorkerId 
   return with_prompt(terms, id, busy, prefill_seconds(thread, missing), transfer);
 }
 
+// Working sets at the worker that are not the thread's own.
+double SagaScheduler::resident_beside(const Thread& thread, WorkerId id) const {
+  const Worker& worker = workers_[id];
+  double resident = worker.load.resident - (thread.worker == id ? thread.load.resident : 0);
+  // Where nothing runs, those who wait for it wait for their tenants' turn, which may not come before this call's.
+  if (thread.worker == kNone && worker.calls > 0) resident += worker.queued;
+  return resident;
+}
+
 bool SagaScheduler::has_room(const Thread& thread, double set, WorkerId id, bool holds) const {
   const Worker& worker = workers_[id];
   const double running = worker.running - (thread.worker == id ? thread.running : 0);
   if (running > 1 && running + thread.context + thread.output > worker.capacity) return false;
   if (holds) return true;
-  double resident = worker.load.resident - (thread.worker == id ? thread.load.resident : 0);
-  // Where nothing runs, those who wait for it wait for their tenants' turn, which may not come before this call's.
-  if (thread.worker == kNone && worker.calls > 0) resident += worker.queued;
+  const double resident = resident_beside(thread, id);
   const double room = worker.capacity * options_.room;
   return resident <= 1 || resident + std::min(set, room * options_.largest_need) <= room;
+}
+
+// It has had no call for so long that whoever was here last is not coming back at once.
+bool SagaScheduler::idles(WorkerId id, Time now) const {
+  return workers_[id].calls == 0 && now >= workers_[id].idle_since + options_.longest_idle;
+}
+
+// What it pushes out of memory delays those who run there, when that is computed again, by less than its answer takes: with
+// n calls of an answer time T a step gives n tokens, with one more n + 1, and of T seconds D go to what is computed again;
+// (n + 1) (1 - D / T) > n where (n + 1) D < T.
+bool SagaScheduler::is_worth(const Thread& thread, double set, WorkerId id) const {
+  if (!has_room(thread, set, id, true)) return false;
+  const Worker& worker = workers_[id];
+  const double over = std::clamp(resident_beside(thread, id) + set - worker.capacity * options_.room, 0.0, set);
+  return (worker.calls + 1) * over * options_.costs.per_prefill_token < thread.output * options_.costs.base;
 }
 
 bool SagaScheduler::fits(const Thread& thread, CallId call, Time now, ClusterControl& cluster) {
@@ -302,9 +325,8 @@ bool SagaScheduler::fits(const Thread& thread, CallId call, Time now, ClusterCon
   if (waited > options_.longest_wait) return true;
   const double set = working_set(thread);
   for (WorkerId w = 0; w < options_.workers; ++w) {
-    if (cluster.accepts(w) && has_room(thread, set, w, thread.admitted)) return true;
-    if (cluster.accepts(w) && workers_[w].calls == 0 && waited > kLongestIdle)
-      return true;  // no GPU idles for the absent
+    if (!cluster.accepts(w)) continue;
+    if (has_room(thread, set, w, thread.admitted) || idles(w, now) || is_worth(thread, set, w)) return true;
   }
   if (thread.admitted || thread.worker == kNone || !cluster.accepts(thread.worker)) return false;
   if (!has_room(thread, set, thread.worker, true)) return false;
@@ -363,11 +385,14 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
 
   Alternative best, second, home;
   double enough = kInfinite;  // a price above this changes nothing
-  const auto consider = [&](WorkerId w, bool anyone) {
+  enum class Who { kHasRoom, kIdles, kWorth, kAnyone };
+  const auto consider = [&](WorkerId w, Who who) {
     if (!cluster.accepts(w)) return;
     const bool holds = 2.0 * matched[w] * page_tokens_ >= thread.context;
     const bool stays = w == thread.worker && thread.admitted;
-    if (!anyone && options_.parts.admission && !stays && !has_room(thread, set, w, holds)) return;
+    if (who == Who::kHasRoom && options_.parts.admission && !has_room(thread, set, w, holds || stays)) return;
+    if (who == Who::kIdles && !idles(w, now)) return;
+    if (who == Who::kWorth && !is_worth(thread, set, w)) return;
     price_prompt(matched[w]);
     Alternative here;
     here.worker = w;
@@ -425,10 +450,10 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
     }
   }
   const double* const bounds = bounds_.data();
-  // Again if nobody has room (a call that waited long): anyone.
-  for (int pass = 0; pass < 2 && best.worker == kNone; ++pass) {
-    const bool anyone = pass > 0;
-    if (thread.worker != kNone) consider(thread.worker, anyone);
+  // If nobody has room: those without calls, for whose sake it was granted; or it has waited for long: anyone.
+  for (const Who who : {Who::kHasRoom, Who::kIdles, Who::kWorth, Who::kAnyone}) {
+    if (best.worker != kNone) break;
+    if (thread.worker != kNone) consider(thread.worker, who);
     double limit = enough;
     for (WorkerId w = first_within(bounds, 0, workers, limit); w < workers;
          w = first_within(bounds, w + 1, workers, limit)) {
@@ -437,7 +462,7 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
         price_prompt(matched[w]);
         if (bound(weights, with_steps(), w) > limit) continue;
       }
-      consider(w, anyone);
+      consider(w, who);
       limit = enough;
     }
   }
@@ -737,7 +762,7 @@ void SagaScheduler::call_finished(CallId call, WorkerId worker, StopReason stop,
   refresh(now, cluster);
   remove_open(thread, call);
   --thread.open_calls;
-  --workers_[worker].calls;
+  call_left(worker, now, cluster);
   const std::uint32_t output = cluster.output_tokens(call);
   predictor_.call_ended(id, stop, tool, output, now, options_.parts.prediction ? cluster.hints(call) : nullptr);
   const std::uint64_t actual = service(thread, output * options_.costs.base + thread.prefill_seconds);
@@ -769,10 +794,15 @@ void SagaScheduler::call_finished(CallId call, WorkerId worker, StopReason stop,
     plan_prefetch(id, now, cluster);
     start_refresh(now, cluster);
   }
-  if (options_.parts.stealing && workers_[worker].calls == 0) {
-    set_timer(options_.threads + worker, now + options_.steal_idle, cluster);
-  }
   grant_waiting(now, cluster, kNone, nullptr);
+}
+
+// One call fewer at the worker.
+void SagaScheduler::call_left(WorkerId id, Time now, ClusterControl& cluster) {
+  Worker& worker = workers_[id];
+  if (--worker.calls > 0) return;
+  worker.idle_since = now;
+  set_timer(options_.threads + id, now + options_.longest_idle, cluster);
 }
 
 // What has gone to host memory by then is loaded shortly before the thread is expected back.
@@ -972,7 +1002,8 @@ void SagaScheduler::timer(Time now, ClusterControl& cluster) {
     const std::uint32_t subject = timers_.top();
     timers_.erase(subject);
     if (subject >= options_.threads) {
-      steal_for_idle(subject - options_.threads, now, cluster);
+      if (queue_.size() + admissions_.size() > 0) grant_waiting(now, cluster, kNone, nullptr);
+      if (options_.parts.stealing) steal_for_idle(subject - options_.threads, now, cluster);
       continue;
     }
     Thread& thread = threads_[subject];
@@ -1007,7 +1038,11 @@ void SagaScheduler::learn_capacity(WorkerId worker, ClusterControl& cluster) {
 }
 
 void SagaScheduler::worker_added(WorkerId worker, Time now, ClusterControl& cluster) {
+  workers_[worker] = Worker{};  // the id may have been that of another
+  workers_[worker].idle_since = now;
+  costs_.reset(worker);
   learn_capacity(worker, cluster);
+  set_floor(worker);
   grant_waiting(now, cluster, kNone, nullptr);
 }
 
@@ -1058,7 +1093,7 @@ void SagaScheduler::worker_drained(WorkerId worker, Time now, ClusterControl& cl
     Thread& thread = threads_[id];
     if (thread.worker != worker) continue;
     if (thread.state == State::kArriving) {
-      --workers_[worker].calls;
+      call_left(worker, now, cluster);
       queue_again(id, now, cluster);
     } else if (thread.state == State::kPaused) {
       clear_timer(id);
@@ -1077,7 +1112,7 @@ void SagaScheduler::worker_resumed(WorkerId, Time now, ClusterControl& cluster) 
 void SagaScheduler::call_recalled(CallId call, Time now, ClusterControl& cluster) {
   const std::uint32_t id = cluster.thread(call);
   SAGA_ASSERT(threads_[id].state == State::kRunning && threads_[id].open_calls == 1);
-  --workers_[threads_[id].worker].calls;
+  call_left(threads_[id].worker, now, cluster);
   queue_again(id, now, cluster);
 }
 
@@ -1112,13 +1147,13 @@ void SagaScheduler::call_cancelled(CallId call, Time now, ClusterControl& cluste
   if (thread.state == State::kQueued && first) (thread.admitted ? queue_ : admissions_).remove(thread.entry);
   if (thread.open_calls == 0) {
     if (thread.state != State::kQueued) {
-      --workers_[thread.worker].calls;
+      call_left(thread.worker, now, cluster);
       uncharge(thread, cluster);
     }
     thread.call = kNone;
     leave(id, now, cluster, false);
   } else if (thread.state == State::kRunning) {
-    --workers_[thread.worker].calls;
+    call_left(thread.worker, now, cluster);
     if (thread.call == call) thread.call = thread.first_open;
   } else if (first) {  // the next one stands for the thread
     thread.call = thread.first_open;
@@ -1192,6 +1227,7 @@ void SagaScheduler::add_to(Digest& digest, Time now) const {
     for (const double value : {worker.running, worker.queued, worker.capacity, costs_.factor(w)}) add(value);
     digest.add(worker.calls);
     digest.add(worker.link_free);
+    digest.add(worker.idle_since);
   }
   for (std::uint32_t subject = 0; subject < options_.threads + options_.workers; ++subject) {
     if (!timers_.contains(subject)) continue;

@@ -32,14 +32,16 @@
 //
 // **Admission.** A thread is admitted with its first call, and anew when it was away for long (presence below
 // `readmit`): some worker must have room for its whole expected working set among those of all threads present, or hold
-// its pages and have room for it among the running ones. So a new workflow waits rather than pushing out running ones.
+// its pages and have room for it among the running ones. So a new workflow waits rather than pushing out running ones,
+// unless what it pushes out is worth less than its answer (is_worth()): short chats of people who may or may not write
+// again keep nobody out.
 // Calls of admitted threads need room among the running ones only; held back they would lose their pages. Both kinds
 // wait in fair queues of their own (fair/fair_queue.hpp), which order tenants by their shares and workflows by urgency
-// and count the same service: what calls take. Memory starves nobody: a call that has waited a second may go to a
-// worker without calls, one that has waited `longest_wait` anywhere.
+// and count the same service: what calls take. Memory starves nobody: a worker that has had no calls for `longest_idle`
+// takes who waits, and a call that has waited `longest_wait` may go anywhere.
 //
 // **Stealing.** Decided when a thread pauses (its next call, priced on every worker against where it is) and when a
-// worker has been idle for `steal_idle` while another has at least `steal_ratio` times the mean load. Only paused
+// worker has been idle for `longest_idle` while another has at least `steal_ratio` times the mean load. Only paused
 // threads move. A copy that would keep the link busy for more than `longest_copy` is not made, and a thread stays
 // `settle` where it has come to.
 //
@@ -105,7 +107,7 @@ struct SagaSchedulerOptions {
   Time longest_wait = 36'000'000'000;
   std::uint32_t oldest_every = 64;  // admissions: every so many the oldest
   double largest_need = 0.1;        // share of the room that an admission may ask for at most
-  Time steal_idle = 100'000;
+  Time longest_idle = 100'000;      // a worker without calls for so long steals (SAGA paper), and takes who waits
   double steal_ratio = 2;
   bool leases = false;  // workers that evict by another order than SAGA's: keep what will be used soon
 };
@@ -245,6 +247,7 @@ class SagaScheduler final : public PlacementPolicy {
     std::uint32_t calls = 0;
     double capacity = 0;  // tokens
     Time link_free = 0;
+    Time idle_since = 0;  // of a worker without calls
   };
   // What bounds the price of a call at a worker from below, so that most prices need not be worked out (bound()). Of
   // the worker, kept with its load, its cost factor included:
@@ -312,11 +315,15 @@ class SagaScheduler final : public PlacementPolicy {
     return free > now ? free - now : 0;
   }
   bool has_room(const Thread& thread, double set, WorkerId worker, bool holds) const;  // set: its working_set()
+  double resident_beside(const Thread& thread, WorkerId worker) const;
+  bool idles(WorkerId worker, Time now) const;
+  bool is_worth(const Thread& thread, double set, WorkerId worker) const;
   bool fits(const Thread& thread, CallId call, Time now, ClusterControl& cluster);
   std::uint64_t service(const Thread& thread, double gpu_seconds) const;
   Choice choose(const Thread& thread, CallId call, Time now, ClusterControl& cluster);
   WorkerId grant(CallId call, Time queued, Time now, ClusterControl& cluster);
   void grant_waiting(Time now, ClusterControl& cluster, CallId wanted, WorkerId* placed);
+  void call_left(WorkerId worker, Time now, ClusterControl& cluster);
   double transfer_time(std::uint32_t pages, WorkerId to, Time now, ClusterControl& cluster) const;
   void copy_to(Thread& thread, CallId call, WorkerId from, WorkerId to, Time now, ClusterControl& cluster);
   bool may_move(const Thread& thread, Time now, ClusterControl& cluster) const;
@@ -362,7 +369,7 @@ class SagaScheduler final : public PlacementPolicy {
   WorkerId longest_worker_ = kNone;
   std::vector<CallId> next_open_;  // per call: the next open one of its thread
   // By time. A thread: the arrival of its pages if it is arriving, its load from host memory if it is paused. threads +
-  // a worker: it will have been idle for steal_idle.
+  // a worker: it will have been idle for longest_idle.
   IndexedHeap timers_;
   std::vector<std::uint32_t> active_;       // threads that are not absent, in no order of meaning
   std::vector<std::uint32_t> active_slot_;  // per thread
