@@ -26,6 +26,7 @@ export interface AnswerFacts {
 
 const newline = 0x0a;
 const carriageReturn = 0x0d;
+const space = 0x20;
 const nothing: Buffer = Buffer.alloc(0);
 const mostTools = 16;
 /** Of an event, or of an answer that is no stream. What is longer passes unread. */
@@ -33,10 +34,10 @@ const mostReadBytes = 8 * 2 ** 20;
 
 /** Words of events that say something. One expression over the bytes as characters: a search of the bytes for each word costs four times as much. */
 const words: Readonly<Record<Endpoint, RegExp>> = {
-  chat: /"(?:finish_reason": ?"|usage": ?\{|name")/,
-  completions: /"(?:finish_reason": ?"|usage": ?\{)/,
-  responses: /response\.(?:created|completed|incomplete|output_item\.added)/,
-  messages: /message_start|message_delta|content_block_start/,
+  chat: /"(?:finish_reason": ?"|usage": ?\{|name")/g,
+  completions: /"(?:finish_reason": ?"|usage": ?\{)/g,
+  responses: /response\.(?:created|completed|incomplete|output_item\.added)/g,
+  messages: /message_start|message_delta|content_block_start/g,
 };
 
 /** Reads one answer; `streamed` is known when its head is there. */
@@ -78,12 +79,12 @@ export class AnswerReader {
     const end = this.#endOfEvents(chunk);
     if (this.#heldBytes === 0 && end === chunk.length) {
       // Whole events, as nearly always.
-      return this.#says(chunk) ? this.#events(chunk) : chunk;
+      return this.#events(chunk);
     }
     let passed: Buffer | undefined;
     if (end > 0) {
       const whole = this.#heldBytes === 0 ? chunk.subarray(0, end) : this.#join(chunk.subarray(0, end));
-      passed = this.#says(whole) ? this.#events(whole) : whole;
+      passed = this.#events(whole);
     }
     if (end < chunk.length) this.#hold(chunk.subarray(end));
     if (!this.#dropUsage) return chunk;
@@ -98,10 +99,10 @@ export class AnswerReader {
     if (this.#blind || this.#heldBytes === 0) return undefined;
     const rest = this.#join(nothing);
     if (!this.#streamed) {
-      this.#read(rest);
+      this.#read(rest.toString('utf8'));
       return undefined;
     }
-    const passed = this.#says(rest) ? this.#events(rest) : rest;
+    const passed = this.#events(rest);
     return this.#dropUsage ? passed : undefined;
   }
 
@@ -147,36 +148,35 @@ export class AnswerReader {
     return at >= 0 ? chunk[at] : this.#heldBytes + at >= 0 ? this.#held[this.#heldBytes + at] : undefined;
   }
 
-  #says(chunk: Buffer): boolean {
-    return this.#words.test(chunk.toString('latin1'));
-  }
-
-  /** Reads whole events; returns them without those to be taken out. */
+  /** Reads those of some whole events that say something; returns them without those to be taken out. */
   #events(whole: Buffer): Buffer | undefined {
+    // A character for each byte: places in one are places in the other.
+    const text = whole.toString('latin1');
+    const words = this.#words;
     let kept: Buffer[] | undefined;
     let from = 0;
-    while (from < whole.length) {
-      const length = endOfEvent(whole, from);
-      const event = whole.subarray(from, from + length);
-      const drop = this.#event(event) && this.#dropUsage;
-      if (drop && kept === undefined) kept = from === 0 ? [] : [whole.subarray(0, from)];
-      else if (!drop) kept?.push(event);
-      from += length;
+    words.lastIndex = 0;
+    while (words.test(text)) {
+      const within = words.lastIndex - 1;
+      const start = startOfEvent(text, within);
+      const end = endOfEvent(text, within);
+      if (this.#read(dataOf(whole, text, start, end)) && this.#dropUsage) {
+        kept ??= [];
+        if (start > from) kept.push(whole.subarray(from, start));
+        from = end;
+      }
+      words.lastIndex = end;
     }
     if (kept === undefined) return whole;
-    return kept.length === 0 ? undefined : Buffer.concat(kept);
+    if (from < whole.length) kept.push(whole.subarray(from));
+    return kept.length < 2 ? kept[0] : Buffer.concat(kept);
   }
 
   /** Whether the event brings usage and nothing else. */
-  #event(event: Buffer): boolean {
-    if (!this.#says(event)) return false;
-    return this.#read(dataOf(event));
-  }
-
-  #read(json: Buffer): boolean {
-    if (json.length === 0 || json[0] !== 0x7b) return false;
+  #read(json: string): boolean {
+    if (!json.startsWith('{')) return false;
     try {
-      return this.#facts(JSON.parse(json.toString('utf8')) as Json);
+      return this.#facts(JSON.parse(json) as Json);
     } catch {
       this.facts.unread += 1;
       return false;
@@ -287,33 +287,39 @@ function count(value: unknown): number | undefined {
   return typeof value === 'number' && Number.isSafeInteger(value) && value >= 0 ? value : undefined;
 }
 
-/** Whether the line that ends at `at` is empty. */
-function blankBefore(chunk: Buffer, at: number): boolean {
-  const before = chunk[at - 1] === carriageReturn ? at - 2 : at - 1;
-  return before >= 0 && chunk[before] === newline;
+/** Whether the line that ends with the newline at `at` is empty. */
+function isBlank(text: string, at: number): boolean {
+  const before = text.charCodeAt(at - 1) === carriageReturn ? at - 2 : at - 1;
+  return before >= 0 && text.charCodeAt(before) === newline;
 }
 
-/** Length of the event that begins at `from`. */
-function endOfEvent(whole: Buffer, from: number): number {
-  for (let at = whole.indexOf(newline, from); at >= 0; at = whole.indexOf(newline, at + 1))
-    if (at > from && blankBefore(whole, at)) return at + 1 - from;
-  return whole.length - from;
+/** Where the event begins that has the byte `within`, which is none of an empty line. */
+function startOfEvent(text: string, within: number): number {
+  for (let at = text.lastIndexOf('\n', within); at > 0; at = text.lastIndexOf('\n', at - 1))
+    if (isBlank(text, at)) return at + 1;
+  return 0;
+}
+
+/** Where it ends: behind its empty line. */
+function endOfEvent(text: string, within: number): number {
+  for (let at = text.indexOf('\n', within); at >= 0; at = text.indexOf('\n', at + 1))
+    if (isBlank(text, at)) return at + 1;
+  return text.length;
 }
 
 /** The data of an event: what its `data:` lines hold, as a rule one. */
-function dataOf(event: Buffer): Buffer {
-  const lines: Buffer[] = [];
-  for (let from = 0; from < event.length;) {
-    const at = event.indexOf(newline, from);
-    const end = at < 0 ? event.length : at;
-    if (event.subarray(from, from + 5).equals(dataField)) {
-      let begin = from + 5;
-      if (event[begin] === 0x20) begin += 1;
-      lines.push(event.subarray(begin, end > begin && event[end - 1] === carriageReturn ? end - 1 : end));
+function dataOf(whole: Buffer, text: string, start: number, end: number): string {
+  let data = '';
+  for (let from = start; from < end;) {
+    const at = text.indexOf('\n', from);
+    const next = at < 0 || at >= end ? end : at + 1;
+    if (text.startsWith('data:', from)) {
+      const begin = text.charCodeAt(from + 5) === space ? from + 6 : from + 5;
+      let stop = at < 0 ? end : next - 1;
+      if (text.charCodeAt(stop - 1) === carriageReturn) stop -= 1;
+      if (stop > begin) data += whole.toString('utf8', begin, stop);
     }
-    from = end + 1;
+    from = next;
   }
-  return lines.length === 1 ? (lines[0] as Buffer) : Buffer.concat(lines);
+  return data;
 }
-
-const dataField = Buffer.from('data:');

@@ -3,7 +3,7 @@ import type { IncomingMessage } from 'node:http';
 import { SagaError } from '../errors.js';
 import type { JsonOutline } from '../json-outline.js';
 import { MalformedJsonError, type JsonMember, type OutlineResult } from '../json-outline.js';
-import type { Deadlines } from './deadlines.js';
+import type { Deadline, Deadlines } from './deadlines.js';
 import { GatewayError } from './errors.js';
 
 /** Bytes of requests that are held at one time, over all connections. */
@@ -30,16 +30,21 @@ export class HeldBytes {
   }
 }
 
+/** Of one body, and of all. */
+export interface BodyLimits {
+  readonly maxBodyBytes: number;
+  readonly bodySeconds: number;
+  readonly held: HeldBytes;
+  readonly deadlines: Deadlines;
+}
+
 /**
  * Reads a body. What was taken of `held` is the caller's to give back: the length of the result; where this throws, nothing.
  *
  * @throws GatewayError for one that is too large, encoded, or does not arrive in time
  */
-export async function readBody(
-  request: IncomingMessage,
-  limits: { maxBodyBytes: number; bodySeconds: number; held: HeldBytes; deadlines: Deadlines },
-): Promise<Buffer> {
-  const { maxBodyBytes, bodySeconds, held, deadlines } = limits;
+export async function readBody(request: IncomingMessage, limits: BodyLimits): Promise<Buffer> {
+  const { maxBodyBytes } = limits;
   const encoding = request.headers['content-encoding'];
   if (encoding !== undefined && encoding !== 'identity')
     throw new GatewayError('unsupported_media_type', 'the body must come without content-encoding', { closes: true });
@@ -48,42 +53,82 @@ export async function readBody(
   if (request.readableEnded || request.destroyed)
     throw new Error('the body was read before the gateway got the request: no body parser may stand before it');
   return await new Promise<Buffer>((resolve, reject) => {
-    const chunks: Buffer[] = [];
-    let bytes = 0;
-    const fail = (error: GatewayError): void => {
-      stop();
-      held.give(bytes);
-      reject(error);
-    };
-    const deadline = deadlines.begin(bodySeconds, () => {
-      fail(
-        new GatewayError('request_timeout', `the body did not arrive within ${bodySeconds} seconds`, { closes: true }),
-      );
-    });
-    const onData = (chunk: Buffer): void => {
-      try {
-        if (bytes + chunk.length > maxBodyBytes) throw tooLarge(maxBodyBytes);
-        held.take(chunk.length);
-      } catch (error) {
-        fail(error as GatewayError);
-        return;
-      }
-      bytes += chunk.length;
-      chunks.push(chunk);
-    };
-    const onEnd = (): void => {
-      stop();
-      resolve(chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks, bytes));
-    };
-    const onGone = (): void => {
-      fail(new GatewayError('request_timeout', 'the connection closed before the body was complete', { closes: true }));
-    };
-    function stop(): void {
-      deadline.end();
-      request.off('data', onData).off('end', onEnd).off('close', onGone).off('error', onGone);
-    }
-    request.on('data', onData).on('end', onEnd).on('close', onGone).on('error', onGone);
+    new BodyReader(request, limits, resolve, reject);
   });
+}
+
+/** One body on its way. Its listeners stay: to take them away costs more than to let them hear what does not matter any more. */
+class BodyReader {
+  readonly #limits: BodyLimits;
+  readonly #resolve: (body: Buffer) => void;
+  readonly #reject: (error: GatewayError) => void;
+  readonly #deadline: Deadline;
+  #chunks: Buffer[] = [];
+  #bytes = 0;
+  #done = false;
+
+  constructor(
+    request: IncomingMessage,
+    limits: BodyLimits,
+    resolve: (body: Buffer) => void,
+    reject: (error: GatewayError) => void,
+  ) {
+    this.#limits = limits;
+    this.#resolve = resolve;
+    this.#reject = reject;
+    const { bodySeconds, deadlines } = limits;
+    this.#deadline = deadlines.begin(bodySeconds, () => {
+      this.#fail('request_timeout', `the body did not arrive within ${bodySeconds} seconds`);
+    });
+    const onGone = (): void => {
+      this.#fail('request_timeout', 'the connection closed before the body was complete');
+    };
+    request.on('data', (chunk: Buffer) => {
+      this.#take(chunk);
+    });
+    request.on('end', () => {
+      this.#end();
+    });
+    request.on('close', onGone);
+    request.on('error', onGone);
+  }
+
+  #take(chunk: Buffer): void {
+    if (this.#done) return;
+    const { held, maxBodyBytes } = this.#limits;
+    try {
+      if (this.#bytes + chunk.length > maxBodyBytes) throw tooLarge(maxBodyBytes);
+      held.take(chunk.length);
+    } catch (error) {
+      this.#refuse(error as GatewayError);
+      return;
+    }
+    this.#bytes += chunk.length;
+    this.#chunks.push(chunk);
+  }
+
+  #end(): void {
+    if (this.#done) return;
+    const chunks = this.#chunks;
+    this.#stop();
+    this.#resolve(chunks.length === 1 ? (chunks[0] as Buffer) : Buffer.concat(chunks, this.#bytes));
+  }
+
+  #fail(code: 'request_timeout', message: string): void {
+    if (!this.#done) this.#refuse(new GatewayError(code, message, { closes: true }));
+  }
+
+  #refuse(error: GatewayError): void {
+    this.#stop();
+    this.#limits.held.give(this.#bytes);
+    this.#reject(error);
+  }
+
+  #stop(): void {
+    this.#done = true;
+    this.#chunks = [];
+    this.#deadline.end();
+  }
 }
 
 function tooLarge(most: number): GatewayError {

@@ -74,6 +74,7 @@ export interface CallContext {
 
 /** What is measured of a call. */
 export interface CallRecord {
+  requestId: string;
   endpoint: Endpoint;
   model: string;
   tenant: string;
@@ -126,6 +127,7 @@ export async function serveCall(
 ): Promise<void> {
   const begun = performance.now();
   const record: CallRecord = {
+    requestId: context.requestId,
     endpoint,
     model: context.pool.name,
     tenant: context.tenant.name,
@@ -304,16 +306,20 @@ function pathOf(endpoint: Endpoint): string {
 
 /** One that is ready and has the route, to ask for tokens: the least loaded would do no better. */
 function anyWorker(pool: ModelPool, route: WorkerRoute): VllmWorker | undefined {
-  return pool.workers.workers.find(
-    ({ condition, features }) => condition === 'ready' && features.routes[route] !== false,
-  );
+  for (const worker of pool.workers.workers)
+    if (worker.condition === 'ready' && worker.features.routes[route] !== false) return worker;
+  return undefined;
 }
 
 /** @throws GatewayError where it is known that no ready worker has the route */
 function checkRoute(pool: ModelPool, endpoint: Endpoint): void {
-  const ready = pool.workers.workers.filter(({ condition }) => condition === 'ready');
-  if (ready.length > 0 && ready.every(({ features }) => features.routes[routeOf[endpoint]] === false))
-    throw unsupported(pool, endpoint);
+  let lacks = false;
+  for (const { condition, features } of pool.workers.workers) {
+    if (condition !== 'ready') continue;
+    if (features.routes[routeOf[endpoint]] !== false) return;
+    lacks = true;
+  }
+  if (lacks) throw unsupported(pool, endpoint);
 }
 
 function unsupported(pool: ModelPool, endpoint: Endpoint): GatewayError {

@@ -11,7 +11,7 @@ import type { Duplex } from 'node:stream';
 import { SagaArgumentError } from '../errors.js';
 import { JsonOutline } from '../json-outline.js';
 import type { Logger } from '../vllm/index.js';
-import { Body, HeldBytes, checkJson, readBody } from './body.js';
+import { Body, HeldBytes, checkJson, readBody, type BodyLimits } from './body.js';
 import { ResponseWorkers, endpointPaths, serveCall, type CallContext } from './call.js';
 import type { GatewayConfig, ModelConfig } from './config.js';
 import { Deadlines } from './deadlines.js';
@@ -68,6 +68,7 @@ export class Gateway {
   readonly #upstream: Upstream;
   readonly #scanner = new JsonOutline();
   readonly #held: HeldBytes;
+  readonly #bodyLimits: BodyLimits;
   readonly #responses = new ResponseWorkers();
   readonly #selections: Selections;
   readonly #log: Logger;
@@ -84,13 +85,19 @@ export class Gateway {
     this.#limits = { ...defaults, ...definedOf(config) };
     const { bodySeconds, firstByteSeconds, chunkSeconds, deadlineSeconds } = this.#limits;
     this.#deadlines = new Deadlines(Math.min(bodySeconds, firstByteSeconds, chunkSeconds, deadlineSeconds));
+    this.#held = new HeldBytes(this.#limits.maxHeldBytes);
+    this.#bodyLimits = {
+      maxBodyBytes: this.#limits.maxBodyBytes,
+      bodySeconds,
+      held: this.#held,
+      deadlines: this.#deadlines,
+    };
     this.#trustParameters = config.trustClientParameters ?? false;
     this.#tenants = new Tenants(config);
     if (!loopback.test(this.#limits.host) && !this.#tenants.closed && config.insecure !== true)
       throw new SagaArgumentError(
         `host ${this.#limits.host} can be reached from outside: set apiKeys, or insecure to serve whoever comes`,
       );
-    this.#held = new HeldBytes(this.#limits.maxHeldBytes);
     this.#upstream = new Upstream();
     const pools = new Map<string, ModelPool>();
     for (const model of config.models) {
@@ -230,7 +237,8 @@ export class Gateway {
       sendJson(response, 200, { status: 'ok' });
       return;
     }
-    checkPath(request, path);
+    const endpoint = Object.hasOwn(endpointPaths, path) ? endpointPaths[path] : undefined;
+    if (endpoint === undefined) checkPath(request, path);
     if (path === '/readyz') {
       allow(request, 'GET');
       const state = readiness([...this.pools.values()]);
@@ -243,7 +251,6 @@ export class Gateway {
       if (!operator)
         throw new GatewayError('forbidden', `${path} needs a key of admin_keys, or without those one of api_keys`);
     };
-    const endpoint = Object.hasOwn(endpointPaths, path) ? endpointPaths[path] : undefined;
     if (endpoint !== undefined) {
       allow(request, 'POST');
       await this.#withBody(request, async (body) => {
@@ -346,8 +353,8 @@ export class Gateway {
   /** Reads and scans the body, and holds its bytes until `use` has ended. */
   async #withBody(request: IncomingMessage, use: (body: Body) => Promise<void>): Promise<void> {
     checkJson(request);
-    asking.get(request)?.writeContinue();
-    const bytes = await readBody(request, { ...this.#limits, held: this.#held, deadlines: this.#deadlines });
+    if (request.headers.expect !== undefined) asking.get(request)?.writeContinue();
+    const bytes = await readBody(request, this.#bodyLimits);
     try {
       await use(Body.of(bytes, this.#scanner));
     } finally {
@@ -417,8 +424,8 @@ export class Gateway {
       retries,
       ended: (record) => {
         this.metrics.ended(record);
-        this.#log.info({ requestId, ...record }, 'call');
-        span.set({
+        this.#log.info(record, 'call');
+        span.set?.({
           'gen_ai.request.model': record.model,
           'gen_ai.usage.input_tokens': record.promptTokens,
           'gen_ai.usage.output_tokens': record.outputTokens,

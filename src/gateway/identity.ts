@@ -125,9 +125,19 @@ function one(value: string | string[] | undefined): string | undefined {
   return Array.isArray(value) ? value[0] : value;
 }
 
+/** One of these is there where a client names a session: see {@link workflowIdOf}. */
+const sessionHeaders = [
+  'x-saga-session-id',
+  'x-dynamo-session-id',
+  'x-claude-code-session-id',
+  'session-id',
+  'thread-id',
+  'x-session-id',
+] as const;
+
 /** Reads headers and body. */
 export function nameOf(headers: IncomingHttpHeaders, body: Body): Named {
-  const id = workflowIdOf(headers);
+  const id = sessionHeaders.some((name) => headers[name] !== undefined) ? workflowIdOf(headers) : undefined;
   const session = id === undefined ? sessionOf(body) : undefined;
   return {
     workflow: id?.workflow ?? session,
@@ -150,12 +160,14 @@ function sessionOf(body: Body): string | undefined {
 }
 
 function hintsOf(headers: IncomingHttpHeaders, body: Body): CallHints | undefined {
-  const hints: { -readonly [Field in keyof CallHints]: CallHints[Field] } = {};
-  const tool = one(headers['x-saga-next-tool']);
-  if (tool !== undefined && tool !== '' && tool.length <= 256) hints.nextTool = tool;
+  const given = one(headers['x-saga-next-tool']);
+  const tool = given === undefined || given === '' || given.length > 256 ? undefined : given;
   const seconds = numberOf(headers['x-saga-expected-seconds'], 1e9);
-  if (seconds !== undefined) hints.expectedSeconds = seconds;
   const output = numberOf(headers['x-saga-expected-output-tokens'], 2 ** 31) ?? outputOf(body);
+  if (tool === undefined && seconds === undefined && output === undefined) return undefined;
+  const hints: { -readonly [Field in keyof CallHints]: CallHints[Field] } = {};
+  if (tool !== undefined) hints.nextTool = tool;
+  if (seconds !== undefined) hints.expectedSeconds = seconds;
   if (output !== undefined) hints.expectedOutputTokens = Math.floor(output);
   return Object.keys(hints).length === 0 ? undefined : hints;
 }

@@ -133,14 +133,16 @@ export class Upstream {
   }
 }
 
+const noNames: readonly string[] = [];
+
 /** The headers of a message that are not about its connection. */
 export function endToEnd(
   headers: Readonly<Record<string, string | string[] | undefined>>,
 ): Record<string, string | string[]> {
   const named = headers['connection'];
   const dropped =
-    named === undefined
-      ? []
+    named === undefined || named === 'keep-alive' || named === 'close'
+      ? noNames
       : String(named)
           .toLowerCase()
           .split(',')

@@ -1,12 +1,12 @@
 /** Spans by the OpenTelemetry API: nothing happens unless the process registers an SDK. */
 import type { IncomingMessage } from 'node:http';
-import { SpanKind, SpanStatusCode, context, propagation, trace } from '@opentelemetry/api';
+import { ProxyTracerProvider, SpanKind, SpanStatusCode, context, propagation, trace } from '@opentelemetry/api';
 import type { GatewayError } from '../errors.js';
 
 /** The span of a request. */
 export interface RequestSpan {
-  /** What is found out on the way. */
-  set(attributes: Readonly<Record<string, string | number | boolean | undefined>>): void;
+  /** Is told what is found out on the way; `undefined`: nobody listens. */
+  readonly set: ((attributes: Readonly<Record<string, string | number | boolean | undefined>>) => void) | undefined;
   failed(error: GatewayError): void;
   /** For a request that is part of it; `undefined` where nothing is registered that writes them. */
   headers(): Record<string, string> | undefined;
@@ -14,8 +14,20 @@ export interface RequestSpan {
 }
 
 const tracer = trace.getTracer('saga-scheduler');
+/** What stands where no SDK is registered. */
+const nobody = new ProxyTracerProvider().getDelegate();
+const noSpan: RequestSpan = { set: undefined, failed() {}, headers: () => undefined, end() {} };
+
+function isRegistered(): boolean {
+  const provider = trace.getTracerProvider();
+  if (provider instanceof ProxyTracerProvider && provider.getDelegate() === nobody)
+    // A propagator without a tracer passes on what the client sent.
+    return propagation.fields().length > 0;
+  return true;
+}
 
 export function startSpan(request: IncomingMessage, path: string): RequestSpan {
+  if (!isRegistered()) return noSpan;
   const parent = propagation.extract(context.active(), request.headers);
   const span = tracer.startSpan(
     `${request.method ?? 'GET'} ${path}`,

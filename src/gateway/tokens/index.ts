@@ -166,6 +166,8 @@ class Prompts implements PromptSource {
       if (error instanceof SagaError) throw new GatewayError('invalid_request', error.message, { param: name });
       throw error;
     }
+    // No line is of so few, and nobody's.
+    if (count < leadingIds && request.workflow === undefined) return this.#scratched(request, tokens);
     // Conversations of ids begin alike for as long as they last.
     const lead = tokens.subarray(0, leadingIds);
     const name64 = hash64(new Uint8Array(lead.buffer, lead.byteOffset, lead.byteLength));
@@ -173,16 +175,28 @@ class Prompts implements PromptSource {
     const mark = this.#lines.find(key);
     // A short prompt of nobody that is known costs less to hash again than to remember.
     if (mark === undefined && count < leastLineTokens && request.workflow === undefined) {
-      const chain = this.#scratchChain(request);
-      const { hashedBlocks } = chain.update(tokens);
-      const hashes = chain.chain;
-      return { promptTokens: count, chain: hashes, source: 'ids', tokenizedTokens: 0, hashedBlocks, line: undefined };
+      return this.#scratched(request, tokens);
     }
     const line = mark?.line ?? new Line(this.#newChain(request), request);
     const { hashedBlocks } = line.chain.update(tokens);
     this.#lines.mark(line, key, count);
     this.#lines.resized(line);
     return { promptTokens: count, chain: line.chain.chain, source: 'ids', tokenizedTokens: 0, hashedBlocks, line };
+  }
+
+  /** A prompt of ids that is not remembered. */
+  #scratched(request: PromptRequest, tokens: Uint32Array): Prompt {
+    const chain = this.#scratchChain(request);
+    const { hashedBlocks } = chain.update(tokens);
+    const hashes = chain.chain;
+    return {
+      promptTokens: tokens.length,
+      chain: hashes,
+      source: 'ids',
+      tokenizedTokens: 0,
+      hashedBlocks,
+      line: undefined,
+    };
   }
 
   /** A chat by the model's own template; `undefined`: it does not render these messages. */
