@@ -57,6 +57,8 @@ export interface SubscriberOptions {
 
 const mostMessageBytes = 2 ** 26;
 const mostReplays = 8;
+/** That a message behind another one may wait. */
+const gatherMs = 2;
 
 /** Who may replay now: first come, first served. */
 class Slots {
@@ -159,10 +161,18 @@ class Inlet {
 
   async #receive(): Promise<void> {
     await this.#ready.catch(() => {});
+    let last = Number.NEGATIVE_INFINITY;
     for (;;) {
       let frames: Buffer[];
       try {
+        // One that comes alone is told at once; of a stream of them those of a moment are read together, as to wait for each costs more than
+        // to read it.
+        if (!this.#socket.readable) {
+          if (performance.now() - last < gatherMs)
+            await new Promise((resolve) => setTimeout(resolve, gatherMs).unref());
+        }
         frames = await this.#socket.receive();
+        last = performance.now();
       } catch {
         return; // closed
       }
