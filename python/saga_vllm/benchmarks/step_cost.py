@@ -1,18 +1,23 @@
 """What the connector costs on the engine's thread: the real scheduler, without server or model, with and without it.
 
-    python benchmarks/step_cost.py [--blocks 10000] [--running 256] [--steps 400] [--rounds 5] [--json FILE]
+    python benchmarks/step_cost.py [--blocks 10000] [--running 256] [--steps 1000] [--engines stock,none,lru,policy] [--json FILE]
 
-Both engines do the same work. They take turns, a few hundred steps each, so that a change of the machine's speed meets both. Load:
+All engines do the same work. They take turns, a few steps each, so that a change of the machine's speed meets all of them. Load:
 so many sessions with a shared system prompt, `running` at a time; a call ends after 100 to 300 tokens and the next session
 calls with a longer prompt; the pool is full, so every allocation evicts. Measured is the CPU time of the engine's thread
 (time.thread_time) for schedule(), update_from_output() and the arrival of requests, step by step.
 
-The difference of two engines contains what better or worse hits save or cost vLLM itself, and vLLM's own work for any connector.
-So the time inside of this package is measured as well, in rounds of its own: every way into it is wrapped with a clock
-(CPU time of the thread; reading the clock counts in, some 0.5 us each).
+Engines: `stock` without a connector; `none` and `leases`, a connector of that strength; `lru`, vLLM's own order through the
+machinery of `policy`: the same victims and hits as stock, so its difference is what the machinery costs; `policy`, whose difference
+also has what other victims and other hits save or cost vLLM itself. The difference of each contains vLLM's own work for any
+connector, which is that of `none`.
+
+The time inside of this package is measured as well, in rounds of its own: every way into it, the queue's methods with all that
+stock's would do in their place, is wrapped with a clock (CPU time of the thread; reading it counts in, see the last line). `share` is the
+median of that time as a part of its own step.
 
 On a machine with other load CPU time itself is stretched (shared caches, sibling threads): `quiet` is the smallest median of any
-50 steps in a row, what comes nearest to a machine of its own. Prints a table, and JSON with --json.
+20 steps in a row, what comes nearest to a machine of its own. Prints a table, and JSON with --json.
 """
 
 from __future__ import annotations
@@ -67,7 +72,15 @@ class Load:
 WAYS_IN = {
     "connector": ("on_new_request", "build_connector_meta", "request_finished_all_groups", "get_num_new_matched_tokens",
                   "update_state_after_alloc", "has_pending_push_work"),
-    "order": ("take", "removed", "freed", "freed_first"),
+    "queue": ("popleft", "popleft_n", "remove", "append", "append_n", "prepend_n"),
+}
+TURN = 20
+SETTINGS = {
+    "stock": None,
+    "none": {"strength": "none"},
+    "leases": {"strength": "leases"},
+    "lru": {"order": "lru"},
+    "policy": {},
 }
 
 
@@ -77,10 +90,11 @@ class Inside:
     def __init__(self, engine: Engine) -> None:
         self.spent = 0.0
         self.depth = 0
+        self.count = 0
         connector = engine.connector
         self._wrap(connector, WAYS_IN["connector"])
         if connector._order is not None:
-            self._wrap(connector._order, WAYS_IN["order"])
+            self._wrap(engine.pool.free_block_queue, WAYS_IN["queue"])
 
     def _wrap(self, thing: object, names: tuple[str, ...]) -> None:
         for name in names:
@@ -93,6 +107,7 @@ class Inside:
             if self.depth:
                 return function(*given, **more)
             self.depth = 1
+            self.count += 1
             begin = clock()
             try:
                 return function(*given, **more)
@@ -107,7 +122,7 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-def quiet(values: list[float], window: int = 50) -> float:
+def quiet(values: list[float], window: int = TURN) -> float:
     """The smallest median of `window` steps in a row."""
     return min(percentile(values[i:i + window], 0.5) for i in range(0, len(values) - window + 1, window))
 
@@ -116,62 +131,78 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=10000)
     parser.add_argument("--running", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=400, help="of each engine in a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=1000, help="of each engine, once for whole steps and once for the inside")
     parser.add_argument("--warm-up", type=int, default=600)
+    parser.add_argument("--engines", default="stock,none,leases,lru,policy", help="the first of them is what others are compared with")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    settings = {
-        "stock": None,
-        "policy": {"directive_endpoint": ""},
-        "leases": {"directive_endpoint": "", "strength": "leases"},
-    }
+    names = arguments.engines.split(",")
     loads = {}
-    for name, connector in settings.items():
-        engine = Engine(arguments.blocks, connector=connector, max_num_seqs=arguments.running,
-                        max_num_batched_tokens=8192, max_model_len=4096)
-        if connector is not None and engine.connector._strength != name:
-            raise SystemExit(f"strength {name} is not to be had: {engine.connector._reason}")
+    for name in names:
+        settings = SETTINGS[name]
+        engine = Engine(arguments.blocks, connector=None if settings is None else {"directive_endpoint": "", **settings},
+                        max_num_seqs=arguments.running, max_num_batched_tokens=8192, max_model_len=4096)
         loads[name] = Load(engine, arguments.running)
         for _ in range(arguments.warm_up):
             loads[name].step()
     gc.collect()
     gc.freeze()
-    times: dict[str, list[float]] = {name: [] for name in settings}
-    names = list(settings)
-    for turn in range(arguments.rounds):
-        for name in names[turn % len(names):] + names[:turn % len(names)]:
-            times[name] += [loads[name].step() for _ in range(arguments.steps)]
-    result = {}
-    print(f"{arguments.blocks} blocks, {arguments.running} running, {arguments.rounds} x {arguments.steps} steps each; ms a step")
+
+    def turns() -> dict[str, list[float]]:
+        """Milliseconds of each step."""
+        times: dict[str, list[float]] = {name: [] for name in names}
+        for turn in range(arguments.steps // TURN):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                times[name] += [loads[name].step() * 1e3 for _ in range(TURN)]
+        return times
+
+    times = turns()
+    result: dict[str, dict[str, float]] = {}
+    print(f"{arguments.blocks} blocks, {arguments.running} running, {len(times[names[0]])} steps of each engine; ms a step")
     print(f"{'':<8}{'quiet':>8}{'p50':>8}{'p99':>8}{'mean':>8}   added: {'quiet':>8}{'p50':>8}{'p99':>8}{'mean':>8}")
     for name in names:
-        row = {"quiet": quiet(times[name]) * 1e3, "p50": percentile(times[name], 0.5) * 1e3, "p99": percentile(times[name], 0.99) * 1e3,
-               "mean": statistics.fmean(times[name]) * 1e3}
-        stock = result.get("stock", row)
-        row |= {f"added_{key}": row[key] - stock[key] for key in ("quiet", "p50", "p99", "mean")}
+        row = figures(times[name])
+        first = result.get(names[0], row)
+        row |= {f"added_{key}": row[key] - first[key] for key in ("quiet", "p50", "p99", "mean")}
         result[name] = row
         print(f"{name:<8}{row['quiet']:8.3f}{row['p50']:8.3f}{row['p99']:8.3f}{row['mean']:8.3f}          "
               f"{row['added_quiet']:8.3f}{row['added_p50']:8.3f}{row['added_p99']:8.3f}{row['added_mean']:8.3f}")
-        if name != "stock":
-            connector = loads[name].engine.connector
-            if connector._strength != name:
-                raise SystemExit(f"{name} was switched off: {connector._reason}")
-    print(f"inside of saga_vllm, ms a step, {arguments.rounds * arguments.steps} steps:")
-    for name in names[1:]:
-        inside = Inside(loads[name].engine)
-        spent = []
-        for _ in range(arguments.rounds * arguments.steps):
-            inside.spent = 0.0
-            loads[name].step()
-            spent.append(inside.spent * 1e3)
-        row = {"quiet": quiet(spent), "p50": percentile(spent, 0.5), "p99": percentile(spent, 0.99), "mean": statistics.fmean(spent)}
+
+    insides = {name: Inside(loads[name].engine) for name in names if SETTINGS[name] is not None}
+    spent: dict[str, list[float]] = {name: [] for name in insides}
+    whole: dict[str, list[float]] = {name: [] for name in insides}
+    for _ in range(arguments.steps // TURN):
+        for name, inside in insides.items():
+            for _ in range(TURN):
+                inside.spent = 0.0
+                whole[name].append(loads[name].step() * 1e3)
+                spent[name].append(inside.spent * 1e3)
+    print("inside of saga_vllm, ms a step:")
+    for name, inside in insides.items():
+        row = figures(spent[name])
+        row["share"] = percentile([part / step for part, step in zip(spent[name], whole[name])], 0.5)
+        row["ways_in"] = inside.count / len(spent[name])
         result[name] |= {f"inside_{key}": value for key, value in row.items()}
-        print(f"{name:<8}{row['quiet']:8.3f}{row['p50']:8.3f}{row['p99']:8.3f}{row['mean']:8.3f}")
-    order = loads["policy"].engine.connector._order
-    print("policy:", order.evictor.stats(), "intact" if order.verify() else "NOT INTACT")
+        print(f"{name:<8}{row['quiet']:8.3f}{row['p50']:8.3f}{row['p99']:8.3f}{row['mean']:8.3f}   share {row['share']:.4f}, "
+              f"entered {row['ways_in']:.1f} times a step")
+    clock = time.thread_time
+    readings = [clock() for _ in range(10001)]
+    print(f"a reading of the clock: {percentile([b - a for a, b in zip(readings, readings[1:])], 0.5) * 1e6:.2f} us")
+    for name in names:
+        connector = loads[name].engine.connector
+        if connector is None:
+            continue
+        if connector._strength != ("policy" if name == "lru" else name) or connector._counters["errors"]:
+            raise SystemExit(f"{name} is not what was measured: {connector._reason}")
+        if connector._order is not None:
+            print(f"{name}:", connector._order.evictor.stats(), "intact" if connector._order.verify() else "NOT INTACT")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1))
+
+
+def figures(values: list[float]) -> dict[str, float]:
+    return {"quiet": quiet(values), "p50": percentile(values, 0.5), "p99": percentile(values, 0.99), "mean": statistics.fmean(values)}
 
 
 if __name__ == "__main__":

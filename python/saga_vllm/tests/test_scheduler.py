@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
+from array import array
 from types import SimpleNamespace
 
 import pytest
@@ -716,6 +717,56 @@ def test_no_prefix_caching(engine):
     one = engine(100, connector=QUIET, caching=False, events=False)
     assert (one.connector._strength, one.connector._reason) == ("none", "prefix caching is off")
     flood(one, 10)
+
+
+def test_the_end_of_a_call_as_the_library_reads_it(library):
+    import ctypes
+
+    from saga_vllm import native
+
+    class End(ctypes.Structure):  # saga_evictor_end_t, as in evictor.h
+        _fields_ = [(name, ctypes.c_uint32) for name in
+                    ("call", "last_block", "stop_reason", "tool_class", "session_end", "output_tokens")
+                    ] + [("declared_gap_us", ctypes.c_uint64)]
+
+    evictor = native.Evictor(10, BLOCK)
+    real, seen = evictor._end_one, []
+
+    def end(now):
+        read = End.from_address(evictor._ending.buffer_info()[0])
+        seen.append(tuple(getattr(read, name) for name, _ in End._fields_))
+        return real(now)
+
+    evictor._end_one = end
+    for outcome in (None, native.Outcome(native.TOOL_USE, 3, True, 0, 2**33 + 5), None):
+        evictor.start(4, 7, array("Q", [1, 2]), native.START, 100)
+        evictor.end(4, native.NONE, outcome, 29, 100)
+    unknown = (4, native.NONE, 0, 0, 0, 29, native.NOT_DECLARED)
+    assert seen == [unknown, (4, native.NONE, native.TOOL_USE, 3, 1, 29, 2**33 + 5), unknown]
+
+
+def test_the_newest_calls_of_many_threads_are_remembered(engine, monkeypatch):
+    """Two generations: whoever came lately is known, however many came before."""
+    from saga_vllm import native
+    from saga_vllm import order as order_module
+
+    monkeypatch.setattr(order_module, "THREADS", 4)
+    ours = engine(100, connector=QUIET)
+    order = order_of(ours)
+    told = []
+    monkeypatch.setattr(order.evictor, "told", lambda thread, outcome, now: told.append((thread, outcome.output_tokens)) or True)
+    held = ours.request(prompt(1, 20), 200, saga=call(1))
+    for i in range(2, 12):
+        ours.request(prompt(i, 20), i, saga=call(i))
+        while len(ours.scheduler.requests) > 1:
+            ours.step()
+        assert len(order._newest) + len(order._newest_before) <= 9
+    outcome = native.Outcome(native.TOOL_USE)
+    assert held in order.calls and order.told(1, outcome) and told == []  # it runs still, and takes it along
+    assert order.calls[held].outcome is outcome
+    for i in (2, 9, 10, 11):
+        assert order.told(i, outcome)
+    assert told == [(2, 0), (9, 9), (10, 10), (11, 11)]
 
 
 @pytest.mark.parametrize("method", ["take", "take_one", "pin", "unpin", "store", "start", "end"])
