@@ -55,6 +55,8 @@ export function hintActions(pool: ModelPool, placed: Placed, takes: RequestDirec
     const { directives } = pool.workers;
     const seconds = named.hints?.expectedSeconds;
     const declared = seconds === undefined ? 0 : Math.min(directives.wallSeconds(seconds), longestSeconds);
+    session.bridges ??= new Map();
+    session.bridges.set(placed.thread, { callId: placed.call.id, worker });
     add('kv.retain', {
       claim_id: directives.claimOf(placed.call.id),
       target: { request_id: requestId },

@@ -53,6 +53,8 @@ export interface Session {
   readonly sharedBlocks: number;
   /** Of the lease that the scheduler decided on last, 0 to 1. */
   leaseValue: number | undefined;
+  /** By thread the lease that its newest call took along, until the scheduler decides on it. */
+  bridges: Map<number, Bridge> | undefined;
   /** Its number is gone, or nothing follows: it is closed with its last call. */
   closing: boolean;
 }
@@ -86,6 +88,12 @@ const keptCalls = 4096;
 const longestName = 900;
 const shunMilliseconds = 1000;
 const mostAgents = 1024;
+
+/** A lease that rode on a request. */
+export interface Bridge {
+  readonly callId: number;
+  readonly worker: VllmWorker;
+}
 
 /** The newest call of a line: where, and by which name the worker knows it. */
 interface LineEnd {
@@ -423,6 +431,7 @@ export class ModelPool {
       superseded: identity.superseded === undefined ? undefined : this.#superseded(identity.superseded, identity),
     };
     if (this.#prefetches) this.#forgetPrompt(from.thread);
+    if (session.bridges !== undefined) this.#endBridge(session, from.thread);
     try {
       this.#toolEnded(session, lineKey(named, identity.head));
       if (identity.superseded !== undefined) this.#toolEnded(session, lineKey(named, identity.superseded));
@@ -783,6 +792,7 @@ export class ModelPool {
         tools: new Set(),
         sharedBlocks: kind === 'new' ? commonBlocks : 0,
         leaseValue: undefined,
+        bridges: undefined,
         closing: false,
       };
       this.sessions.set(number, opened);
@@ -923,6 +933,7 @@ export class ModelPool {
   /** Its workflow ends: nothing is brought ahead of a return any more. */
   #close(session: Session): void {
     if (this.#prefetches) for (const thread of session.threads.values()) this.#forgetPrompt(thread);
+    for (const thread of session.bridges?.keys() ?? []) this.#endBridge(session, thread);
     session.workflow.close();
   }
 
@@ -967,10 +978,21 @@ export class ModelPool {
     void this.workers.directives.evict(worker, { requestId, fromBlock: commonBlocks }, 'first');
   }
 
-  /** The scheduler decided on a lease of what a call has left. */
+  /** The scheduler decided on a lease of what a call has left: it is the scheduler's now. */
   #valued(callId: number, value: number): void {
-    const session = this.#calls.get(callId)?.session;
-    if (session !== undefined) session.leaseValue = value;
+    const known = this.#calls.get(callId);
+    if (known?.session === undefined) return;
+    known.session.leaseValue = value;
+    if (known.session.bridges?.get(known.thread)?.callId === callId) known.session.bridges.delete(known.thread);
+  }
+
+  /** The thread goes on, or its workflow has ended, and the scheduler has not taken its lease over. */
+  #endBridge(session: Session, thread: number): void {
+    const bridge = session.bridges?.get(thread);
+    if (bridge === undefined) return;
+    session.bridges?.delete(thread);
+    const { directives } = this.workers;
+    void directives.release(bridge.worker, directives.claimOf(bridge.callId));
   }
 
   #keepPrompt({ session, request, call, thread }: Placed): void {

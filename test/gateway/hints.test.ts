@@ -102,6 +102,43 @@ describe('a call', () => {
     expect(sentTo(worker)[2]).not.toHaveProperty('kv_hints');
   });
 
+  it("ends the lease of the one before it, unless that is the scheduler's by now", async () => {
+    const worker = await FakeWorker.start(answer);
+    const { url, pool } = await serve([worker], {}, { without: ['eviction'] });
+    reads(firstOf(pool), 'leases');
+    const { directives } = pool.workers;
+    const released: string[] = [];
+    directives.release = (_, claim) => {
+      released.push(claim);
+      return Promise.resolve({ status: 'released' });
+    };
+    const idOf = async (prompt: readonly number[], more = {}): Promise<number> =>
+      Number((await complete(url, prompt, more)).headers.get('x-saga-call')?.split('.').at(-1));
+    const first = await idOf(range(1, 64));
+    expect(released).toEqual([]);
+    const second = await idOf(range(1, 80));
+    expect(released).toEqual([directives.claimOf(first)]);
+    // As if the scheduler had decided on it.
+    const [session] = pool.sessions.values();
+    const bridges = session?.bridges;
+    expect([...(bridges?.values() ?? [])].map(({ callId }) => callId)).toEqual([second]);
+    const decided = pool.scheduler.directives.bind(pool.scheduler);
+    pool.scheduler.directives = () => [
+      { type: 'retain', callId: second, value: 250_000 } as unknown as Directive,
+      ...decided(),
+    ];
+    directives.carryOut = () => undefined;
+    pool.pump();
+    pool.scheduler.directives = decided;
+    expect([session?.leaseValue, bridges?.size]).toEqual([0.25, 0]);
+    const third = await idOf(range(1, 96));
+    expect(released.length).toBe(1);
+    const last = await idOf(range(1, 112), { 'x-saga-session-final': 'true' });
+    expect(last).not.toBe(third);
+    expect(released).toEqual([first, third].map((id) => directives.claimOf(id)));
+    expect(pool.sessions.size).toBe(0);
+  });
+
   it('rides in the other member where that is the one that is read', async () => {
     const worker = await FakeWorker.start(answer);
     const { url, pool } = await serve([worker], {}, { without: ['eviction'] });
