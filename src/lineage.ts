@@ -26,7 +26,7 @@ export type LineageKind = (typeof kinds)[number];
 export interface LineageOptions {
   /** Most lines of calls known at one time, 2 to 2^20. Default 4,096. At most `maxHeads - 1` calls run at one time. */
   maxHeads?: number;
-  /** Most blocks known at one time, 1 to 2^26. Default 2^20. 48 to 56 bytes each. */
+  /** Most blocks known at one time, 1 to 2^26. Default 2^20. 56 to 72 bytes each. */
   maxBlocks?: number;
   /** The last blocks of a prompt that the next one may lack, 0 to 4,096: what the client's template rewrites. Default 1. */
   slackBlocks?: number;

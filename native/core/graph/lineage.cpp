@@ -10,6 +10,8 @@
 namespace saga {
 namespace {
 
+constexpr std::uint32_t kFetchedAhead = 12;
+
 std::size_t table_size(std::uint32_t entries) { return std::bit_ceil(std::size_t{entries} * 2 + 2); }
 
 // Open addressing with linear probing; `key(entry)` is the key of what a slot holds. Erasing moves later entries of the
@@ -45,11 +47,13 @@ Lineage::Lineage(const LineageOptions& options)
       nodes_(options.max_blocks),
       heads_(options.max_heads),
       workflows_(options.max_heads),
-      slots_(table_size(options.max_blocks), kNone),
+      slots_(table_size(options.max_blocks)),
       id_slots_(table_size(options.max_heads), kNone) {
   SAGA_ASSERT(options.max_heads >= 2 && options.max_blocks >= 1);
   forgotten_.reserve(options.max_heads);
+  for (std::size_t i = 0; i < slots_.size(); ++i) slots_[i].node = kNone;
   for (std::uint32_t i = options.max_blocks; i-- > 0;) {
+    nodes_[i] = Node{};
     nodes_[i].parent = free_node_;
     free_node_ = i;
   }
@@ -65,16 +69,38 @@ Lineage::Lineage(const LineageOptions& options)
 // --------------------------------------------------------------------------------------------------------------------
 
 std::uint32_t Lineage::find_node(BlockHash hash, std::uint32_t depth) const {
-  const std::uint32_t node = slots_[find_slot(slots_, hash, [this](std::uint32_t n) { return nodes_[n].hash; })];
+  const std::uint32_t node = slots_[slot_of(hash)].node;
   return node != kNone && nodes_[node].depth == depth ? node : kNone;
 }
 
+std::size_t Lineage::slot_of(BlockHash hash) const {
+  const std::size_t mask = slots_.size() - 1;
+  const std::uint64_t mixed = mix64(hash);
+  const auto tag = static_cast<std::uint32_t>(mixed);
+  std::size_t i = mixed & mask;
+  while (slots_[i].node != kNone && (slots_[i].tag != tag || nodes_[slots_[i].node].hash != hash)) i = (i + 1) & mask;
+  return i;
+}
+
+// A probe that will come: memory takes as long to answer as some of them take.
+void Lineage::fetch(BlockHash hash) const { slots_.prefetch(mix64(hash) & (slots_.size() - 1)); }
+
 void Lineage::insert_hash(BlockHash hash, std::uint32_t node) {
-  slots_[find_slot(slots_, hash, [this](std::uint32_t n) { return nodes_[n].hash; })] = node;
+  slots_[slot_of(hash)] = {node, static_cast<std::uint32_t>(mix64(hash))};
 }
 
 void Lineage::erase_hash(BlockHash hash) {
-  erase_slot(slots_, hash, [this](std::uint32_t n) { return nodes_[n].hash; });
+  const std::size_t mask = slots_.size() - 1;
+  std::size_t hole = slot_of(hash);
+  SAGA_ASSERT(slots_[hole].node != kNone);
+  for (std::size_t i = (hole + 1) & mask; slots_[i].node != kNone; i = (i + 1) & mask) {
+    // It may move to the hole unless its home lies behind the hole.
+    if (((i - slots_[i].tag) & mask) >= ((i - hole) & mask)) {
+      slots_[hole] = slots_[i];
+      hole = i;
+    }
+  }
+  slots_[hole].node = kNone;
 }
 
 std::uint32_t Lineage::find_workflow(std::uint64_t id) const {
@@ -243,7 +269,14 @@ void Lineage::unhang(std::uint32_t h) {
 }
 
 void Lineage::prune(std::uint32_t node) {
-  while (node != kNone && nodes_[node].children == 0 && nodes_[node].hanging == 0) {
+  std::uint32_t ahead = kNone;
+  for (std::uint32_t pruned = 0; node != kNone && nodes_[node].children == 0 && nodes_[node].hanging == 0; ++pruned) {
+    // Most prunes are of a few nodes. Of a whole line the maps are asked for some nodes ahead of its turn.
+    if (pruned == kFetchedAhead) ahead = node;
+    for (std::uint32_t k = pruned == kFetchedAhead ? kFetchedAhead : 1; k > 0 && ahead != kNone; --k) {
+      ahead = nodes_[ahead].parent;
+      if (ahead != kNone) fetch(nodes_[ahead].hash);
+    }
     const std::uint32_t parent = nodes_[node].parent;
     erase_hash(nodes_[node].hash);
     nodes_[node] = Node{};
@@ -313,7 +346,8 @@ void Lineage::extend(std::uint32_t h, const BlockHash* chain, std::uint32_t bloc
   prune(old_tail);
   for (std::uint32_t i = known; i < blocks; ++i) {
     // A hash that is known at another depth belongs to a chain that is none: nothing behind it is followed.
-    if (slots_[find_slot(slots_, chain[i], [this](std::uint32_t n) { return nodes_[n].hash; })] != kNone) break;
+    if (blocks - i > kFetchedAhead) fetch(chain[i + kFetchedAhead]);
+    if (slots_[slot_of(chain[i])].node != kNone) break;
     if (free_node_ == kNone) {
       unhang(h);
       hang(h, node);
@@ -468,9 +502,9 @@ bool Lineage::is_busy(std::uint32_t workflow) const {
 }
 
 std::uint64_t Lineage::memory_bytes() const {
-  return sizeof(*this) + nodes_.capacity() * sizeof(Node) + heads_.capacity() * sizeof(Head) +
-         workflows_.capacity() * sizeof(Workflow) +
-         (slots_.capacity() + id_slots_.capacity() + forgotten_.capacity()) * sizeof(std::uint32_t);
+  return sizeof(*this) + nodes_.size() * sizeof(Node) + heads_.capacity() * sizeof(Head) +
+         workflows_.capacity() * sizeof(Workflow) + slots_.size() * sizeof(Slot) +
+         (id_slots_.capacity() + forgotten_.capacity()) * sizeof(std::uint32_t);
 }
 
 bool Lineage::verify() const {
@@ -500,7 +534,9 @@ bool Lineage::verify() const {
     return static_cast<std::uint32_t>(
         std::count_if(slots.begin(), slots.end(), [](std::uint32_t slot) { return slot != kNone; }));
   };
-  if (live != live_nodes_ || used(slots_) != live) return false;
+  std::uint32_t held = 0;
+  for (std::size_t i = 0; i < slots_.size(); ++i) held += slots_[i].node == kNone ? 0 : 1;
+  if (live != live_nodes_ || held != live) return false;
 
   std::uint32_t heads = 0;
   std::uint32_t running = 0;

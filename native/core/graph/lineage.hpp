@@ -31,7 +31,7 @@
 //
 // Cost of a call: O(log blocks) probes, plus a node for each new block; O(blocks) for everything but kContinued, and
 // where a new workflow is the first to share a known prefix. Measured: 3 us (64 threads) to 10 us (512) a call of 1,024
-// blocks that brings 16 new ones, 45 to 65 ns a block of a new prompt. Memory: 48 to 56 bytes a block (hash map
+// blocks that brings 16 new ones, 45 to 65 ns a block of a new prompt. Memory: 56 to 72 bytes a block (hash map
 // included), ~80 a head and its workflow. Nothing is allocated later. Deterministic: of heads at one block one that is
 // not superseded comes first, then the smaller id.
 //
@@ -40,9 +40,11 @@
 // list and, in order of use, in the list of all; every workflow has a head.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
+#include "../base/huge_array.hpp"
 #include "../base/types.hpp"
 
 namespace saga {
@@ -105,6 +107,12 @@ class Lineage {
     std::uint32_t first_hanging = kNone;
     bool shared = false;  // a second workflow began with it
   };
+  // Of the map from hashes to nodes: open addressing with linear probing. The tag, which also tells where an entry would
+  // stand, spares the probe all nodes but the right one: they lie anywhere in memory.
+  struct Slot {
+    std::uint32_t node;  // kNone: empty
+    std::uint32_t tag;   // low half of the mixed hash
+  };
   struct Head {
     std::uint32_t workflow = kNone;  // kNone: free
     std::uint32_t tail = kNone;      // node of its last block; kNone: a prompt without a full block
@@ -125,6 +133,7 @@ class Lineage {
 
   std::uint32_t find_node(BlockHash hash, std::uint32_t depth) const;
   std::uint32_t known_depth(const BlockHash* chain, std::uint32_t blocks) const;
+  std::size_t slot_of(BlockHash hash) const;
   void insert_hash(BlockHash hash, std::uint32_t node);
   void erase_hash(BlockHash hash);
   std::uint32_t find_workflow(std::uint64_t id) const;
@@ -141,6 +150,7 @@ class Lineage {
   std::uint32_t add_workflow(std::uint64_t id, std::uint32_t blocks);
   std::uint32_t add_head(std::uint32_t workflow);
   std::uint32_t add_node(std::uint32_t parent, BlockHash hash, std::uint32_t head);
+  void fetch(BlockHash hash) const;
   void extend(std::uint32_t head, const BlockHash* chain, std::uint32_t blocks, std::uint32_t known);
   void take_over(std::uint32_t node, std::uint32_t from, std::uint32_t to);
   void hang(std::uint32_t head, std::uint32_t node);
@@ -152,11 +162,11 @@ class Lineage {
   bool forget_oldest(std::uint32_t except);
 
   LineageOptions options_;
-  std::vector<Node> nodes_;
+  HugeArray<Node> nodes_;
   std::vector<Head> heads_;
   std::vector<Workflow> workflows_;
-  std::vector<std::uint32_t> slots_;     // hash -> node, open addressing, kNone empty
-  std::vector<std::uint32_t> id_slots_;  // explicit id -> workflow, the same
+  HugeArray<Slot> slots_;
+  std::vector<std::uint32_t> id_slots_;  // explicit id -> workflow, open addressing, kNone empty
   std::vector<std::uint32_t> forgotten_;
   std::uint32_t free_node_ = kNone, free_head_ = kNone, free_workflow_ = kNone;
   std::uint32_t live_nodes_ = 0, live_heads_ = 0, live_workflows_ = 0, running_ = 0;

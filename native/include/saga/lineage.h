@@ -36,7 +36,7 @@ typedef enum saga_lineage_kind_t SAGA_ENUM {
 typedef struct saga_lineage_options_t {
   uint32_t struct_size;
   uint32_t max_heads;    /* 2 to 2^20, default 4,096; at most max_heads - 1 calls run at one time */
-  uint32_t max_blocks;   /* known at one time, 1 to 2^26, default 2^20; 48 to 56 bytes each */
+  uint32_t max_blocks;   /* known at one time, 1 to 2^26, default 2^20; 56 to 72 bytes each */
   uint32_t slack_blocks; /* the last blocks of a prompt that the next one may lack, at most 4,096; default 1 */
 } saga_lineage_options_t;
 
