@@ -7,9 +7,10 @@ import { once } from 'node:events';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { afterEach, describe, expect, it } from 'vitest';
+import { Gateway } from '../../src/gateway/gateway.js';
 import { Scheduler } from '../../src/index.js';
-import { WorkerSet } from '../../src/vllm/index.js';
-import { only, randomOf, until } from './helpers.js';
+import { WorkerSet, type VllmWorker } from '../../src/vllm/index.js';
+import { freePort, only, randomOf, until } from './helpers.js';
 
 const environments = (process.env.SAGA_TEST_VLLM ?? '').split(',').filter((name) => name !== '');
 const python = fileURLToPath(new URL('../../python', import.meta.url));
@@ -127,6 +128,73 @@ describe.skipIf(environments.length === 0)('vLLM', () => {
       const direct = await setOf('sha256_cbor');
       expect(state(direct)).toEqual([1, []]);
       expect(set.metrics().workers[0]?.events).toMatchObject({ malformed: 0, unknownRemovals: 0, resets: 0 });
+    },
+    400_000,
+  );
+
+  it.skipIf(!environments.includes('latest'))(
+    'latest: what is decided of a call rides on its request, and blocks come by a request of our own',
+    async () => {
+      const directives = `tcp://127.0.0.1:${await freePort()}`;
+      const connector = {
+        kv_connector: 'SagaConnector',
+        kv_connector_module_path: 'saga_vllm.connector',
+        kv_role: 'kv_producer',
+        kv_connector_extra_config: { strength: 'leases', directive_endpoint: directives },
+      };
+      const package_ = fileURLToPath(new URL('../../python/saga_vllm', import.meta.url));
+      const more = ['--env', 'latest', '--connector', JSON.stringify(connector), '--python-path', package_];
+      const { url, events, replay, model } = await startServer(more);
+      const servers = [{ url, events, replay, directives }];
+      const gateway = await Gateway.start({
+        port: 0,
+        models: [{ name: 'm', upstreamName: model, servers, without: ['eviction'] }],
+      });
+      closing.push(() => gateway.close({ graceSeconds: 0 }));
+      const { port } = await gateway.listen();
+      const [pool] = gateway.pools.values();
+      const { directives: client, workers } = pool!.workers;
+      const worker = workers[0] as VllmWorker;
+      await until('the connector is known', () => worker.features.requestDirectives !== undefined);
+      // Its engine knows kv_hints; its servers do not take them.
+      expect(worker.features).toMatchObject({
+        connector: 'leases',
+        requestDirectives: { member: 'kv_transfer_params' },
+      });
+      // What the scheduler itself decides is left out: what happens comes from the request.
+      const carryOut = client.carryOut.bind(client);
+      client.carryOut = () => undefined;
+      const call = async (prompt: readonly number[]): Promise<number> => {
+        const response = await fetch(`http://127.0.0.1:${port}/v1/completions`, {
+          method: 'POST',
+          headers: { 'content-type': 'application/json', 'x-saga-session-id': 's' },
+          body: JSON.stringify({ model: 'm', prompt, max_tokens: 2 }),
+        });
+        expect(response.status).toBe(200);
+        await response.arrayBuffer();
+        return Number(response.headers.get('x-saga-call')?.split('.').at(-1));
+      };
+      const prompt = Array.from({ length: 640 }, (_, i) => 10 + i);
+      const leased = async (): Promise<unknown> => (await client.status(worker)).fields['leased_blocks'];
+      const id = await call(prompt);
+      expect(await leased()).toBe(40);
+      const released = await client.release(worker, client.claimOf(id));
+      expect([released, await leased()]).toEqual([{ status: 'released' }, 0]);
+      const reported: string[] = [];
+      const told = (what: string) => () => reported.push(what) > 0;
+      const copy = { type: 'copy', reason: 'prefetch', callId: id, until: Number.MAX_SAFE_INTEGER };
+      const outcomes = { applied: told('applied'), refused: told('refused'), expired: told('expired') };
+      await client.evict(worker, { tokenIds: prompt }, 'now');
+      carryOut({ ...copy, ...outcomes, worker: worker.worker, source: worker.worker } as never);
+      await until('it is there', () => reported.length > 0);
+      expect(reported).toEqual(['applied']);
+      const cached = await fetch(`${url}/v1/completions`, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify({ model, prompt, max_tokens: 1 }),
+      });
+      const { usage } = (await cached.json()) as { usage: { prompt_tokens_details: { cached_tokens: number } } };
+      expect(usage.prompt_tokens_details.cached_tokens).toBe(624);
     },
     400_000,
   );
