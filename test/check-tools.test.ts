@@ -1,6 +1,6 @@
 /** The sentence that a newcomer reads where a tool is missing. */
-import { spawnSync } from 'node:child_process';
-import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { execFileSync, spawnSync } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -46,8 +46,9 @@ it('asks for cmake only where cmake is used', () => {
 
 it('tells a compiler that is too old from one that is missing', () => {
   const old = join(folder, 'old-compiler');
-  writeFileSync(old, '#!/bin/sh\n[ "$1" = -dumpversion ] && echo 8.3.0 && exit 0\nexit 1\n');
-  chmodSync(old, 0o755);
+  // By a process of its own: what this one has open for writing, others that it starts meanwhile hold open, and it cannot be run.
+  const text = '#!/bin/sh\n[ "$1" = -dumpversion ] && echo 8.3.0 && exit 0\nexit 1\n';
+  execFileSync('sh', ['-c', 'cat > "$0" && chmod +x "$0"', old], { input: text });
   expect(check({ CXX: old }).stderr).toBe(
     `saga-scheduler cannot be built here: the C++ compiler ${old} 8.3.0 does not compile C++20 (g++ 11 or clang 14 does).\n`,
   );
