@@ -368,8 +368,8 @@ typedef struct saga_receipt_t {
   uint64_t queued; /* microseconds from then, or from when its worker was lost, until it was granted */
   uint64_t granted_at;
   uint32_t trust_per_mille; /* in the worker when the call was granted; matched_blocks are as reported */
-  uint32_t workers_added;   /* to the engine when the call was granted, modulo 2^32: one that was added later under one of
-                               these ids is another worker */
+  /* To the engine when the call was granted, modulo 2^32: one that was added later under one of these ids is another. */
+  uint32_t workers_added;
 } saga_receipt_t;
 
 typedef struct saga_scheduler_stats_t {
