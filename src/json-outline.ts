@@ -66,8 +66,11 @@ export class MalformedJsonError extends SagaArgumentError {
 const memberWords = 8;
 const elementWords = 3;
 const nameEscaped = 0x100;
+const arrayOfIds = 0x200;
 const none = 2 ** 32 - 1;
 const mostNames = 64;
+/** Token ids that are read as a body is scanned, all arrays together: 8 MiB. More are read by a pass of their own. */
+const mostIds = 2 ** 21;
 
 /**
  * Scans bodies. Costs 0.1 to 1 ms a MB (`bench/RESULTS.md`), some 2 microseconds a body, and memory by the largest body seen.
@@ -81,6 +84,9 @@ export class JsonOutline {
   readonly #header = new Uint32Array(7);
   #members: Uint32Array;
   #elements: Uint32Array;
+  /** Of the last body. */
+  #ids = new Uint32Array(1024);
+  #scans = 0;
   /** The names of the last scan, which are mostly those of the next. */
   #elementsOf: readonly string[] = [];
   #names: Names = encodeNames([]);
@@ -96,8 +102,8 @@ export class JsonOutline {
   /**
    * @param body less than 4 GiB
    * @param elementsOf names of arrays in the top-level object whose elements are wanted, at most 64. Arrays that begin with a
-   * number are not listed: {@link tokenIds} reads them
-   * @returns an outline of its own, which stays as it is while the body does
+   * number are not listed
+   * @returns an outline of its own, which stays as it is while the body does; only {@link OutlineResult.ids} is there until the next scan
    * @throws MalformedJsonError for a body that is wrong
    * @throws SagaCapacityError `SAGA_ERR_FULL` for more members or elements than the maximum
    */
@@ -109,16 +115,22 @@ export class JsonOutline {
       this.#elementsOf = [...elementsOf];
     }
     const { texts, ends } = this.#names;
+    const scan = ++this.#scans;
     for (;;) {
-      const status = native.jsonScan(body, texts, ends, this.#header, this.#members, this.#elements);
+      const status = native.jsonScan(body, texts, ends, this.#header, this.#members, this.#elements, this.#ids);
       const [error = 0, position = 0, , , , memberCount = 0, elementCount = 0] = this.#header;
-      if (status === 0) {
+      if (status >= 0) {
         if (error !== 0) throw new MalformedJsonError(position, native.jsonErrorText(error));
+        const ids = this.#ids;
+        // For the next one: bodies of ids are mostly followed by others of about as many.
+        if (status > ids.length && ids.length < mostIds)
+          this.#ids = new Uint32Array(Math.min(mostIds, 2 ** Math.ceil(Math.log2(status))));
         return new OutlineResult(
           body,
-          this.#header.slice(),
+          this.#header,
           this.#members.slice(0, memberCount * memberWords),
           this.#elements.slice(0, elementCount * elementWords),
+          () => (this.#scans === scan ? ids : undefined),
         );
       }
       const grown = this.#grow(memberCount, elementCount);
@@ -150,10 +162,17 @@ export class OutlineResult {
   readonly bodyLength: number;
   readonly #members: Uint32Array;
   readonly #elements: Uint32Array;
+  readonly #ids: () => Uint32Array | undefined;
   readonly #at = new Map<string, number>();
 
-  /** @internal */
-  constructor(body: Uint8Array, header: Uint32Array, members: Uint32Array, elements: Uint32Array) {
+  /** @internal `ids`: those that were read, while they are there. */
+  constructor(
+    body: Uint8Array,
+    header: Uint32Array,
+    members: Uint32Array,
+    elements: Uint32Array,
+    ids: () => Uint32Array | undefined,
+  ) {
     const [, , type = 0, start = 0, end = 0] = header;
     this.type = typeOf(type);
     this.start = start;
@@ -161,6 +180,7 @@ export class OutlineResult {
     this.bodyLength = body.length;
     this.#members = members;
     this.#elements = elements;
+    this.#ids = ids;
     const text = bufferOf(body);
     for (let at = 0; at < members.length; at += memberWords) {
       const name = text.toString('utf8', members[at], members[at + 1]);
@@ -201,7 +221,7 @@ export class OutlineResult {
     const count = this.#members[at + 5] as number;
     const first = this.#members[at + 6] as number;
     if (typeOf(type & 0xff) !== 'array') return undefined;
-    const listed = first !== none;
+    const listed = first !== none && (type & arrayOfIds) === 0;
     const own = listed ? this.#elements.subarray(first * elementWords, (first + count) * elementWords) : undefined;
     const word = (index: number, which: number): number => {
       if (own === undefined)
@@ -219,10 +239,23 @@ export class OutlineResult {
       end: (index) => word(index, 1),
     };
   }
+
+  /**
+   * The token ids of a member that is an array of nothing else. They lie in memory of the scanner: look at them before it scans again.
+   *
+   * @returns `undefined` where it is no such array, or they are not there any more or were too many: {@link tokenIds} reads it, or
+   * says what is wrong
+   */
+  ids(name: string): Uint32Array | undefined {
+    const at = this.#at.get(name);
+    if (at === undefined || ((this.#members[at + 4] as number) & arrayOfIds) === 0) return undefined;
+    const first = this.#members[at + 6] as number;
+    return this.#ids()?.subarray(first, first + (this.#members[at + 5] as number));
+  }
 }
 
 /**
- * Reads the array of token ids that is `body[start, end)`.
+ * Reads the array of token ids that is `body[start, end)`; {@link OutlineResult.ids} mostly has them already.
  *
  * @param out receives the ids; must have room for all
  * @returns their number

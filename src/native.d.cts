@@ -363,7 +363,7 @@ declare const native: {
 
   /**
    * `names`: UTF-8 texts behind one another that end at `nameEnds`. `header` (7): saga_json_outline_t. `members`: eight words each,
-   * `elements`: three words each, as of json.h.
+   * `elements`: three words each, as of json.h. Returns how many ids there are for `ids`.
    */
   jsonScan(
     body: Uint8Array,
@@ -372,6 +372,7 @@ declare const native: {
     header: Uint32Array,
     members: Uint32Array,
     elements: Uint32Array,
+    ids: Uint32Array,
   ): number;
   /** `result` (3): error, position, count. */
   jsonTokenIds(

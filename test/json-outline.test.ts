@@ -1,4 +1,5 @@
 /** Outlines of JSON bodies: against JSON.parse on random and damaged texts, ranges, token ids, and bodies with other members. */
+import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import type { SagaError } from '../src/index.js';
 import { SagaArgumentError, SagaCapacityError } from '../src/index.js';
@@ -314,6 +315,98 @@ describe('tokenIds', () => {
     expect(() => tokenIds(body, 5, 15, out)).toThrow('end must be an integer from 0 to 14, got 15');
     expect(() => tokenIds(body, 6, 5, out)).toThrow(SagaArgumentError);
     expect(() => tokenIds(body, 5, 13, [] as never)).toThrow(SagaArgumentError);
+  });
+});
+
+describe('ids of an outline', () => {
+  /** With room from the first scan on. */
+  const roomy = (): JsonOutline => {
+    const scanner = new JsonOutline();
+    scanner.scan(bytes(`{"a":[${'1,'.repeat(5000)}1]}`));
+    return scanner;
+  };
+
+  it('are there until the next scan, once there is room for so many', () => {
+    const scanner = new JsonOutline();
+    const ids = Array.from({ length: 24_576 }, (_, i) => (i * 7919) % 152_000);
+    const body = bytes(
+      JSON.stringify({ model: 'm', stop: [7, 8], prompt: ids, other: [1, 2.5], texts: ['1'], none: [] }),
+    );
+    expect(scanner.scan(body).ids('prompt')).toBeUndefined();
+    const found = scanner.scan(body, ['texts', 'prompt']);
+    expect(Array.from(found.ids('prompt') ?? [])).toEqual(ids);
+    expect(Array.from(found.ids('stop') ?? [])).toEqual([7, 8]);
+    for (const name of ['model', 'other', 'texts', 'none', 'missing']) expect(found.ids(name)).toBeUndefined();
+    expect([found.elements('prompt')?.listed, found.elements('prompt')?.count]).toEqual([false, 24_576]);
+    expect(() => found.elements('prompt')?.at(0)).toThrow('are not listed');
+    expect(found.elements('texts')?.listed).toBe(true);
+    const next = scanner.scan(bytes('{"prompt":[3]}'));
+    expect(found.ids('prompt')).toBeUndefined();
+    expect([...(next.ids('prompt') ?? [])]).toEqual([3]);
+    expect(() => scanner.scan(bytes('{'))).toThrow(MalformedJsonError);
+    expect(next.ids('prompt')).toBeUndefined();
+  });
+
+  it('are what JSON.parse makes of any list, and lists are refused where it refuses them', () => {
+    const scanner = roomy();
+    const space = fc.constantFrom('', '', '', '', ' ', ' ', '\n', '\t ', '\r\n');
+    const number = fc.oneof(
+      { weight: 30, arbitrary: fc.integer({ min: 0, max: 151_999 }).map(String) },
+      { weight: 4, arbitrary: fc.integer({ min: 0, max: 2 ** 32 - 1 }).map(String) },
+      {
+        weight: 1,
+        arbitrary: fc.constantFrom(
+          '-1',
+          '-0',
+          '01',
+          '1.0',
+          '1e2',
+          '1E+2',
+          '0e0',
+          '1.',
+          '.5',
+          '4294967296',
+          '9'.repeat(25),
+          '"1"',
+          '[1]',
+          'null',
+          'x',
+          '',
+        ),
+      },
+    );
+    const list = fc
+      .tuple(space, fc.array(fc.tuple(number, space), { maxLength: 200 }), fc.constantFrom(',', ',', ', '))
+      .map(([first, items, separator]) => `[${first}${items.map(([one, blank]) => one + blank).join(separator)}]`);
+    const cut = fc.option(fc.nat(1500), { freq: 5, nil: undefined });
+    let accepted = 0;
+    let refused = 0;
+    fc.assert(
+      fc.property(list, cut, (array, size) => {
+        const text = `{"n":${array},"m":1}`.slice(0, size);
+        let parsed: { n?: unknown[] } | undefined;
+        try {
+          parsed = JSON.parse(text) as { n?: unknown[] };
+        } catch {
+          refused += 1;
+          expect(() => scanner.scan(bytes(text))).toThrow(MalformedJsonError);
+          return;
+        }
+        const found = scanner.scan(bytes(text));
+        const values = parsed.n ?? [];
+        expect(found.elements('n')?.count).toBe(values.length);
+        const plain = array
+          .replace(/[[\]\s]/g, '')
+          .split(',')
+          .every((one) => /^(?:0|[1-9]\d*)$/.test(one) && Number(one) < 2 ** 32);
+        const isIds = plain && values.every((one) => typeof one === 'number');
+        const ids = found.ids('n');
+        expect(ids === undefined ? undefined : Array.from(ids)).toEqual(isIds ? values : undefined);
+        accepted += isIds ? 1 : 0;
+      }),
+      { numRuns: 1500, seed: 5 },
+    );
+    expect(Math.min(accepted, refused)).toBeGreaterThan(200);
   });
 });
 

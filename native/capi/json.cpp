@@ -50,7 +50,7 @@ static_assert(offsetof(saga_json_member_t, name_start) == offsetof(JsonMember, n
               offsetof(saga_json_element_t, start) == offsetof(JsonElement, start) &&
               offsetof(saga_json_element_t, end) == offsetof(JsonElement, end) &&
               offsetof(saga_json_element_t, type) == offsetof(JsonElement, type));
-static_assert(SAGA_JSON_NAME_ESCAPED == JsonMember::kEscaped);
+static_assert(SAGA_JSON_NAME_ESCAPED == JsonMember::kEscaped && SAGA_JSON_IDS == JsonMember::kIds);
 
 namespace {
 
@@ -104,9 +104,18 @@ const char* saga_json_error_text(saga_json_error_t error) {
 saga_status_t saga_json_scan(const uint8_t* body, size_t size, const char* names, const uint32_t* name_ends,
                              size_t name_count, saga_json_member_t* members, size_t member_capacity,
                              saga_json_element_t* elements, size_t element_capacity, saga_json_outline_t* outline) {
+  size_t id_count = 0;
+  return saga_json_scan_ids(body, size, names, name_ends, name_count, members, member_capacity, elements,
+                            element_capacity, nullptr, 0, &id_count, outline);
+}
+
+saga_status_t saga_json_scan_ids(const uint8_t* body, size_t size, const char* names, const uint32_t* name_ends,
+                                 size_t name_count, saga_json_member_t* members, size_t member_capacity,
+                                 saga_json_element_t* elements, size_t element_capacity, uint32_t* ids,
+                                 size_t id_capacity, size_t* id_count, saga_json_outline_t* outline) {
   if (!is_array(body, size) || size > kMaxJsonBytes || !is_array(name_ends, name_count) || name_count > kMostNames ||
       members == nullptr || !in_range(member_capacity, 1, kMostMembers) || !is_array(elements, element_capacity) ||
-      outline == nullptr) {
+      !is_array(ids, id_capacity) || id_count == nullptr || outline == nullptr) {
     return SAGA_ERR_INVALID_ARGUMENT;
   }
   std::array<std::string_view, kMostNames> texts;
@@ -117,9 +126,9 @@ saga_status_t saga_json_scan(const uint8_t* body, size_t size, const char* names
     if (end != start) texts[i] = {names + start, end - start};
     start = end;
   }
-  const JsonOutline made = scan_json(to_span(body, size), {texts.data(), name_count},
-                                     {reinterpret_cast<JsonMember*>(members), member_capacity},
-                                     to_span(reinterpret_cast<JsonElement*>(elements), element_capacity));
+  const JsonOutline made = scan_json(
+      to_span(body, size), {texts.data(), name_count}, {reinterpret_cast<JsonMember*>(members), member_capacity},
+      to_span(reinterpret_cast<JsonElement*>(elements), element_capacity), to_span(ids, id_capacity));
   outline->error = static_cast<uint32_t>(made.error);
   outline->position = made.position;
   outline->type = static_cast<uint32_t>(made.type);
@@ -127,6 +136,7 @@ saga_status_t saga_json_scan(const uint8_t* body, size_t size, const char* names
   outline->end = made.end;
   outline->member_count = made.member_count;
   outline->element_count = made.element_count;
+  *id_count = made.id_count;
   const bool fits = made.member_count <= member_capacity && made.element_count <= element_capacity;
   return made.error != JsonError::kNone || fits ? SAGA_OK : SAGA_ERR_FULL;
 }

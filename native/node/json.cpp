@@ -11,7 +11,7 @@ static_assert(kMemberWords == 8 && kElementWords == 3);
 static_assert(sizeof(saga_json_outline_t) == 7 * sizeof(std::uint32_t));
 static_assert(sizeof(saga_json_token_ids_t) == 3 * sizeof(std::uint32_t));
 
-// jsonScan(body, names, nameEnds, header, members, elements)
+// jsonScan(body, names, nameEnds, header, members, elements, ids) -> the number of ids
 Napi::Value scan(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const auto body = elements<std::uint8_t>(env, info[0]);
@@ -20,14 +20,16 @@ Napi::Value scan(const Napi::CallbackInfo& info) {
   const auto header = elements<std::uint32_t>(env, info[3]);
   const auto members = elements<std::uint32_t>(env, info[4]);
   const auto listed = elements<std::uint32_t>(env, info[5]);
+  const auto ids = elements<std::uint32_t>(env, info[6]);
   const std::size_t last = name_ends.count == 0 ? 0 : name_ends.data[name_ends.count - 1];
   if (header.count != 7 || last != names.count) return failure(info, SAGA_ERR_INVALID_ARGUMENT);
+  std::size_t id_count = 0;
   const saga_status_t status =
-      saga_json_scan(body.data, body.count, names.data, name_ends.data, name_ends.count,
-                     reinterpret_cast<saga_json_member_t*>(members.data), members.count / kMemberWords,
-                     reinterpret_cast<saga_json_element_t*>(listed.data), listed.count / kElementWords,
-                     reinterpret_cast<saga_json_outline_t*>(header.data));
-  return answer(info, status);
+      saga_json_scan_ids(body.data, body.count, names.data, name_ends.data, name_ends.count,
+                         reinterpret_cast<saga_json_member_t*>(members.data), members.count / kMemberWords,
+                         reinterpret_cast<saga_json_element_t*>(listed.data), listed.count / kElementWords, ids.data,
+                         ids.count, &id_count, reinterpret_cast<saga_json_outline_t*>(header.data));
+  return answer(info, status, static_cast<double>(id_count));
 }
 
 // jsonTokenIds(body, start, end, ids, result)

@@ -74,6 +74,32 @@ static void reads_token_ids(void) {
   CHECK(result.error == SAGA_JSON_EXPECTED_TOKEN_ID && result.position == 3);
 }
 
+static void reads_ids_as_it_scans(void) {
+  const char* body = "{\"p\":[0, 4294967295 ,17],\"q\":[1,-1],\"r\":[5]}";
+  saga_json_member_t members[3];
+  saga_json_outline_t outline;
+  uint32_t ids[5] = {9, 9, 9, 9, 9};
+  size_t count = 99;
+  IS(SAGA_OK,
+     saga_json_scan_ids(bytes(body), strlen(body), NULL, NULL, 0, members, 3, NULL, 0, ids, 4, &count, &outline));
+  CHECK(outline.error == SAGA_JSON_VALID && outline.member_count == 3 && count == 4);
+  CHECK(ids[0] == 0 && ids[1] == 4294967295u && ids[2] == 17 && ids[3] == 5 && ids[4] == 9);
+  CHECK((members[0].type & SAGA_JSON_IDS) != 0 && members[0].first_element == 0 && members[0].element_count == 3);
+  CHECK((members[1].type & SAGA_JSON_IDS) == 0 && members[1].first_element == SAGA_NONE);
+  CHECK((members[2].type & SAGA_JSON_IDS) != 0 && members[2].first_element == 3);
+  /* What does not fit is counted. */
+  IS(SAGA_OK,
+     saga_json_scan_ids(bytes(body), strlen(body), NULL, NULL, 0, members, 3, NULL, 0, ids, 3, &count, &outline));
+  CHECK(count == 4 && (members[0].type & SAGA_JSON_IDS) != 0 && (members[2].type & SAGA_JSON_IDS) == 0);
+  IS(SAGA_OK,
+     saga_json_scan_ids(bytes(body), strlen(body), NULL, NULL, 0, members, 3, NULL, 0, NULL, 0, &count, &outline));
+  CHECK(count == 4 && (members[0].type & SAGA_JSON_IDS) == 0);
+  IS(SAGA_ERR_INVALID_ARGUMENT,
+     saga_json_scan_ids(bytes(body), strlen(body), NULL, NULL, 0, members, 3, NULL, 0, NULL, 1, &count, &outline));
+  IS(SAGA_ERR_INVALID_ARGUMENT,
+     saga_json_scan_ids(bytes(body), strlen(body), NULL, NULL, 0, members, 3, NULL, 0, ids, 5, NULL, &outline));
+}
+
 static void handles_bytes(void) {
   uint64_t hash = 0, other = 0;
   size_t count = 9;
@@ -128,6 +154,7 @@ int main(void) {
   reports_ranges();
   says_how_much_room_it_needs();
   reads_token_ids();
+  reads_ids_as_it_scans();
   handles_bytes();
   refuses_wrong_arguments();
   return 0;

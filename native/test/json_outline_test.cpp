@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -603,6 +604,197 @@ TEST(TokenIds, LieInARangeOfTheText) {
   // The range ends, though the text goes on.
   EXPECT_EQ(read_token_ids(text, 3, 6, ids).error, JsonError::kCommaOrBracket);
   EXPECT_EQ(read_token_ids(text, 3, 9, ids).position, 9u);
+}
+
+// ---- Ids that are read as a text is scanned, against a reader that takes one byte after the other.
+
+struct Numbers {
+  JsonError error = JsonError::kNone;
+  std::uint32_t position = 0;
+  std::uint32_t count = 0;
+  bool all_ids = true;
+  std::vector<std::uint32_t> ids;
+};
+
+// Of `{"n":[`, numbers, `]}`, or what is left of that.
+Numbers numbers_of(std::string_view text) {
+  Numbers made;
+  std::size_t at = 6;
+  const auto peek = [&](std::size_t i) { return i < text.size() ? text[i] : '\0'; };
+  const auto digit = [&] { return peek(at) >= '0' && peek(at) <= '9'; };
+  const auto blank = [&] {
+    while (peek(at) != '\0' && std::string_view(" \t\r\n").find(peek(at)) != std::string_view::npos) ++at;
+  };
+  const auto wrong = [&](JsonError error) {
+    made.error = error;
+    made.position = static_cast<std::uint32_t>(at);
+    return made;
+  };
+  blank();
+  if (peek(at) == ']') made.all_ids = false;
+  while (peek(at) != ']' || made.count != 0) {
+    bool id = digit();
+    if (peek(at) == '-') {
+      ++at;
+      if (!digit()) return wrong(JsonError::kDigit);
+    } else if (!digit()) {
+      return wrong(JsonError::kValue);
+    }
+    std::uint64_t value = 0;
+    if (peek(at) == '0') {
+      ++at;
+    } else {
+      while (digit())
+        value = std::min<std::uint64_t>(value * 10 + static_cast<unsigned>(text[at++] - '0'), 0x100000000u);
+    }
+    if (peek(at) == '.') {
+      id = false;
+      ++at;
+      if (!digit()) return wrong(JsonError::kDigit);
+      while (digit()) ++at;
+    }
+    if (peek(at) == 'e' || peek(at) == 'E') {
+      id = false;
+      ++at;
+      if (peek(at) == '+' || peek(at) == '-') ++at;
+      if (!digit()) return wrong(JsonError::kDigit);
+      while (digit()) ++at;
+    }
+    ++made.count;
+    made.all_ids = made.all_ids && id && value <= 0xFFFFFFFFu;
+    if (made.all_ids) made.ids.push_back(static_cast<std::uint32_t>(value));
+    blank();
+    if (peek(at) != ',') break;
+    ++at;
+    blank();
+  }
+  if (peek(at) != ']') return wrong(JsonError::kCommaOrBracket);
+  ++at;
+  blank();
+  if (peek(at) == ',') {
+    ++at;
+    blank();
+    return wrong(JsonError::kName);
+  }
+  if (peek(at) != '}') return wrong(JsonError::kCommaOrBrace);
+  ++at;
+  blank();
+  return at == text.size() ? made : wrong(JsonError::kEnd);
+}
+
+struct ScanOfIds {
+  JsonOutline outline;
+  JsonMember member{};
+  std::vector<std::uint32_t> ids;
+};
+
+ScanOfIds scan_ids(std::string_view text, std::size_t room) {
+  ScanOfIds made;
+  made.ids.resize(room);
+  // Exactly `room`, so that AddressSanitizer sees an id written behind.
+  const std::unique_ptr<std::uint32_t[]> ids(new std::uint32_t[room]);
+  made.outline = scan_json(Exact(text), {}, {&made.member, 1}, {}, {ids.get(), room});
+  std::copy_n(ids.get(), room, made.ids.data());
+  return made;
+}
+
+TEST(JsonOutline, ReadsIdsAsAModelDoes) {
+  Random random(11);
+  constexpr std::string_view kSeparators[] = {",", ", ", ",  ", " ,", ",\n ", "\t,\t"};
+  constexpr std::string_view kOthers[] = {"-1", "01", "1.5", "2e3", "4294967296", "99999999999", "1.", "x", "00", "-"};
+  constexpr std::string_view kBytes = "0123456789,, .-eE]}x\n\x80";
+  std::uint32_t read = 0;
+  std::uint32_t not_ids = 0;
+  std::uint32_t refused = 0;
+  for (int round = 0; round < 20'000; ++round) {
+    std::string text = "{\"n\":[";
+    const std::string_view usual = kSeparators[random.below(3)];
+    const std::uint64_t digits = 1 + random.below(10);
+    for (std::uint64_t left = random.below(120); left != 0; --left) {
+      std::uint64_t value = random.next() >> 32;
+      for (std::uint64_t shown = digits; shown < 10; ++shown) value /= 10;
+      text += std::to_string(value);
+      if (left != 1) text += random.below(60) == 0 ? kSeparators[random.below(std::size(kSeparators))] : usual;
+    }
+    text += "]}";
+    // In some rounds one place is something else.
+    const std::size_t place = 6 + random.below(text.size() - 6);
+    switch (random.below(6)) {
+      case 0:
+        text.insert(place, kOthers[random.below(std::size(kOthers))]);
+        break;
+      case 1:
+        text[place] = kBytes[random.below(kBytes.size())];
+        break;
+      case 2:
+        text.resize(place);
+        break;
+      default:
+        break;
+    }
+    const std::size_t room = random.below(4) == 0 ? random.below(130) : 130;
+    const Numbers expected = numbers_of(text);
+    const ScanOfIds made = scan_ids(text, room);
+    ASSERT_EQ(made.outline.error, expected.error) << text;
+    // Read by itself, an array is refused where the first element is no id, or where the text is wrong.
+    std::vector<std::uint32_t> again(130);
+    const TokenIds alone = read_token_ids(Exact(text), 5, text.size(), again);
+    if (expected.error != JsonError::kNone) {
+      ++refused;
+      ASSERT_EQ(made.outline.position, expected.position) << text;
+      continue;
+    }
+    ASSERT_EQ(made.member.element_count, expected.count) << text;
+    const bool fits = expected.all_ids && expected.ids.size() <= room;
+    ASSERT_EQ((made.member.type & JsonMember::kIds) != 0, fits) << text;
+    ASSERT_EQ(made.member.first_element, fits ? 0u : kNone) << text;
+    ASSERT_EQ(made.outline.id_count, expected.all_ids ? expected.ids.size() : 0) << text;
+    if (fits) {
+      ASSERT_TRUE(std::equal(expected.ids.begin(), expected.ids.end(), made.ids.begin())) << text;
+    }
+    if (expected.all_ids) {
+      ++read;
+      ASSERT_EQ(alone.count, expected.ids.size()) << text;
+      ASSERT_TRUE(std::equal(expected.ids.begin(), expected.ids.end(), again.begin())) << text;
+    } else if (expected.count != 0) {
+      ++not_ids;
+      ASSERT_EQ(alone.error, JsonError::kTokenId) << text;
+      ASSERT_EQ(alone.count, expected.ids.size()) << text;
+    }
+  }
+  EXPECT_GT(read, 5'000u);
+  EXPECT_GT(not_ids, 300u);
+  EXPECT_GT(refused, 3'000u);
+}
+
+TEST(JsonOutline, ReadsIdsOfSeveralArrays) {
+  const std::string text =
+      "{\"a\":[1,2,3],\"b\":[[4],5],\"c\":[6,\"7\"],\"d\":[8,9],\"e\":{\"f\":[10]},\"g\":[],\"h\":[11]}";
+  const auto scan_into = [&](std::vector<JsonMember>& members, std::vector<std::uint32_t>& ids) {
+    return scan_json(Exact(text), {}, members, {}, ids);
+  };
+  std::vector<JsonMember> members(8);
+  std::vector<std::uint32_t> ids(6);
+  EXPECT_EQ(scan_into(members, ids).id_count, 6u);
+  EXPECT_EQ(ids, (std::vector<std::uint32_t>{1, 2, 3, 8, 9, 11}));
+  const auto first_of = [&](std::size_t i) {
+    return (members[i].type & JsonMember::kIds) != 0 ? members[i].first_element : kNone;
+  };
+  EXPECT_EQ(first_of(0), 0u);
+  EXPECT_EQ(first_of(1), kNone);
+  EXPECT_EQ(first_of(2), kNone);
+  EXPECT_EQ(first_of(3), 3u);
+  EXPECT_EQ(first_of(4), kNone);
+  EXPECT_EQ(first_of(5), kNone);
+  EXPECT_EQ(first_of(6), 5u);
+  // The second array does not fit: nor is the one behind it told to be there.
+  ids.assign(4, 0);
+  EXPECT_EQ(scan_into(members, ids).id_count, 6u);
+  EXPECT_EQ(first_of(0), 0u);
+  EXPECT_EQ(first_of(3), kNone);
+  EXPECT_EQ(first_of(6), kNone);
+  EXPECT_EQ(ids[2], 3u);
+  EXPECT_EQ(members[3].element_count, 2u);
 }
 
 TEST(CommonPrefix, IsFoundAtEveryPlace) {

@@ -137,6 +137,152 @@ std::uint32_t number_of(Digits digits) {
   return static_cast<std::uint32_t>(value * 10000 + (value >> 32));
 }
 
+// Ids from where one begins, as many as follow each other with commas between: in an array, up to its end or to what is no id.
+class IdReader {
+ public:
+  // Ids beyond `ids` are counted.
+  IdReader(const Byte* end, std::span<std::uint32_t> ids) : end_(end), ids_(ids) {}
+
+  // Where it ended: behind an id (and white space) where no comma is, or, with at_element(), where an element had to begin and no
+  // id does.
+  const Byte* read(const Byte* p) {
+#if defined(SAGA_JSON_SSE2)
+    for (;;) {
+      p = blocks(p);
+      // What is written in another way comes one by one, and blocks again behind it.
+      for (const Byte* const behind = p + std::min<std::ptrdiff_t>(kBlock, end_ - p); p < behind;) {
+        if (!one(p)) return p;
+      }
+      if (p == end_) {
+        at_element_ = true;
+        return p;
+      }
+    }
+#else
+    while (one(p)) {
+    }
+    return p;
+#endif
+  }
+
+  std::size_t count() const { return count_; }
+  bool at_element() const { return at_element_; }
+
+ private:
+  // One id and the comma behind it; false where either is not there, and then `p` is where that was expected.
+  bool one(const Byte*& p) {
+    while (p != end_ && is_space(*p)) ++p;
+    std::uint64_t id = 0;
+    const Byte* behind = p;
+    const Digits digits = end_ - p >= 8 ? leading_digits(p) : Digits{0, 0};
+    if (digits.count != 0 && digits.count != 8) {
+      id = number_of(digits);
+      behind = p + digits.count;
+    } else {
+      while (behind != end_ && is_digit(*behind) && id <= 0xFFFFFFFFu) id = id * 10 + (*behind++ - unsigned{'0'});
+    }
+    const bool leading_zero = behind - p > 1 && *p == '0';
+    const bool fraction = behind != end_ && (*behind == '.' || (*behind | 0x20) == 'e');
+    if (behind == p || id > 0xFFFFFFFFu || leading_zero || fraction) {
+      at_element_ = true;
+      return false;
+    }
+    if (count_ < ids_.size()) ids_[count_] = static_cast<std::uint32_t>(id);
+    ++count_;
+    p = behind;
+    while (p != end_ && is_space(*p)) ++p;
+    if (p == end_ || *p != ',') return false;
+    ++p;
+    while (p != end_ && is_space(*p)) ++p;
+    return true;
+  }
+
+#if defined(SAGA_JSON_SSE2)
+  static constexpr std::ptrdiff_t kBlock = 64;
+  static constexpr std::size_t kMostInBlock = kBlock / 2;
+
+  // What is where in 64 bytes, one bit a byte.
+  struct Kinds {
+    std::uint64_t digits;
+    std::uint64_t commas;
+    std::uint64_t blanks;  // ' ' alone
+  };
+
+  static Kinds kinds_of(const Byte* p) {
+    const auto mask_of = [](__m128i found) {
+      return std::uint64_t{static_cast<std::uint32_t>(_mm_movemask_epi8(found))};
+    };
+    const __m128i below_digits = _mm_set1_epi8('0' - 1);
+    const __m128i above_digits = _mm_set1_epi8('9' + 1);
+    Kinds kinds{};
+    for (unsigned at = 0; at < kBlock; at += 16) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + at));
+      // Bytes that are not ASCII are negative here: below.
+      const __m128i digits = _mm_and_si128(_mm_cmpgt_epi8(bytes, below_digits), _mm_cmplt_epi8(bytes, above_digits));
+      kinds.digits |= mask_of(digits) << at;
+      kinds.commas |= mask_of(_mm_cmpeq_epi8(bytes, _mm_set1_epi8(','))) << at;
+      kinds.blanks |= mask_of(_mm_cmpeq_epi8(bytes, _mm_set1_epi8(' '))) << at;
+    }
+    return kinds;
+  }
+
+  // From where an id begins, ids of up to 8 digits with "," or ", " between them, while whole blocks hold nothing else. Returns where
+  // the first begins that was not read, or the white space before it. Commas are found for a block at once, so that no id waits for
+  // the length of the one before it.
+  const Byte* blocks(const Byte* p) {
+    // Least number of so many digits: a leading zero makes a smaller one.
+    static constexpr std::uint32_t kLeast[] = {0, 0, 10, 100, 1000, 10000, 100000, 1000000, 10000000};
+    const Byte* start = p;  // of the id that is next
+    std::uint64_t digit_before = 0;
+    std::uint64_t comma_before = 0;
+    // 8 bytes are loaded from the first digit on.
+    for (const Byte* block = p; end_ - block >= kBlock + 8; block += kBlock) {
+      const Kinds kinds = kinds_of(block);
+      const std::uint64_t ends = ~kinds.digits & (kinds.digits << 1 | digit_before);
+      const std::uint64_t behind_commas = kinds.commas << 1 | comma_before;
+      // A comma behind each number and none elsewhere, blanks behind commas alone, and nothing else.
+      if ((kinds.digits | kinds.commas | kinds.blanks) != ~std::uint64_t{0} || ends != kinds.commas ||
+          (kinds.blanks & ~behind_commas) != 0) {
+        return start;
+      }
+      digit_before = kinds.digits >> 63;
+      comma_before = kinds.commas >> 63;
+      std::uint32_t spare[kMostInBlock];
+      const bool fits = count_ + kMostInBlock <= ids_.size();
+      std::uint32_t* const first = fits ? ids_.data() + count_ : spare;
+      std::uint32_t* out = first;
+      bool known = true;
+      for (std::uint64_t left = kinds.commas; left != 0; left &= left - 1) {
+        const Byte* const comma = block + std::countr_zero(left);
+        const auto size = static_cast<std::size_t>(comma - start);
+        if (size > 8) {
+          known = false;
+          break;
+        }
+        const std::uint64_t values = load_little_endian<std::uint64_t>(start) ^ (kOnes * '0');
+        const std::uint32_t id = number_of({values, static_cast<unsigned>(size)});
+        if (id < kLeast[size]) {
+          known = false;
+          break;
+        }
+        *out++ = id;
+        start = comma + 1 + (comma[1] == ' ' ? 1 : 0);
+      }
+      const auto made = static_cast<std::size_t>(out - first);
+      if (!fits && count_ < ids_.size()) std::copy_n(spare, std::min(made, ids_.size() - count_), ids_.data() + count_);
+      count_ += made;
+      if (!known) return start;
+    }
+    return start;
+  }
+#endif
+
+  const Byte* end_;
+  std::span<std::uint32_t> ids_;
+  std::size_t count_ = 0;
+  bool at_element_ = false;
+};
+
 // The bytes of a name after unescaping, one after another. Half of a surrogate pair is written as if it were a character: no text
 // has that in its bytes, so different names stay different.
 class NameReader {
@@ -220,8 +366,13 @@ bool same_name(std::span<const Byte> a, bool a_escaped, std::span<const Byte> b,
 class Scanner {
  public:
   Scanner(std::span<const Byte> text, std::span<const std::string_view> names, std::span<JsonMember> members,
-          std::span<JsonElement> elements)
-      : begin_(text.data()), end_(begin_ + text.size()), names_(names), members_(members), elements_(elements) {}
+          std::span<JsonElement> elements, std::span<std::uint32_t> ids)
+      : begin_(text.data()),
+        end_(begin_ + text.size()),
+        names_(names),
+        members_(members),
+        elements_(elements),
+        ids_(ids) {}
 
   JsonOutline run() {
     if (!scan()) {
@@ -444,6 +595,26 @@ class Scanner {
     element_ = {.start = place(p), .end = 0, .type = static_cast<std::uint32_t>(type)};
   }
 
+  // Where the first element of a member is a number: that and the ids behind it. Returns where the last of them ended, `p` if that
+  // is none, or, with `at_element`, where an element has to begin that is none.
+  const Byte* first_ids(const Byte* p, bool& at_element) {
+    const std::size_t known = std::min<std::size_t>(outline_.id_count, ids_.size());
+    IdReader reader(end_, ids_.subspan(known));
+    const Byte* const behind = reader.read(p);
+    const auto count = static_cast<std::uint32_t>(reader.count());
+    if (count == 0) return p;
+    member_.element_count += count - 1;  // the first was counted where it began
+    at_element = reader.at_element();
+    if (behind != end_ && *behind == ']' && !at_element) {
+      if (count <= ids_.size() - known && known == outline_.id_count) {
+        member_.type |= JsonMember::kIds;
+        member_.first_element = outline_.id_count;
+      }
+      outline_.id_count += count;
+    }
+    return behind;
+  }
+
   void end_value(const Byte* p) {
     if (depth_ == 2) {
       if (in_member_array_ && listing_) {
@@ -499,7 +670,13 @@ class Scanner {
         --depth_;
         ++p;
       } else {
-        p = scalar(p, type);
+        const Byte* const start = p;
+        if (type == JsonType::kNumber && depth_ == 2 && in_member_array_ && member_.element_count == 1) {
+          bool at_element = false;
+          p = first_ids(p, at_element);
+          if (at_element) continue;
+        }
+        if (p == start) p = scalar(p, type);
         if (p == nullptr) return false;
       }
       // Here it has ended, and perhaps containers with it.
@@ -528,6 +705,7 @@ class Scanner {
   std::span<const std::string_view> names_;
   std::span<JsonMember> members_;
   std::span<JsonElement> elements_;
+  std::span<std::uint32_t> ids_;
 
   JsonOutline outline_;
   JsonMember member_ = {};    // that is being read
@@ -544,9 +722,9 @@ class Scanner {
 }  // namespace
 
 JsonOutline scan_json(std::span<const std::uint8_t> text, std::span<const std::string_view> names,
-                      std::span<JsonMember> members, std::span<JsonElement> elements) {
+                      std::span<JsonMember> members, std::span<JsonElement> elements, std::span<std::uint32_t> ids) {
   SAGA_ASSERT(text.size() <= kMaxJsonBytes);
-  return Scanner(text, names, members, elements).run();
+  return Scanner(text, names, members, elements, ids).run();
 }
 
 TokenIds read_token_ids(std::span<const std::uint8_t> text, std::size_t start, std::size_t end,
@@ -555,9 +733,9 @@ TokenIds read_token_ids(std::span<const std::uint8_t> text, std::size_t start, s
   const Byte* const begin = text.data();
   const Byte* const stop = begin + end;
   const Byte* p = begin + start;
-  std::size_t count = 0;
+  IdReader reader(stop, ids);
   const auto answer = [&](JsonError error) {
-    return TokenIds{error, static_cast<std::uint32_t>(p - begin), static_cast<std::uint32_t>(count)};
+    return TokenIds{error, static_cast<std::uint32_t>(p - begin), static_cast<std::uint32_t>(reader.count())};
   };
   const auto skip_space = [&] {
     while (p != stop && is_space(*p)) ++p;
@@ -566,32 +744,12 @@ TokenIds read_token_ids(std::span<const std::uint8_t> text, std::size_t start, s
   if (p == stop || *p != '[') return answer(JsonError::kArray);
   ++p;
   skip_space();
-  if (p != stop && *p == ']') {
-    ++p;
-  } else {
-    for (;;) {
-      // Here a number begins.
-      std::uint64_t id = 0;
-      const Byte* behind = p;
-      const Digits digits = stop - p >= 8 ? leading_digits(p) : Digits{0, 0};
-      if (digits.count != 0 && digits.count != 8) {
-        id = number_of(digits);
-        behind = p + digits.count;
-      } else {
-        while (behind != stop && is_digit(*behind) && id <= 0xFFFFFFFFu) id = id * 10 + (*behind++ - unsigned{'0'});
-      }
-      const bool leading_zero = behind - p > 1 && *p == '0';
-      const bool fraction = behind != stop && (*behind == '.' || (*behind | 0x20) == 'e');
-      if (behind == p || id > 0xFFFFFFFFu || leading_zero || fraction) return answer(JsonError::kTokenId);
-      if (count < ids.size()) ids[count] = static_cast<std::uint32_t>(id);
-      ++count;
-      p = behind;
-      if (p != stop && is_space(*p)) skip_space();
-      if (p == stop || (*p != ',' && *p != ']')) return answer(JsonError::kCommaOrBracket);
-      if (*p++ == ']') break;
-      if (p != stop && is_space(*p)) skip_space();
-    }
+  if (p == stop || *p != ']') {
+    p = reader.read(p);
+    if (reader.at_element()) return answer(JsonError::kTokenId);
+    if (p == stop || *p != ']') return answer(JsonError::kCommaOrBracket);
   }
+  ++p;
   skip_space();
   return answer(p == stop ? JsonError::kNone : JsonError::kEnd);
 }

@@ -60,12 +60,14 @@ typedef struct saga_json_member_t {
   uint32_t start; /* of the value; a string's with its quotes */
   uint32_t end;
   uint32_t type; /* saga_json_type_t in the low 8 bits; bit 8: the name has escapes; bits 16 and up: of an array, which
-                             types its elements have, 1 << (16 + saga_json_type_t) */
+                             types its elements have, 1 << (16 + saga_json_type_t); bit 9: first_element is a place in `ids` */
   uint32_t element_count; /* of an array */
-  uint32_t first_element; /* place in `elements`, or SAGA_NONE where they are not listed */
-  uint32_t name_hash;     /* of the library's own use */
+  uint32_t
+      first_element; /* place in `elements` or, with bit 9 of the type, in `ids`; SAGA_NONE where they are in neither */
+  uint32_t name_hash; /* of the library's own use */
 } saga_json_member_t;
 #define SAGA_JSON_NAME_ESCAPED 0x100u
+#define SAGA_JSON_IDS 0x200u
 
 typedef struct saga_json_element_t {
   uint32_t start;
@@ -95,6 +97,16 @@ SAGA_API saga_status_t saga_json_scan(const uint8_t* body, size_t size, const ch
                                       size_t name_count, saga_json_member_t* members, size_t member_capacity,
                                       saga_json_element_t* elements, size_t element_capacity,
                                       saga_json_outline_t* outline);
+
+/* The same, and reads the top-level arrays, of whatever name, that have nothing but token ids (integers from 0 to 2^32 - 1 in plain
+ * digits) into `ids`, one behind the other: their members have SAGA_JSON_IDS. *id_count is the ids of all of them together; where
+ * it is more than id_capacity, which is no error, the first array that does not fit and those behind it have no SAGA_JSON_IDS. What
+ * `ids` has behind those that fit means nothing. */
+SAGA_API saga_status_t saga_json_scan_ids(const uint8_t* body, size_t size, const char* names,
+                                          const uint32_t* name_ends, size_t name_count, saga_json_member_t* members,
+                                          size_t member_capacity, saga_json_element_t* elements,
+                                          size_t element_capacity, uint32_t* ids, size_t id_capacity, size_t* id_count,
+                                          saga_json_outline_t* outline);
 
 typedef struct saga_json_token_ids_t {
   uint32_t error; /* saga_json_error_t */

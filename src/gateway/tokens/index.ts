@@ -158,14 +158,7 @@ class Prompts implements PromptSource {
     if (count === 0)
       throw new GatewayError('invalid_request', `${name} must have at least one token id`, { param: name });
     this.#checkLength(count);
-    if (this.#room.length < count) this.#room = new Uint32Array(2 ** Math.ceil(Math.log2(count)));
-    let tokens: Uint32Array;
-    try {
-      tokens = this.#room.subarray(0, tokenIds(body.bytes, member.start, member.end, this.#room));
-    } catch (error) {
-      if (error instanceof SagaError) throw new GatewayError('invalid_request', error.message, { param: name });
-      throw error;
-    }
+    const tokens = body.outline.ids(name) ?? this.#idsOf(body, member, count, name);
     // No line is of so few, and nobody's.
     if (count < leadingIds && request.workflow === undefined) return this.#scratched(request, tokens);
     // Conversations of ids begin alike for as long as they last.
@@ -182,6 +175,17 @@ class Prompts implements PromptSource {
     this.#lines.mark(line, key, count);
     this.#lines.resized(line);
     return { promptTokens: count, chain: line.chain.chain, source: 'ids', tokenizedTokens: 0, hashedBlocks, line };
+  }
+
+  /** Ids that the scanner of the body has not read: too many for it, or it has read another body since, or they are none. */
+  #idsOf(body: Body, member: { start: number; end: number }, count: number, name: string): Uint32Array {
+    if (this.#room.length < count) this.#room = new Uint32Array(2 ** Math.ceil(Math.log2(count)));
+    try {
+      return this.#room.subarray(0, tokenIds(body.bytes, member.start, member.end, this.#room));
+    } catch (error) {
+      if (error instanceof SagaError) throw new GatewayError('invalid_request', error.message, { param: name });
+      throw error;
+    }
   }
 
   /** A prompt of ids that is not remembered. */
