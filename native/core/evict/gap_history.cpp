@@ -82,6 +82,7 @@ void GapHistory::call_told(StopReason stop, ToolClass tool, std::uint32_t output
                            Time ran, const ToolGaps& tools) {
   stop_ = stop;
   tool_ = tool;
+  if (!past()) return;  // nobody asks for the features
   const float call_time = rough_log2(seconds(ran) + 0.1);
   const float output = rough_log2(static_cast<double>(output_tokens) + 1);
   const bool past = gaps_ > 0;

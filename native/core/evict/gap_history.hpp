@@ -31,7 +31,7 @@ class GapHistory {
   void call_told(StopReason stop, ToolClass tool, std::uint32_t output_tokens, std::uint64_t prompt_tokens, Time ran,
                  const ToolGaps& tools);
 
-  // Whether there is anything to correct by. Without, the class tables alone count.
+  // Whether there is anything to correct by. Without, the class tables alone count, and features() say nothing.
   bool past() const { return gaps_ + human_gaps_ > 0; }
   const GapCorrection::Features& features() const { return features_; }
   std::uint32_t calls() const { return calls_; }

@@ -16,6 +16,8 @@ constexpr double kMicroseconds = 1e-6;
 constexpr double kDeclaredShift = 62'500;   // added to ages and declared durations: zero has no multiples
 constexpr std::uint32_t kBoundBuckets = 4;  // a bound holds up to the fourth border of a bucket
 constexpr std::uint8_t kThreadsMost = 255;
+constexpr std::size_t kNearPart = 8;  // one candidate in so many goes into the heap at a time
+constexpr std::size_t kNearLeast = 32;
 
 IndexValue add(IndexValue a, IndexValue b) { return std::min(kCertain, a + b); }
 
@@ -29,15 +31,23 @@ SagaPolicy::SagaPolicy(const ResidentSet& residents, ReuseStatistics* shared)
       nodes_(residents.nodes.size()),
       head_of_thread_(residents.tree->threads(), kNoHead),
       head_of_call_(residents.tree->calls(), kNoHead) {
+  timer_lists_.fill(kNone);
   const bool live = residents.live != nullptr;
   heads_.reserve(std::size_t{tree_.threads()} * (live ? 1 : 2));
-  pasts_.reserve(std::size_t{tree_.threads()} * (live ? 1 : 2));
+  pasts_.reserve(heads_.capacity());
+  own_tables_.reserve(heads_.capacity());
+  // One head a thread is sure to come: touched now, their memory is no page fault of a call.
+  heads_.resize(tree_.threads());
+  pasts_.resize(tree_.threads());
+  heads_.clear();
+  pasts_.clear();
   touched_.reserve(live ? nodes_.size() : 64);
   if (live) {
     free_heads_.reserve(tree_.threads());
     forgotten_threads_.reserve(tree_.threads());
     known_.reserve(nodes_.size());
     keys_.reserve(nodes_.size());
+    scratch_.reserve(nodes_.size());
     timers_.reserve(nodes_.size());
   }
   statistics_->attach(this);
@@ -504,11 +514,11 @@ void SagaPolicy::inherit(NodeId node, NodeId parent) {
     return;
   }
   to.key_slot = std::exchange(from.key_slot, kNone);
-  to.timer_slot = std::exchange(from.timer_slot, kNone);
-  timers_[to.timer_slot].node = parent;
   KeyEntry entry = keys_[to.key_slot];
   entry.node = parent;
-  key_moved(to.key_slot, entry);
+  rekey(entry);
+  to.timer = std::exchange(from.timer, kNone);
+  timers_[to.timer].node = parent;
   look_at(parent);
 }
 
@@ -770,10 +780,10 @@ std::uint64_t SagaPolicy::memory_bytes() const {
   return nodes_.size() * sizeof(Node) + heads_.size() * (sizeof(Head) + sizeof(Past)) +
          own_tables_.size() * sizeof(OwnTable) + known_.size() * sizeof(Known) +
          (free_heads_.size() + head_of_thread_.size() + head_of_call_.size()) * sizeof(NodeId) +
-         keys_.size() * (sizeof(KeyEntry) + sizeof(TimerEntry));
+         timers_.size() * sizeof(Timer) + keys_.size() * (sizeof(KeyEntry) + sizeof(IndexValue));
 }
 
-// ---- The two heaps --------------------------------------------------------------------------------------------------------
+// ---- Candidates ------------------------------------------------------------------------------------------------------------
 
 bool SagaPolicy::before(const KeyEntry& a, const KeyEntry& b) const {
   if (a.key != b.key) return a.key < b.key;
@@ -787,27 +797,22 @@ void SagaPolicy::key_up(std::uint32_t slot, KeyEntry entry) {
   while (slot > 0) {
     const std::uint32_t above = (slot - 1) / 2;
     if (!before(entry, keys_[above])) break;
-    keys_[slot] = keys_[above];
-    nodes_[keys_[slot].node].key_slot = slot;
+    set_key(slot, keys_[above]);
     slot = above;
   }
-  keys_[slot] = entry;
-  nodes_[entry.node].key_slot = slot;
+  set_key(slot, entry);
 }
 
 void SagaPolicy::key_down(std::uint32_t slot, KeyEntry entry) {
-  const auto size = static_cast<std::uint32_t>(keys_.size());
   while (true) {
     std::uint32_t child = 2 * slot + 1;
-    if (child >= size) break;
-    if (child + 1 < size && before(keys_[child + 1], keys_[child])) ++child;
+    if (child >= near_) break;
+    if (child + 1 < near_ && before(keys_[child + 1], keys_[child])) ++child;
     if (!before(keys_[child], entry)) break;
-    keys_[slot] = keys_[child];
-    nodes_[keys_[slot].node].key_slot = slot;
+    set_key(slot, keys_[child]);
     slot = child;
   }
-  keys_[slot] = entry;
-  nodes_[entry.node].key_slot = slot;
+  set_key(slot, entry);
 }
 
 void SagaPolicy::key_moved(std::uint32_t slot, const KeyEntry& entry) {
@@ -818,74 +823,131 @@ void SagaPolicy::key_moved(std::uint32_t slot, const KeyEntry& entry) {
   }
 }
 
-void SagaPolicy::timer_up(std::uint32_t slot, TimerEntry entry) {
-  while (slot > 0) {
-    const std::uint32_t above = (slot - 1) / 2;
-    if (entry.until >= timers_[above].until) break;
-    timers_[slot] = timers_[above];
-    nodes_[timers_[slot].node].timer_slot = slot;
-    slot = above;
-  }
-  timers_[slot] = entry;
-  nodes_[entry.node].timer_slot = slot;
+// The candidate at `slot` of the others goes into the heap.
+void SagaPolicy::make_near(std::uint32_t slot, const KeyEntry& entry) {
+  if (slot != near_) set_key(slot, keys_[near_]);
+  key_up(near_++, entry);
 }
 
-void SagaPolicy::timer_down(std::uint32_t slot, TimerEntry entry) {
-  const auto size = static_cast<std::uint32_t>(timers_.size());
-  while (true) {
-    std::uint32_t child = 2 * slot + 1;
-    if (child >= size) break;
-    if (child + 1 < size && timers_[child + 1].until < timers_[child].until) ++child;
-    if (timers_[child].until >= entry.until) break;
-    timers_[slot] = timers_[child];
-    nodes_[timers_[slot].node].timer_slot = slot;
-    slot = child;
-  }
-  timers_[slot] = entry;
-  nodes_[entry.node].timer_slot = slot;
+// Out of the heap, to the first place behind it.
+void SagaPolicy::make_far(std::uint32_t slot, const KeyEntry& entry) {
+  if (slot != --near_) key_moved(slot, keys_[near_]);
+  set_key(near_, entry);
 }
 
-void SagaPolicy::timer_moved(std::uint32_t slot, const TimerEntry& entry) {
-  if (slot > 0 && entry.until < timers_[(slot - 1) / 2].until) {
-    timer_up(slot, entry);
+// A candidate has another key.
+void SagaPolicy::rekey(const KeyEntry& entry) {
+  const std::uint32_t slot = nodes_[entry.node].key_slot;
+  const bool near = entry.key <= near_most_;
+  if (slot < near_) {
+    near ? key_moved(slot, entry) : make_far(slot, entry);
+  } else if (near) {
+    make_near(slot, entry);
   } else {
-    timer_down(slot, entry);
+    keys_[slot] = entry;
+  }
+}
+
+// The heap is empty: the smallest keys form the next one. A part of them, so that what this costs is shared by as many.
+void SagaPolicy::bring_near() {
+  scratch_.clear();
+  for (const KeyEntry& entry : keys_) scratch_.push_back(entry.key);
+  const std::size_t wanted = std::min(std::max(kNearLeast, scratch_.size() / kNearPart), scratch_.size());
+  const auto last = scratch_.begin() + static_cast<std::ptrdiff_t>(wanted - 1);
+  std::nth_element(scratch_.begin(), last, scratch_.end());
+  near_most_ = *last;
+  for (std::uint32_t slot = 0; slot < keys_.size(); ++slot) {
+    if (keys_[slot].key <= near_most_) make_near(slot, KeyEntry(keys_[slot]));
+  }
+}
+
+SagaPolicy::TimerId SagaPolicy::new_timer(NodeId node) {
+  TimerId id = free_timer_;
+  if (id == kNone) {
+    id = static_cast<TimerId>(timers_.size());
+    timers_.emplace_back();
+  } else {
+    free_timer_ = timers_[id].next;
+  }
+  timers_[id] = {kNoTimer, node, kNone, kNone};
+  return id;
+}
+
+void SagaPolicy::set_timer(TimerId id, Time until) {
+  Timer& timer = timers_[id];
+  if (timer.until == until) return;
+  clear_timer(id);
+  if (until >= kNoTimer) return;
+  TimerId& first = timer_list(until);
+  timer.until = until;
+  timer.next = first;
+  if (first != kNone) timers_[first].previous = id;
+  first = id;
+}
+
+void SagaPolicy::clear_timer(TimerId id) {
+  Timer& timer = timers_[id];
+  if (timer.until >= kNoTimer) return;
+  (timer.previous == kNone ? timer_list(timer.until) : timers_[timer.previous].next) = timer.next;
+  if (timer.next != kNone) timers_[timer.next].previous = timer.previous;
+  timer = {kNoTimer, timer.node, kNone, kNone};
+}
+
+// Of the lists up to that of `now` every time is over, but for some of the last, which are listed anew: the others have the bit
+// that differs in common with `timed_to_` and `now`.
+void SagaPolicy::renew_due(Time now) {
+  const auto lists = static_cast<std::uint32_t>(std::bit_width(now ^ timed_to_));
+  timed_to_ = now;
+  for (std::uint32_t list = 1; list <= lists; ++list) {
+    TimerId next = std::exchange(timer_lists_[list], kNone);
+    while (next != kNone) {
+      const TimerId id = next;
+      Timer& timer = timers_[id];
+      const Time until = timer.until;
+      next = timer.next;
+      timer = {kNoTimer, timer.node, kNone, kNone};
+      if (until <= now) {
+        renew(timer.node, now);
+      } else {
+        set_timer(id, until);
+      }
+    }
   }
 }
 
 void SagaPolicy::put(NodeId node, const Rating& rating) {
-  const KeyEntry key{rating.key, rating.tie, node, rating.exact};
-  const TimerEntry timer{rating.until, node};
+  const KeyEntry entry{rating.key, rating.tie, node, rating.exact};
   if (nodes_[node].key_slot == kNone) {
-    keys_.emplace_back();
-    key_up(static_cast<std::uint32_t>(keys_.size() - 1), key);
-    timers_.emplace_back();
-    timer_up(static_cast<std::uint32_t>(timers_.size() - 1), timer);
-    return;
+    nodes_[node].key_slot = static_cast<std::uint32_t>(keys_.size());
+    nodes_[node].timer = new_timer(node);
+    keys_.push_back(entry);
   }
-  key_moved(nodes_[node].key_slot, key);
-  timer_moved(nodes_[node].timer_slot, timer);
+  rekey(entry);
+  set_timer(nodes_[node].timer, rating.until);
 }
 
 void SagaPolicy::remove(NodeId node) {
-  const std::uint32_t key_slot = std::exchange(nodes_[node].key_slot, kNone);
-  const KeyEntry last_key = keys_.back();
+  std::uint32_t slot = nodes_[node].key_slot;
+  if (slot < near_) {
+    make_far(slot, KeyEntry(keys_[slot]));
+    slot = near_;
+  }
+  const KeyEntry last = keys_.back();
   keys_.pop_back();
-  if (last_key.node != node) key_moved(key_slot, last_key);
-  const std::uint32_t timer_slot = std::exchange(nodes_[node].timer_slot, kNone);
-  const TimerEntry last_timer = timers_.back();
-  timers_.pop_back();
-  if (last_timer.node != node) timer_moved(timer_slot, last_timer);
+  if (last.node != node) set_key(slot, last);
+  nodes_[node].key_slot = kNone;
+  const TimerId timer = std::exchange(nodes_[node].timer, kNone);
+  clear_timer(timer);
+  timers_[timer].next = std::exchange(free_timer_, timer);
 }
 
 void SagaPolicy::rate_all(Time now) {
-  for (KeyEntry& entry : keys_) {
-    const Rating rating = rate(entry.node, now, false);
-    entry = {rating.key, rating.tie, entry.node, false};
-    timers_[nodes_[entry.node].timer_slot].until = rating.until;
+  near_ = 0;
+  near_most_ = 0;
+  for (std::uint32_t slot = 0; slot < keys_.size(); ++slot) {
+    const NodeId node = keys_[slot].node;
+    put(node, rate(node, now, false));
   }
-  for (auto slot = static_cast<std::uint32_t>(keys_.size() / 2); slot-- > 0;) key_down(slot, keys_[slot]);
-  for (auto slot = static_cast<std::uint32_t>(timers_.size() / 2); slot-- > 0;) timer_down(slot, timers_[slot]);
 }
 
 void SagaPolicy::bring_up_to_date(Time now) {
@@ -905,14 +967,14 @@ void SagaPolicy::bring_up_to_date(Time now) {
     generation_ = statistics_->generation();
     rate_all(now);
   }
-  while (!timers_.empty() && timers_.front().until <= now) renew(timers_.front().node, now);
+  if (now != timed_to_) renew_due(now);
 }
 
 // A bound will do unless it comes to the top. What comes before the last victim will, most likely.
 void SagaPolicy::renew(NodeId node, Time now) {
   if (node != next_of_branch_) {
     const Rating bound = rate(node, now, false);
-    if (keys_.empty() || bound.key > keys_.front().key) {
+    if (bound.key > (near_ == 0 ? near_most_ : keys_.front().key)) {
       put(node, bound);
       return;
     }
@@ -923,7 +985,9 @@ void SagaPolicy::renew(NodeId node, Time now) {
 Victim SagaPolicy::victim(Time now) {
   bring_up_to_date(now);
   if (keys_.empty()) return {};
-  while (!keys_.front().exact) {
+  while (true) {
+    if (near_ == 0) bring_near();
+    if (keys_.front().exact) break;
     const NodeId node = keys_.front().node;
     put(node, rate(node, now, true));
   }
@@ -938,6 +1002,7 @@ bool SagaPolicy::verify() const {
   std::size_t used = 0;
   std::size_t listed = 0;
   std::size_t hanging = 0;
+  std::size_t timed = 0;
   for (HeadId id = 0; id < heads_.size(); ++id) {
     const Head& head = heads_[id];
     if (head.state == State::kFree) continue;
@@ -961,19 +1026,29 @@ bool SagaPolicy::verify() const {
     if (heads != state.heads) return false;
     if (state.owner < kDropped && heads_[state.owner].state == State::kFree) return false;
     if ((state.threads > 0) != (state.owner != kNoHead)) return false;
-    if ((state.key_slot == kNone) != (state.timer_slot == kNone)) return false;
+    if ((state.key_slot == kNone) != (state.timer == kNone)) return false;
     if (state.key_slot != kNone) {
       if (state.key_slot >= keys_.size() || keys_[state.key_slot].node != node) return false;
-      if (state.timer_slot >= timers_.size() || timers_[state.timer_slot].node != node) return false;
+      if (state.timer >= timers_.size() || timers_[state.timer].node != node) return false;
+      timed += timers_[state.timer].until < kNoTimer;
     }
     if (residents_.live != nullptr && state.threads > 0 && !tree_.is_known(node)) return false;
     if (!state.touched && (state.key_slot != kNone) != residents_.is_candidate(node)) return false;
   }
-  if (listed != hanging || keys_.size() != timers_.size()) return false;
-  for (std::uint32_t slot = 1; slot < keys_.size(); ++slot) {
-    if (before(keys_[slot], keys_[(slot - 1) / 2])) return false;
-    if (timers_[slot].until < timers_[(slot - 1) / 2].until) return false;
+  if (listed != hanging || near_ > keys_.size()) return false;
+  for (std::uint32_t slot = 0; slot < keys_.size(); ++slot) {
+    if ((slot < near_) != (keys_[slot].key <= near_most_)) return false;
+    if (slot > 0 && slot < near_ && before(keys_[slot], keys_[(slot - 1) / 2])) return false;
   }
+  for (std::uint32_t list = 0; list < kTimerLists; ++list) {
+    TimerId before_it = kNone;
+    for (TimerId id = timer_lists_[list]; id != kNone; before_it = id, id = timers_[id].next) {
+      const Timer& timer = timers_[id];
+      if (timer.until <= timed_to_ || timer.until >= kNoTimer || timer.previous != before_it) return false;
+      if (static_cast<std::uint32_t>(std::bit_width(timer.until ^ timed_to_)) != list || timed-- == 0) return false;
+    }
+  }
+  if (timed != 0) return false;
   HeadId previous = kNoHead;
   std::size_t ghosts = 0;
   for (HeadId id = oldest_ghost_; id != kNoHead; previous = id, id = heads_[id].newer_ghost) {

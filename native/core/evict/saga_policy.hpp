@@ -23,21 +23,25 @@
 // **Live trees.** A head holds the last page of its path, so what it has to know of pages that are gone stays known; how much
 // that is, the owner bounds by forget_oldest(). What a head forgotten had waited counts as censored.
 //
-// **Structures.** Notifications only mark nodes; victim() brings them up to date. Candidates lie in a heap by a lower bound of
-// their key, and in a second heap by the time when the bound must be renewed; only what comes to the top is computed exactly. A
-// bound holds for at least an octave of age, and on for as long as it stays well above the key of the last victim: what
-// is not about to go is left alone. A table of a head's own is begun (the weights of then are kept) when the head is first rated
-// and filled when a bound by the table of its class will not do any more, at the latest when that one changes. A branch that
-// goes, node by node, takes its rating along. So a call that returns before anything was evicted costs neither heap
-// anything. All candidates are rated anew when the tables were rebuilt.
+// **Structures.** Notifications only mark nodes; victim() brings them up to date. A candidate has a lower bound of its key; only
+// what comes to the top is computed exactly. The candidates with the smallest keys form a heap; the others, whom most of what
+// happens befalls, lie in no order, and when the heap is empty the smallest eighth of them is the next. The times when bounds
+// must be renewed are listed by the highest bit in which they differ from the present: to set one is O(1), and until it is due
+// it moves from list to list once a bit at most. A bound holds for at least an octave of age, and on for as long as it stays
+// well above the key of the last victim: what is not about to go is left alone. A table of a head's own is begun (the weights
+// of then are kept) when the head is first rated and filled when a bound by the table of its class will not do any more, at the
+// latest when that one changes. A branch that goes, node by node, takes its rating along. So a call that returns before
+// anything was evicted costs neither heap nor lists anything. All candidates are rated anew when the tables were rebuilt.
 //
-// Cost: a start O(nodes that the path gained or lost), an end O(1), a decision O(log candidates) for as many pages as the node
-// has. Memory: 32 bytes a node, 24 more for those of the sample; about 300 bytes a head, 456 more while it has a table of its
-// own; one head a thread (a call, where they are inferred), and orphans until they are 40,000 s old.
+// Cost: a start O(nodes that the path gained or lost), an end O(1), a decision O(log candidates) on average, for as many pages
+// as the node has. Memory: 32 bytes a node, 24 more for those of the sample, 56 a candidate; about 300 bytes a head, 456 more
+// while it has a table of its own; one head a thread (a call, where they are inferred; memory for one a thread is touched at
+// construction, so that calls meet no page faults), and orphans until they are 40,000 s old.
 // Invariants: verify().
 #pragma once
 
 #include <array>
+#include <bit>
 #include <memory>
 #include <vector>
 
@@ -137,7 +141,7 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
     HeadId owner = kNone;
     HeadId first_head = kNone;
     std::uint32_t key_slot = kNone;
-    std::uint32_t timer_slot = kNone;
+    std::uint32_t timer = kNone;
     std::uint32_t known_slot = kNone;  // place in known_
     std::uint16_t heads = 0;           // that hang here
     std::uint8_t threads = 0;          // that ever came onto it, saturating
@@ -168,10 +172,16 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
     NodeId node;
     bool exact;
   };
-  struct TimerEntry {
-    Time until;
-    NodeId node;
+  using TimerId = std::uint32_t;
+  // Of a candidate: when its rating must be renewed, and neighbours among those of about the same time.
+  struct Timer {
+    Time until = kNoTimer;
+    NodeId node = kNone;
+    TimerId previous = kNone;
+    TimerId next = kNone;  // of one that is free: the next free one
   };
+  static constexpr Time kNoTimer = Time{1} << 62;  // from here on it holds for ever
+  static constexpr std::uint32_t kTimerLists = 63;
 
   static constexpr HeadId kNoHead = kNone;
   static constexpr std::uint32_t kMostHeads = 32;
@@ -226,9 +236,19 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   void key_up(std::uint32_t slot, KeyEntry entry);
   void key_down(std::uint32_t slot, KeyEntry entry);
   void key_moved(std::uint32_t slot, const KeyEntry& entry);
-  void timer_up(std::uint32_t slot, TimerEntry entry);
-  void timer_down(std::uint32_t slot, TimerEntry entry);
-  void timer_moved(std::uint32_t slot, const TimerEntry& entry);
+  void set_key(std::uint32_t slot, const KeyEntry& entry) {
+    keys_[slot] = entry;
+    nodes_[entry.node].key_slot = slot;
+  }
+  void rekey(const KeyEntry& entry);
+  void make_near(std::uint32_t slot, const KeyEntry& entry);
+  void make_far(std::uint32_t slot, const KeyEntry& entry);
+  void bring_near();
+  TimerId& timer_list(Time until) { return timer_lists_[static_cast<std::size_t>(std::bit_width(until ^ timed_to_))]; }
+  TimerId new_timer(NodeId node);
+  void set_timer(TimerId id, Time until);
+  void clear_timer(TimerId id);
+  void renew_due(Time now);
 
   const ResidentSet& residents_;
   const PageTree& tree_;
@@ -253,8 +273,16 @@ class SagaPolicy final : public EvictionPolicy, private OpenWaits {
   std::vector<NodeId> touched_;
   IndexValue level_ = 0;           // key of the last victim
   NodeId next_of_branch_ = kNone;  // its parent
+  // Candidates: `near_` of them, those with keys up to near_most_, as a heap; behind it the others, in no order.
   std::vector<KeyEntry> keys_;
-  std::vector<TimerEntry> timers_;
+  std::uint32_t near_ = 0;
+  IndexValue near_most_ = 0;
+  std::vector<IndexValue> scratch_;
+  // In list b the times whose highest bit that differs from timed_to_ is bit b - 1; all are later than timed_to_.
+  std::vector<Timer> timers_;
+  std::array<TimerId, kTimerLists> timer_lists_;
+  TimerId free_timer_ = kNone;
+  Time timed_to_ = 0;
 };
 
 }  // namespace saga
