@@ -250,22 +250,8 @@ declare namespace native {
 }
 
 declare namespace native {
-  /** `words` and `stats` are the registered arrays. */
-  interface PromptChain {
-    /** In `words`: common tokens, hashed blocks, and then length in tokens and in blocks. So the next one. */
-    update(tokens: Uint32Array | Int32Array): number;
-    append(tokens: Uint32Array | Int32Array): number;
-    /** In `words`: length in tokens and in blocks, as above. */
-    truncate(tokens: number): number;
-    /** How many there are; as many as fit are written. So the next one. */
-    hashes(out: BigUint64Array): number;
-    tokens(out: Uint32Array | Int32Array): number;
-    fork(tokens: number, words: Uint32Array, stats: Float64Array): PromptChain | number;
-    /** In `stats`: tokens compared, tokens hashed, bytes. */
-    stats(): number;
-    verify(): number;
-    destroy(): number;
-  }
+  /** Opaque; freed when collected. A wrong handle is refused, never used. */
+  type PromptChain = object & { readonly promptChain: unique symbol };
 }
 
 declare namespace native {
@@ -351,15 +337,27 @@ declare const native: {
     forgotten: Uint32Array,
   ): native.Lineage | number;
 
-  /** `options`: algorithm, blockTokens, maxTokens. `words` (4) and `stats` (3) are registered and written later. */
+  /** `options`: algorithm, blockTokens, maxTokens. In `words` (4): the last two are the length in tokens and in blocks. */
   createPromptChain(
     options: Float64Array,
     root: string,
     loraName: string,
     cacheSalt: string,
     words: Uint32Array,
-    stats: Float64Array,
   ): native.PromptChain | number;
+  /** In `words` (4): common tokens, hashed blocks, and then length in tokens and in blocks. So the next one. */
+  promptChainUpdate(chain: native.PromptChain, tokens: Uint32Array | Int32Array, words: Uint32Array): number;
+  promptChainAppend(chain: native.PromptChain, tokens: Uint32Array | Int32Array, words: Uint32Array): number;
+  /** In `words`: length in tokens and in blocks, as above. */
+  promptChainTruncate(chain: native.PromptChain, tokens: number, words: Uint32Array): number;
+  /** How many there are; as many as fit are written. So the next one. */
+  promptChainHashes(chain: native.PromptChain, out: BigUint64Array): number;
+  promptChainTokens(chain: native.PromptChain, out: Uint32Array | Int32Array): number;
+  promptChainFork(chain: native.PromptChain, tokens: number, words: Uint32Array): native.PromptChain | number;
+  /** In `stats` (3): tokens compared, tokens hashed, bytes. */
+  promptChainStats(chain: native.PromptChain, stats: Float64Array): number;
+  promptChainVerify(chain: native.PromptChain): number;
+  promptChainDestroy(chain: native.PromptChain): number;
 
   /**
    * `names`: UTF-8 texts behind one another that end at `nameEnds`. `header` (7): saga_json_outline_t. `members`: eight words each,

@@ -34,6 +34,9 @@ export interface PromptChainStats {
 }
 
 const mostKeyBytes = 1024;
+/** What the last call wrote: one array for all chains, as each is read at once. */
+const words = new Uint32Array(4);
+const statsWords = new Float64Array(3);
 
 /**
  * The token ids of one line of a conversation and their block hashes.
@@ -58,15 +61,16 @@ export class PromptChain {
   readonly blockTokens: number;
   readonly maxTokens: number;
   readonly #native: native.PromptChain;
-  readonly #words = new Uint32Array(4);
-  readonly #stats = new Float64Array(3);
+  #length = 0;
+  #blocks = 0;
   #closed = false;
 
   /** @throws SagaArgumentError for an option outside its range, or one that the algorithm does not have */
   constructor(options: PromptChainOptions = {}) {
     if (options instanceof Fork) {
       ({ algorithm: this.algorithm, blockTokens: this.blockTokens, maxTokens: this.maxTokens } = options.of);
-      this.#native = made(options.make(this.#words, this.#stats));
+      this.#native = made(options.make());
+      this.#measured();
       return;
     }
     checkOptions(options);
@@ -86,7 +90,7 @@ export class PromptChain {
     const loraName = checkText('loraName', options.loraName ?? '', mostKeyBytes);
     const cacheSalt = checkText('cacheSalt', options.cacheSalt ?? '', mostKeyBytes);
     const numbers = Float64Array.of(nativeAlgorithm(algorithm, options.taggedKeys), this.blockTokens, this.maxTokens);
-    this.#native = made(native.createPromptChain(numbers, root, loraName, cacheSalt, this.#words, this.#stats));
+    this.#native = made(native.createPromptChain(numbers, root, loraName, cacheSalt, words));
   }
 
   /**
@@ -96,7 +100,8 @@ export class PromptChain {
    */
   update(tokens: Uint32Array | Int32Array): PromptChange {
     this.#open();
-    this.#answer(this.#native.update(checkTokens(tokens)), () => `a prompt of ${tokens.length} tokens`);
+    const status = native.promptChainUpdate(this.#native, checkTokens(tokens), words);
+    this.#answer(status, () => `a prompt of ${tokens.length} tokens`);
     return this.#change();
   }
 
@@ -107,7 +112,8 @@ export class PromptChain {
    */
   append(tokens: Uint32Array | Int32Array): PromptChange {
     this.#open();
-    this.#answer(this.#native.append(checkTokens(tokens)), () => `${tokens.length} more tokens`);
+    const status = native.promptChainAppend(this.#native, checkTokens(tokens), words);
+    this.#answer(status, () => `${tokens.length} more tokens`);
     return this.#change();
   }
 
@@ -115,17 +121,18 @@ export class PromptChain {
   truncate(tokens: number): void {
     this.#open();
     const kept = checkInteger('tokens', tokens, 0, this.length);
-    this.#answer(this.#native.truncate(kept), () => 'truncate');
+    this.#answer(native.promptChainTruncate(this.#native, kept, words), () => 'truncate');
+    this.#measured();
   }
 
   /** Tokens. */
   get length(): number {
-    return this.#words[2] as number;
+    return this.#length;
   }
 
   /** Full blocks, each with a hash. */
   get blocks(): number {
-    return this.#words[3] as number;
+    return this.#blocks;
   }
 
   /** The hashes of the full blocks, a copy. {@link chainInto} makes no array. */
@@ -146,7 +153,7 @@ export class PromptChain {
       const got = out instanceof BigUint64Array ? `for ${out.length}` : describe(out);
       throw new SagaArgumentError(`out must be a BigUint64Array with room for ${this.blocks} hashes, got ${got}`);
     }
-    return this.#answer(this.#native.hashes(out), () => 'chain');
+    return this.#answer(native.promptChainHashes(this.#native, out), () => 'chain');
   }
 
   /**
@@ -158,7 +165,7 @@ export class PromptChain {
     this.#open();
     if (checkTokens(out, 'out').length < this.length)
       throw new SagaArgumentError(`out must have room for ${this.length} tokens, got for ${out.length}`);
-    return this.#answer(this.#native.tokens(out), () => 'tokens');
+    return this.#answer(native.promptChainTokens(this.#native, out), () => 'tokens');
   }
 
   /**
@@ -168,26 +175,26 @@ export class PromptChain {
   fork(tokens = this.length): PromptChain {
     this.#open();
     const kept = checkInteger('tokens', tokens, 0, this.length);
-    const fork: object = new Fork(this, (words, stats) => this.#native.fork(kept, words, stats));
+    const fork: object = new Fork(this, () => native.promptChainFork(this.#native, kept, words));
     return new PromptChain(fork);
   }
 
   stats(): PromptChainStats {
     this.#open();
-    this.#answer(this.#native.stats(), () => 'stats');
-    const [tokensCompared = 0, tokensHashed = 0, memoryBytes = 0] = this.#stats;
+    this.#answer(native.promptChainStats(this.#native, statsWords), () => 'stats');
+    const [tokensCompared = 0, tokensHashed = 0, memoryBytes = 0] = statsWords;
     return { tokensCompared, tokensHashed, memoryBytes };
   }
 
   /** Hashes everything again; `false` is a bug in SAGA. */
   verify(): boolean {
     this.#open();
-    return this.#answer(this.#native.verify(), () => 'verify') === 1;
+    return this.#answer(native.promptChainVerify(this.#native), () => 'verify') === 1;
   }
 
   /** Frees the memory. Every later call throws `SAGA_ERR_CLOSED`. */
   close(): void {
-    if (!this.#closed) this.#native.destroy();
+    if (!this.#closed) native.promptChainDestroy(this.#native);
     this.#closed = true;
   }
 
@@ -196,8 +203,14 @@ export class PromptChain {
   }
 
   #change(): PromptChange {
-    const [commonTokens = 0, hashedBlocks = 0] = this.#words;
+    this.#measured();
+    const [commonTokens = 0, hashedBlocks = 0] = words;
     return { commonTokens, hashedBlocks };
+  }
+
+  #measured(): void {
+    this.#length = words[2] as number;
+    this.#blocks = words[3] as number;
   }
 
   #open(): void {
@@ -214,7 +227,7 @@ export class PromptChain {
 class Fork {
   constructor(
     readonly of: PromptChain,
-    readonly make: (words: Uint32Array, stats: Float64Array) => native.PromptChain | number,
+    readonly make: () => native.PromptChain | number,
   ) {}
 }
 

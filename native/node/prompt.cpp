@@ -1,7 +1,8 @@
-// Prompt chains for JavaScript: createPromptChain(options, root, loraName, cacheSalt, words, stats) -> functions of one chain.
+// Prompt chains for JavaScript. A chain is one opaque handle, and the functions are those of the module: a gateway makes a chain for
+// every long prompt, and nine functions of each, to be made and collected, cost more than to hash it.
 //
-// The arrays are registered: words (Uint32Array of 4) receives common tokens and hashed blocks of a change, and the length in
-// tokens and in blocks whenever it changes; stats (Float64Array of 3) what `stats` says.
+// The arrays come with the call: words (Uint32Array of 4) receives common tokens and hashed blocks of a change, and the length in
+// tokens and in blocks whenever it changes; stats (Float64Array of 3) what `promptChainStats` says.
 #include <string>
 
 #include "binding.hpp"
@@ -12,76 +13,113 @@ namespace {
 constexpr std::size_t kWords = 4;
 constexpr std::size_t kStats = 3;
 constexpr std::size_t kOptions = 3;
+constexpr napi_type_tag kTag = {0x5A6A0001'00000004ull, 0x9B3F1D2C'77E04A04ull};
 
-struct PromptChainHandle {
-  saga_prompt_chain_t* handle = nullptr;
-  std::uint32_t* words = nullptr;
-  double* stats = nullptr;
-  Napi::Reference<Napi::Array> registered;  // keeps the arrays alive
-  ~PromptChainHandle() { saga_prompt_chain_destroy(handle); }
+struct Held {
+  saga_prompt_chain_t* handle;  // NULL once it was closed, which the C interface refuses
+  std::int64_t bytes;           // as V8 was told
 };
-using BoundChain = Bound<PromptChainHandle>;
 
-saga_prompt_chain_t* chain_of(const Napi::CallbackInfo& info) { return BoundChain::of(info).handle; }
-
-Napi::Value bind_chain(Napi::Env env, saga_prompt_chain_t* handle, Napi::Value words, Napi::Value stats);
-
-// After a change: the length, and what V8 must know of memory.
-void write_length(Napi::Env env, BoundChain& bound) {
-  PromptChainHandle& chain = bound.object;
-  saga_prompt_chain_length(chain.handle, &chain.words[2], &chain.words[3]);
-  saga_prompt_chain_stats_t known{};
-  if (saga_prompt_chain_stats(chain.handle, &known) != SAGA_OK) return;
-  bound.set_native_bytes(env, static_cast<std::int64_t>(known.memory_bytes));
+void free_now(Napi::Env env, Held& held) {
+  saga_prompt_chain_destroy(held.handle);
+  Napi::MemoryManagement::AdjustExternalMemory(env, -held.bytes);
+  held = {nullptr, 0};
 }
 
+// nullptr if it is something else.
+Held* held_by(const Napi::Value& value) {
+  if (!value.IsExternal()) return nullptr;
+  const auto external = value.As<Napi::External<Held>>();
+  return external.CheckTypeTag(&kTag) ? external.Data() : nullptr;
+}
+
+saga_prompt_chain_t* chain_of(const Napi::CallbackInfo& info) {
+  const Held* held = held_by(info[0]);
+  return held == nullptr ? nullptr : held->handle;
+}
+
+// After a change: the length, and what V8 must know of memory.
+void write_length(Napi::Env env, Held& held, std::uint32_t* words) {
+  saga_prompt_chain_length(held.handle, &words[2], &words[3]);
+  saga_prompt_chain_stats_t known{};
+  if (saga_prompt_chain_stats(held.handle, &known) != SAGA_OK) return;
+  const auto bytes = static_cast<std::int64_t>(known.memory_bytes);
+  Napi::MemoryManagement::AdjustExternalMemory(env, bytes - held.bytes);
+  held.bytes = bytes;
+}
+
+Napi::Value made(Napi::Env env, saga_prompt_chain_t* handle, std::uint32_t* words) {
+  auto* held = new Held{handle, 0};
+  auto external = Napi::External<Held>::New(env, held, [](Napi::Env finalizing, Held* last) {
+    free_now(finalizing, *last);
+    delete last;
+  });
+  external.TypeTag(&kTag);
+  write_length(env, *held, words);
+  return external;
+}
+
+// promptChainUpdate(chain, tokens, words), promptChainAppend(chain, tokens, words)
 template <saga_status_t (*Change)(saga_prompt_chain_t*, const uint32_t*, size_t, saga_prompt_change_t*)>
 Napi::Value change(const Napi::CallbackInfo& info) {
-  const auto tokens = elements<std::uint32_t>(info.Env(), info[0]);
-  saga_prompt_change_t made{};
-  const saga_status_t status = Change(chain_of(info), tokens.data, tokens.count, &made);
+  Held* held = held_by(info[0]);
+  const auto tokens = elements<std::uint32_t>(info.Env(), info[1]);
+  const auto words = elements<std::uint32_t>(info.Env(), info[2]);
+  if (held == nullptr || words.count != kWords) return failure(info, SAGA_ERR_INVALID_ARGUMENT);
+  saga_prompt_change_t done{};
+  const saga_status_t status = Change(held->handle, tokens.data, tokens.count, &done);
   if (status != SAGA_OK) return failure(info, status);
-  BoundChain::of(info).words[0] = made.common_tokens;
-  BoundChain::of(info).words[1] = made.hashed_blocks;
-  write_length(info.Env(), BoundChain::bound_of(info));
+  words.data[0] = done.common_tokens;
+  words.data[1] = done.hashed_blocks;
+  write_length(info.Env(), *held, words.data);
   return result(info, 0);
 }
 
+// promptChainTruncate(chain, tokens, words)
 Napi::Value truncate(const Napi::CallbackInfo& info) {
-  const saga_status_t status = saga_prompt_chain_truncate(chain_of(info), u32(info, 0));
-  if (status == SAGA_OK) write_length(info.Env(), BoundChain::bound_of(info));
+  Held* held = held_by(info[0]);
+  const auto words = elements<std::uint32_t>(info.Env(), info[2]);
+  if (held == nullptr || words.count != kWords) return failure(info, SAGA_ERR_INVALID_ARGUMENT);
+  const saga_status_t status = saga_prompt_chain_truncate(held->handle, u32(info, 1));
+  if (status == SAGA_OK) write_length(info.Env(), *held, words.data);
   return answer(info, status);
 }
 
+// promptChainHashes(chain, out)
 Napi::Value hashes(const Napi::CallbackInfo& info) {
-  const auto out = elements<std::uint64_t>(info.Env(), info[0]);
+  const auto out = elements<std::uint64_t>(info.Env(), info[1]);
   std::size_t count = 0;
   const saga_status_t status = saga_prompt_chain_hashes(chain_of(info), out.data, out.count, &count);
   return answer(info, status, static_cast<double>(count));
 }
 
+// promptChainTokens(chain, out)
 Napi::Value tokens(const Napi::CallbackInfo& info) {
-  const auto out = elements<std::uint32_t>(info.Env(), info[0]);
+  const auto out = elements<std::uint32_t>(info.Env(), info[1]);
   std::size_t count = 0;
   const saga_status_t status = saga_prompt_chain_tokens(chain_of(info), out.data, out.count, &count);
   return answer(info, status, static_cast<double>(count));
 }
 
-// fork(tokens, words, stats) -> functions of the fork
+// promptChainFork(chain, tokens, words) -> chain
 Napi::Value fork(const Napi::CallbackInfo& info) {
+  const auto words = elements<std::uint32_t>(info.Env(), info[2]);
+  if (words.count != kWords) return failure(info, SAGA_ERR_INVALID_ARGUMENT);
   saga_prompt_chain_t* handle = nullptr;
-  const saga_status_t status = saga_prompt_chain_fork(chain_of(info), u32(info, 0), &handle);
-  return status == SAGA_OK ? bind_chain(info.Env(), handle, info[1], info[2]) : failure(info, status);
+  const saga_status_t status = saga_prompt_chain_fork(chain_of(info), u32(info, 1), &handle);
+  return status == SAGA_OK ? made(info.Env(), handle, words.data) : failure(info, status);
 }
 
+// promptChainStats(chain, stats)
 Napi::Value stats(const Napi::CallbackInfo& info) {
+  const auto out = elements<double>(info.Env(), info[1]);
+  if (out.count != kStats) return failure(info, SAGA_ERR_INVALID_ARGUMENT);
   saga_prompt_chain_stats_t known{};
   const saga_status_t status = saga_prompt_chain_stats(chain_of(info), &known);
   if (status != SAGA_OK) return failure(info, status);
-  double* out = BoundChain::of(info).stats;
-  out[0] = static_cast<double>(known.tokens_compared);
-  out[1] = static_cast<double>(known.tokens_hashed);
-  out[2] = static_cast<double>(known.memory_bytes);
+  out.data[0] = static_cast<double>(known.tokens_compared);
+  out.data[1] = static_cast<double>(known.tokens_hashed);
+  out.data[2] = static_cast<double>(known.memory_bytes);
   return result(info, 0);
 }
 
@@ -91,46 +129,20 @@ Napi::Value verify(const Napi::CallbackInfo& info) {
   return answer(info, status, intact);
 }
 
-// Frees the chain now rather than when its functions are collected.
+// Frees the chain now rather than when it is collected.
 Napi::Value destroy(const Napi::CallbackInfo& info) {
-  saga_prompt_chain_destroy(BoundChain::of(info).handle);
-  BoundChain::of(info).handle = nullptr;
-  BoundChain::bound_of(info).set_native_bytes(info.Env(), 0);
+  Held* held = held_by(info[0]);
+  if (held == nullptr) return failure(info, SAGA_ERR_INVALID_ARGUMENT);
+  free_now(info.Env(), *held);
   return result(info, 0);
 }
 
-Napi::Value bind_chain(Napi::Env env, saga_prompt_chain_t* handle, Napi::Value words, Napi::Value stats_array) {
-  auto* bound = new BoundChain();
-  PromptChainHandle& chain = bound->object;
-  chain.handle = handle;
-  chain.words = elements<std::uint32_t>(env, words).data;
-  chain.stats = elements<double>(env, stats_array).data;
-  Napi::Array registered = Napi::Array::New(env, 2);
-  registered.Set(0u, words);
-  registered.Set(1u, stats_array);
-  chain.registered = Napi::Persistent(registered);
-  write_length(env, *bound);
-
-  Napi::Object methods = Napi::Object::New(env);
-  bound->bind<change<saga_prompt_chain_update>>(env, methods, "update");
-  bound->bind<change<saga_prompt_chain_append>>(env, methods, "append");
-  bound->bind<truncate>(env, methods, "truncate");
-  bound->bind<hashes>(env, methods, "hashes");
-  bound->bind<tokens>(env, methods, "tokens");
-  bound->bind<fork>(env, methods, "fork");
-  bound->bind<stats>(env, methods, "stats");
-  bound->bind<verify>(env, methods, "verify");
-  bound->bind<destroy>(env, methods, "destroy");
-  return bound->bound_to(env, methods);
-}
-
+// createPromptChain(options, root, loraName, cacheSalt, words) -> chain
 Napi::Value create(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const auto given = elements<double>(env, info[0]);
-  if (given.count != kOptions || elements<std::uint32_t>(env, info[4]).count != kWords ||
-      elements<double>(env, info[5]).count != kStats) {
-    return failure(info, SAGA_ERR_INVALID_ARGUMENT);
-  }
+  const auto words = elements<std::uint32_t>(env, info[4]);
+  if (given.count != kOptions || words.count != kWords) return failure(info, SAGA_ERR_INVALID_ARGUMENT);
   saga_prompt_chain_options_t options;
   saga_prompt_chain_options_init(&options);
   options.algorithm = static_cast<std::uint32_t>(given.data[0]);
@@ -142,13 +154,22 @@ Napi::Value create(const Napi::CallbackInfo& info) {
   saga_prompt_chain_t* handle = nullptr;
   const saga_status_t status = saga_prompt_chain_create(&options, root.data(), root.size(), lora.data(), lora.size(),
                                                         salt.data(), salt.size(), &handle);
-  return status == SAGA_OK ? bind_chain(env, handle, info[4], info[5]) : failure(info, status);
+  return status == SAGA_OK ? made(env, handle, words.data) : failure(info, status);
 }
 
 }  // namespace
 
 void register_prompt(Napi::Env env, Napi::Object exports) {
   exports.Set("createPromptChain", Napi::Function::New<create>(env, "createPromptChain"));
+  exports.Set("promptChainUpdate", Napi::Function::New<change<saga_prompt_chain_update>>(env, "promptChainUpdate"));
+  exports.Set("promptChainAppend", Napi::Function::New<change<saga_prompt_chain_append>>(env, "promptChainAppend"));
+  exports.Set("promptChainTruncate", Napi::Function::New<truncate>(env, "promptChainTruncate"));
+  exports.Set("promptChainHashes", Napi::Function::New<hashes>(env, "promptChainHashes"));
+  exports.Set("promptChainTokens", Napi::Function::New<tokens>(env, "promptChainTokens"));
+  exports.Set("promptChainFork", Napi::Function::New<fork>(env, "promptChainFork"));
+  exports.Set("promptChainStats", Napi::Function::New<stats>(env, "promptChainStats"));
+  exports.Set("promptChainVerify", Napi::Function::New<verify>(env, "promptChainVerify"));
+  exports.Set("promptChainDestroy", Napi::Function::New<destroy>(env, "promptChainDestroy"));
 }
 
 }  // namespace saga::node

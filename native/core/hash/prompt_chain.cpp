@@ -35,9 +35,9 @@ PromptChain::PromptChain(const PromptChainOptions& options)
 PromptChain::Chunk PromptChain::make_chunk() const {
   const std::size_t blocks = chunk_blocks_;
   Chunk chunk;
-  chunk.tokens.resize(blocks * block_tokens_);
-  chunk.keys.resize(blocks);
-  chunk.rests.resize(blocks * rest_words_);
+  chunk.tokens.reset(new std::uint32_t[blocks * block_tokens_]);
+  chunk.keys.reset(new std::uint64_t[blocks]);
+  chunk.rests.reset(new std::uint64_t[blocks * rest_words_]);
   return chunk;
 }
 
@@ -65,9 +65,9 @@ PromptChain PromptChain::fork(std::uint32_t tokens) const {
   for (std::size_t i = 0; i < made.chunks_.size(); ++i) {
     const std::uint32_t here = std::min(left, chunk_blocks_ * block_tokens_);
     const std::uint32_t blocks = here / block_tokens_;
-    std::copy_n(chunks_[i].tokens.data(), here, made.chunks_[i].tokens.data());
-    std::copy_n(chunks_[i].keys.data(), blocks, made.chunks_[i].keys.data());
-    std::copy_n(chunks_[i].rests.data(), std::size_t{blocks} * rest_words_, made.chunks_[i].rests.data());
+    std::copy_n(chunks_[i].tokens.get(), here, made.chunks_[i].tokens.get());
+    std::copy_n(chunks_[i].keys.get(), blocks, made.chunks_[i].keys.get());
+    std::copy_n(chunks_[i].rests.get(), std::size_t{blocks} * rest_words_, made.chunks_[i].rests.get());
     left -= here;
   }
   return made;
@@ -79,7 +79,7 @@ std::uint32_t PromptChain::common(std::span<const std::uint32_t> tokens) const {
   std::size_t at = 0;
   while (at < most) {
     const std::size_t step = std::min(chunk_tokens, most - at);
-    const std::uint32_t* known = chunks_[at / chunk_tokens].tokens.data();
+    const std::uint32_t* known = chunks_[at / chunk_tokens].tokens.get();
     const std::size_t same = common_prefix(known, tokens.data() + at, 4 * step) / 4;
     at += same;
     if (same != step) break;
@@ -93,7 +93,7 @@ void PromptChain::write_tokens(std::uint32_t from, std::span<const std::uint32_t
   while (!tokens.empty()) {
     const std::size_t place = at % chunk_tokens;
     const std::size_t step = std::min(chunk_tokens - place, tokens.size());
-    std::copy_n(tokens.data(), step, chunks_[at / chunk_tokens].tokens.data() + place);
+    std::copy_n(tokens.data(), step, chunks_[at / chunk_tokens].tokens.get() + place);
     tokens = tokens.subspan(step);
     at += step;
   }
@@ -105,7 +105,7 @@ PromptChain::State PromptChain::state_before(std::uint32_t block) const {
   const Chunk& chunk = chunks_[last / chunk_blocks_];
   const std::size_t place = last % chunk_blocks_;
   const std::uint64_t key = chunk.keys[place];
-  const std::uint64_t* rest = chunk.rests.data() + place * rest_words_;
+  const std::uint64_t* rest = chunk.rests.get() + place * rest_words_;
   State state;
   if (algorithm_) {
     // The key is the last 8 bytes of the digest, big-endian.
@@ -122,7 +122,7 @@ PromptChain::State PromptChain::state_before(std::uint32_t block) const {
 
 PromptChain::BlockResult PromptChain::hash_block(State& state, std::uint32_t block) const {
   const Chunk& chunk = chunks_[block / chunk_blocks_];
-  const std::span<const std::uint32_t> tokens(chunk.tokens.data() + std::size_t{block % chunk_blocks_} * block_tokens_,
+  const std::span<const std::uint32_t> tokens(chunk.tokens.get() + std::size_t{block % chunk_blocks_} * block_tokens_,
                                               block_tokens_);
   BlockResult result;
   if (algorithm_) {
@@ -149,7 +149,7 @@ std::uint32_t PromptChain::hash_from(std::uint32_t block) {
     Chunk& chunk = chunks_[i / chunk_blocks_];
     const std::size_t place = i % chunk_blocks_;
     chunk.keys[place] = result.key;
-    std::copy_n(result.rest.data(), rest_words_, chunk.rests.data() + place * rest_words_);
+    std::copy_n(result.rest.data(), rest_words_, chunk.rests.get() + place * rest_words_);
   }
   tokens_hashed_ += std::uint64_t{end - block} * block_tokens_;
   return end - block;
@@ -188,7 +188,7 @@ void PromptChain::copy_keys(std::span<std::uint64_t> out) const {
   SAGA_ASSERT(out.size() <= blocks());
   for (std::size_t i = 0; !out.empty(); ++i) {
     const std::size_t step = std::min<std::size_t>(chunk_blocks_, out.size());
-    std::copy_n(chunks_[i].keys.data(), step, out.data());
+    std::copy_n(chunks_[i].keys.get(), step, out.data());
     out = out.subspan(step);
   }
 }
@@ -197,7 +197,7 @@ void PromptChain::copy_tokens(std::span<std::uint32_t> out) const {
   SAGA_ASSERT(out.size() <= size_);
   for (std::size_t i = 0; !out.empty(); ++i) {
     const std::size_t step = std::min(std::size_t{chunk_blocks_} * block_tokens_, out.size());
-    std::copy_n(chunks_[i].tokens.data(), step, out.data());
+    std::copy_n(chunks_[i].tokens.get(), step, out.data());
     out = out.subspan(step);
   }
 }
@@ -217,7 +217,7 @@ bool PromptChain::verify() const {
     const Chunk& chunk = chunks_[i / chunk_blocks_];
     const std::size_t place = i % chunk_blocks_;
     if (chunk.keys[place] != result.key) return false;
-    if (!std::equal(result.rest.data(), result.rest.data() + rest_words_, chunk.rests.data() + place * rest_words_)) {
+    if (!std::equal(result.rest.data(), result.rest.data() + rest_words_, chunk.rests.get() + place * rest_words_)) {
       return false;
     }
   }

@@ -18,6 +18,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -74,10 +75,11 @@ class PromptChain {
  private:
   static constexpr std::size_t kMostRestWords = 3;
 
+  // Not initialised: nothing is read that was not written.
   struct Chunk {
-    std::vector<std::uint32_t> tokens;
-    std::vector<std::uint64_t> keys;
-    std::vector<std::uint64_t> rests;  // what the state behind a block has besides its key
+    std::unique_ptr<std::uint32_t[]> tokens;
+    std::unique_ptr<std::uint64_t[]> keys;
+    std::unique_ptr<std::uint64_t[]> rests;  // what the state behind a block has besides its key
   };
 
   // The state of the hash between two blocks.
