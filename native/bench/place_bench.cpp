@@ -1,5 +1,6 @@
 // Cost of a placement by SAGA's scheduler in the engine: submit_call and decide, with the match of the prompt against what the
-// workers hold included, while `workers` workers have a few calls each. Prints nanoseconds a call, by part.
+// workers hold included, while `workers` workers have a few calls each. Prints nanoseconds a call, by part, and the digest of
+// the engine in the end, by which two builds are seen to have decided alike.
 //
 //   place_bench [workers] [prompt blocks] [calls]
 #include <algorithm>
@@ -123,5 +124,6 @@ int main(int argc, char** argv) {
               finish_time / rounds);
   std::printf("  %llu placements, %llu directives, %llu held\n", static_cast<unsigned long long>(placed),
               static_cast<unsigned long long>(others), static_cast<unsigned long long>(held));
+  std::printf("  digest %016llx\n", static_cast<unsigned long long>(engine.digest()));
   return engine.verify() ? 0 : 1;
 }

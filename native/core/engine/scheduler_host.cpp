@@ -417,7 +417,12 @@ const std::uint32_t* SchedulerHost::depths(CallId call) {
 void SchedulerHost::match(CallId call, std::uint32_t* pages) {
   const std::uint32_t* const depth = depths(call);
   const std::uint32_t count = engine_.options_.max_workers;
-  for (WorkerId worker = 0; worker < count; ++worker) pages[worker] = depth[worker * kTierCount];
+  WorkerId at = 0;
+  for (; at + 8 <= count; at += 8) {  // without shuffles of vectors, which take three times as long
+    const std::uint32_t* const eight = depth + std::size_t{at} * kTierCount;
+    for (std::uint32_t k = 0; k < 8; ++k) pages[at + k] = eight[k * kTierCount];
+  }
+  for (; at < count; ++at) pages[at] = depth[std::size_t{at} * kTierCount];
   if (engine_.distrusted_workers_ == 0) return;
   for (WorkerId worker = 0; worker < engine_.worker_count_; ++worker) {
     pages[worker] = believed(pages[worker], engine_.workers_[worker].trust);

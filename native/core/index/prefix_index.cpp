@@ -18,6 +18,7 @@ constexpr std::size_t kFetchAhead = 12;
 constexpr std::size_t kLocateAhead = 8;
 constexpr std::size_t kRing = 16;          // >= kLocateAhead
 constexpr std::uint32_t kStreamAhead = 4;  // the same for lines that follow each other in memory
+constexpr std::uint32_t kStretch = 4;  // of those, how many a query compares at once, and fetches the next of meanwhile
 
 std::uint32_t bits_between(std::uint32_t first, std::uint32_t count) { return ((1u << count) - 1) << first; }
 
@@ -107,6 +108,26 @@ SAGA_ALWAYS_INLINE std::uint32_t PrefixIndex::run_length(Place place, const Bloc
   std::uint32_t k = 0;
   while (k < end && here[k] == chain[k]) ++k;
   return k;
+}
+
+// Whether the chain goes on through kStretch lines from `line` on, all of whose blocks have the holders of `set`.
+SAGA_ALWAYS_INLINE bool PrefixIndex::follows(std::uint32_t line, HolderSetId set, const BlockHash* chain,
+                                             std::size_t limit) const {
+  if (line + kStretch > unused_line_ || limit < kStretch * kLine) return false;
+  const auto expected = std::bit_cast<std::uint64_t>(Line{set, kFullLine, 0});
+  std::uint64_t headers = 0;
+  for (std::uint32_t k = 0; k < kStretch; ++k) headers |= std::bit_cast<std::uint64_t>(lines_[line + k]) ^ expected;
+  if (headers != 0) return false;
+  // Eight differences side by side, so that it is done with vectors; and in a loop, as the code is larger than the work.
+  const BlockHash* const here = &hashes_[static_cast<std::size_t>(line) * kLine];
+  std::uint64_t hashes[8] = {};
+#if defined(__GNUC__)
+#pragma GCC unroll 1
+#endif
+  for (std::uint32_t i = 0; i < kStretch * kLine; i += 8) {
+    for (std::uint32_t k = 0; k < 8; ++k) hashes[k] |= here[i + k] ^ chain[i + k];
+  }
+  return (hashes[0] | hashes[1] | hashes[2] | hashes[3] | hashes[4] | hashes[5] | hashes[6] | hashes[7]) == 0;
 }
 
 std::uint32_t PrefixIndex::take_line() {
@@ -457,15 +478,16 @@ std::uint32_t PrefixIndex::walk(std::span<const BlockHash> chain, Visitor& visit
 
   std::size_t i = 0;
   for (;;) {
-    const std::uint32_t number = place / kLine;
+    std::uint32_t number = place / kLine;
     const std::uint32_t slot = place % kLine;
-    const std::size_t boundary = i + (kLine - slot);  // where the line at hand ends
+    std::size_t boundary = i + (kLine - slot);  // where the line at hand ends
     if (located < boundary || (located - boundary) % kLine != 0) {
       located = fetched = boundary;
       limit = n;
     }
     const Line line = lines_[number];
-    if (consecutive) {
+    // Where the table has the next line right behind this one, the chain was stored in one go and is likely to go on so.
+    if (consecutive || (located > boundary && ahead[boundary / kLine % kRing] == (number + 1) * kLine)) {
       prefetch_line(std::min(number + kStreamAhead, line_limit_ - 1) * kLine);
     } else {
       look_ahead(boundary);
@@ -495,6 +517,21 @@ std::uint32_t PrefixIndex::walk(std::span<const BlockHash> chain, Visitor& visit
     if (i == n) return static_cast<std::uint32_t>(i);
 
     consecutive = false;
+    if (i == boundary) {
+      while (follows(number + 1, current, &chain[i], n - i)) {
+        number += kStretch;
+        i += kStretch * kLine;
+        for (std::uint32_t k = 1; k <= kStretch; ++k) {
+          prefetch_line(std::min(number + kStretch + k, line_limit_ - 1) * kLine);
+        }
+      }
+      if (i == n) return static_cast<std::uint32_t>(i);
+      boundary = i;
+      if (located < boundary) {
+        located = fetched = boundary;
+        limit = n;
+      }
+    }
     if (i != boundary) {
       place = find_candidate(chain[i]);
     } else if (number + 1 < unused_line_ && is_at(place = (number + 1) * kLine, chain[i])) {
@@ -509,19 +546,26 @@ std::uint32_t PrefixIndex::walk(std::span<const BlockHash> chain, Visitor& visit
 
 namespace {
 
-// Writes `depth` for all workers of one word that dropped out, for tiers [first, last].
+// Writes `depth` for all workers of one word that dropped out, for tiers [first, last]. Those that go on are written later:
+// where the eight of a byte were all there so far, they are written together, whoever of them dropped out.
 template <std::uint32_t kFirst, std::uint32_t kLast>
-inline void write_depths(std::uint32_t* depths, std::uint32_t word, std::uint64_t workers, std::uint32_t depth) {
+inline void write_depths(std::uint32_t* depths, std::uint32_t word, std::uint64_t before, std::uint64_t dropped,
+                         std::uint32_t depth) {
   std::uint32_t* const base = depths + static_cast<std::size_t>(word) * 64 * kTierCount;
-  while (workers != 0) {
-    const auto first = static_cast<std::uint32_t>(std::countr_zero(workers));
-    if (kFirst == 0 && kLast == kTierCount - 1 && first % 8 == 0 && (workers >> first & 0xFF) == 0xFF) {
-      std::fill_n(base + first * kTierCount, 8 * kTierCount, depth);  // a shared root is held by nearly all
-      workers &= ~(std::uint64_t{0xFF} << first);
+  if (kFirst == 0 && kLast == kTierCount - 1 && before == ~std::uint64_t{0} && dropped != 0) {
+    std::fill_n(base, 64 * kTierCount, depth);  // a shared root is held by nearly all
+    return;
+  }
+  while (dropped != 0) {
+    const auto first = static_cast<std::uint32_t>(std::countr_zero(dropped));
+    const std::uint32_t byte = first & ~7u;
+    if (kFirst == 0 && kLast == kTierCount - 1 && (before >> byte & 0xFF) == 0xFF) {
+      std::fill_n(base + byte * kTierCount, 8 * kTierCount, depth);
+      dropped &= ~(std::uint64_t{0xFF} << byte);
       continue;
     }
     for (std::uint32_t tier = kFirst; tier <= kLast; ++tier) base[first * kTierCount + tier] = depth;
-    workers &= workers - 1;
+    dropped &= dropped - 1;
   }
 }
 
@@ -540,7 +584,8 @@ struct AllTiers {
   AllTiers(const HolderSets& holder_sets, std::uint32_t* out)
       : sets(holder_sets), depths(out), words(holder_sets.words()) {}
 
-  bool change(std::uint32_t depth, HolderSetId set) {
+  // Not inlined at each place of the walk that calls it once or twice a query: a query is bound by the code it fetches too.
+  [[gnu::noinline]] bool change(std::uint32_t depth, HolderSetId set) {
     const std::uint64_t* const bits = sets.bits(set);
     if (!started) {
       started = true;
@@ -563,7 +608,7 @@ struct AllTiers {
       for (std::uint32_t k = 0; k < words; ++k) {
         const std::uint64_t dropped = gpu[k] & ~bits[k];
         if (dropped != 0) {
-          write_depths<0, 2>(depths, k, dropped, depth);
+          write_depths<0, 2>(depths, k, gpu[k], dropped, depth);
           gpu[k] ^= dropped;
         }
         any |= gpu[k];
@@ -573,9 +618,9 @@ struct AllTiers {
     for (std::uint32_t k = 0; k < words; ++k) {
       const std::uint64_t in_host = bits[k] | bits[words + k];
       const std::uint64_t in_any = in_host | bits[2 * words + k];
-      write_depths<0, 0>(depths, k, gpu[k] & ~bits[k], depth);
-      write_depths<1, 1>(depths, k, host[k] & ~in_host, depth);
-      write_depths<2, 2>(depths, k, disk[k] & ~in_any, depth);
+      write_depths<0, 0>(depths, k, gpu[k], gpu[k] & ~bits[k], depth);
+      write_depths<1, 1>(depths, k, host[k], host[k] & ~in_host, depth);
+      write_depths<2, 2>(depths, k, disk[k], disk[k] & ~in_any, depth);
       gpu[k] &= bits[k];
       host[k] &= in_host;
       disk[k] &= in_any;
@@ -587,11 +632,11 @@ struct AllTiers {
   void finish(std::uint32_t depth) {
     for (std::uint32_t k = 0; k < words; ++k) {
       if (gpu_only) {
-        write_depths<0, 2>(depths, k, gpu[k], depth);
+        write_depths<0, 2>(depths, k, gpu[k], gpu[k], depth);
       } else {
-        write_depths<0, 0>(depths, k, gpu[k], depth);
-        write_depths<1, 1>(depths, k, host[k], depth);
-        write_depths<2, 2>(depths, k, disk[k], depth);
+        write_depths<0, 0>(depths, k, gpu[k], gpu[k], depth);
+        write_depths<1, 1>(depths, k, host[k], host[k], depth);
+        write_depths<2, 2>(depths, k, disk[k], disk[k], depth);
       }
     }
   }

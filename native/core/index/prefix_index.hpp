@@ -155,6 +155,7 @@ class PrefixIndex {
   Place find_or_insertion(BlockHash hash, std::uint64_t* entry) const;
   void erase_entry(BlockHash hash, Place place);
   std::uint32_t run_length(Place place, const BlockHash* chain, std::size_t limit) const;
+  bool follows(std::uint32_t line, HolderSetId set, const BlockHash* chain, std::size_t limit) const;
 
   Place place_after(Place previous);
   Place any_free_place();

@@ -21,10 +21,11 @@ constexpr std::int32_t kYielding = 1;
 constexpr double kFullEnough = 0.7;       // share of a worker's room from which on pages may have gone to host memory
 constexpr double kAbsentPresence = 0.01;  // below it a paused thread is not counted
 constexpr double kLongestPrefill = 0.9;   // share of a worker's time: a step time stays finite
-constexpr double kRounding = 1e-8;        // more than rounding can move a price, in shares of it
+constexpr double kRounding = 4e-6;        // more than rounding to floats can move a bound, in shares of it
 
 constexpr double kInfinite = std::numeric_limits<double>::infinity();
-constexpr std::uint64_t kLargestGrant = std::uint64_t{1} << 32;  // over an hour of a worker
+constexpr float kNobody = std::numeric_limits<float>::infinity();  // the bound of who is no alternative
+constexpr std::uint64_t kLargestGrant = std::uint64_t{1} << 32;    // over an hour of a worker
 
 double seconds(Time time) { return static_cast<double>(time) * kMicrosecond; }
 Time microseconds(double value) { return value <= 0 ? 0 : static_cast<Time>(value * 1e6); }
@@ -44,28 +45,55 @@ FairOptions admission_options(const SagaSchedulerOptions& options) {
   return fair;
 }
 
-// Both go on in steps of several workers where these are of no interest.
+// These go on in steps of several workers where these are of no interest; sums side by side become vectors.
 
 // Behind the workers from `w` on that hold the same.
 WorkerId end_of_run(const std::uint32_t* matched, WorkerId w, WorkerId workers) {
   const std::uint32_t pages = matched[w];
-  for (; w + 8 <= workers; w += 8) {
-    std::uint32_t difference = 0;
-    for (std::uint32_t k = 0; k < 8; ++k) difference |= matched[w + k] ^ pages;
-    if (difference != 0) break;
+  for (; w + 16 <= workers; w += 16) {
+    const std::uint32_t* const here = matched + w;
+    std::uint32_t difference[4] = {};
+    for (std::size_t i = 0; i < 16; i += 4) {
+      for (std::size_t k = 0; k < 4; ++k) difference[k] |= here[i + k] ^ pages;
+    }
+    if ((difference[0] | difference[1] | difference[2] | difference[3]) != 0) break;
   }
   while (w < workers && matched[w] == pages) ++w;
   return w;
 }
 
+// Of eight bounds.
+float least_of(const float* bounds) {
+  float least[4];
+  for (std::uint32_t k = 0; k < 4; ++k) least[k] = bounds[k + 4] < bounds[k] ? bounds[k + 4] : bounds[k];
+  return std::min(std::min(least[0], least[1]), std::min(least[2], least[3]));
+}
+
 // From `w` on, the first worker whose bound is at most `limit`; `workers`: none.
-WorkerId first_within(const double* bounds, WorkerId w, WorkerId workers, double limit) {
-  for (; w + 4 <= workers; w += 4) {
-    const double* const four = bounds + w;
-    if (std::min(std::min(four[0], four[1]), std::min(four[2], four[3])) <= limit) break;
-  }
+WorkerId first_within(const float* bounds, WorkerId w, WorkerId workers, float limit) {
+  while (w + 8 <= workers && least_of(bounds + w) > limit) w += 8;
   while (w < workers && bounds[w] > limit) ++w;
   return w;
+}
+
+// The first worker of the least bound.
+WorkerId least_bound(const float* bounds, WorkerId workers) {
+  constexpr WorkerId kLanes = 32;
+  WorkerId w = 0;
+  float all = workers > 0 ? bounds[0] : kNobody;
+  if (workers >= kLanes) {
+    float least[kLanes];
+    for (WorkerId k = 0; k < kLanes; ++k) least[k] = bounds[k];
+    for (w = kLanes; w + kLanes <= workers; w += kLanes) {
+      const float* const here = bounds + w;
+      for (WorkerId k = 0; k < kLanes; ++k) least[k] = here[k] < least[k] ? here[k] : least[k];
+    }
+    for (WorkerId k = 0; k < 16; ++k) least[k] = least[k + 16] < least[k] ? least[k + 16] : least[k];
+    for (WorkerId k = 0; k < 8; ++k) least[k] = least[k + 8] < least[k] ? least[k + 8] : least[k];
+    all = least_of(least);
+  }
+  for (; w < workers; ++w) all = std::min(all, bounds[w]);
+  return first_within(bounds, 0, workers, all);
 }
 
 PredictorOptions predictor_options(const SagaSchedulerOptions& options) {
@@ -179,32 +207,43 @@ SagaScheduler::Floor SagaScheduler::floor_of(WorkerId id) const {
 
 void SagaScheduler::set_floor(WorkerId id) {
   const Floor floor = floor_of(id);
-  floors_.step[id] = floor.step;
-  floors_.busy[id] = floor.busy;
-  floors_.growing[id] = floor.growing;
-  floors_.longer[id] = floor.longer;
-  floors_.factor[id] = floor.factor;
-}
-
-double SagaScheduler::bound(const Weights& weights, const PromptCost& prompt, WorkerId id) const {
-  return weights.step * floors_.step[id] + weights.busy * floors_.busy[id] + weights.growing * floors_.growing[id] +
-         weights.longer * floors_.longer[id] + prompt.at(floors_.factor[id]);
+  floors_.step[id] = static_cast<float>(floor.step);
+  floors_.busy[id] = static_cast<float>(floor.busy);
+  floors_.growing[id] = static_cast<float>(floor.growing);
+  floors_.longer[id] = static_cast<float>(floor.longer);
+  floors_.factor[id] = static_cast<float>(floor.factor);
 }
 
 void SagaScheduler::bound_prices(const Weights& weights, const PromptCost& prompt) {
-  const Weights weight = weights;  // copies: the compiler cannot know that bounds_ does not overlap them
-  const PromptCost cost = prompt;
-  const double* const step = floors_.step.data();
-  const double* const busy = floors_.busy.data();
-  const double* const growing = floors_.growing.data();
-  const double* const longer = floors_.longer.data();
-  const double* const factor = floors_.factor.data();
-  double* const bounds = bounds_.data();
+  // Copies: the compiler cannot know that bounds_ does not overlap them.
+  const auto of_step = static_cast<float>(weights.step);
+  const auto of_busy = static_cast<float>(weights.busy);
+  const auto of_growing = static_cast<float>(weights.growing);
+  const auto of_longer = static_cast<float>(weights.longer);
+  const auto computed = static_cast<float>(prompt.computed);
+  const auto otherwise = static_cast<float>(prompt.otherwise);
+  const auto transfer = static_cast<float>(prompt.transfer);
+  const float* const step = floors_.step.data();
+  const float* const busy = floors_.busy.data();
+  const float* const growing = floors_.growing.data();
+  const float* const longer = floors_.longer.data();
+  const float* const factor = floors_.factor.data();
+  float* const bounds = bounds_.data();
   const std::size_t workers = bounds_.size();
   for (std::size_t w = 0; w < workers; ++w) {
-    bounds[w] = weight.step * step[w] + weight.busy * busy[w] + weight.growing * growing[w] +
-                weight.longer * longer[w] + cost.at(factor[w]);
+    const float here = factor[w] * computed;
+    const float pulled = factor[w] * otherwise + transfer;
+    bounds[w] = of_step * step[w] + of_busy * busy[w] + of_growing * growing[w] + of_longer * longer[w] +
+                (pulled < here ? pulled : here);
   }
+}
+
+float SagaScheduler::bound(const Weights& weights, const PromptCost& prompt, WorkerId id) const {
+  const double of_worker = weights.step * static_cast<double>(floors_.step[id]) +
+                           weights.busy * static_cast<double>(floors_.busy[id]) +
+                           weights.growing * static_cast<double>(floors_.growing[id]) +
+                           weights.longer * static_cast<double>(floors_.longer[id]);
+  return static_cast<float>(of_worker + prompt.at(static_cast<double>(floors_.factor[id])));
 }
 
 // With s and p the step load and the prefill share of a worker, and s' and p' of the call: a step takes (base + s + s') /
@@ -449,22 +488,35 @@ SagaScheduler::Choice SagaScheduler::choose(const Thread& thread, CallId call, T
       --left;
     }
   }
-  const double* const bounds = bounds_.data();
+  float* const bounds = bounds_.data();
+  const auto limit = [&enough] { return static_cast<float>(enough); };
+  const auto consider_within = [&](WorkerId w, Who who) {
+    if (matched[w] < common) {
+      price_prompt(matched[w]);
+      if (bound(weights, with_steps(), w) > limit()) return;
+    }
+    consider(w, who);
+  };
+  if (thread.worker != kNone) bounds[thread.worker] = kNobody;
   // If nobody has room: those without calls, for whose sake it was granted; or it has waited for long: anyone.
   for (const Who who : {Who::kHasRoom, Who::kIdles, Who::kWorth, Who::kAnyone}) {
     if (best.worker != kNone) break;
     if (thread.worker != kNone) consider(thread.worker, who);
-    double limit = enough;
-    for (WorkerId w = first_within(bounds, 0, workers, limit); w < workers;
-         w = first_within(bounds, w + 1, workers, limit)) {
-      if (w == thread.worker) continue;
-      if (matched[w] < common) {
-        price_prompt(matched[w]);
-        if (bound(weights, with_steps(), w) > limit) continue;
+    // The two of the least bounds first: few others are within what these leave.
+    const WorkerId first = least_bound(bounds, workers);
+    const float least = bounds[first];
+    if (least > limit() || least == kNobody) continue;
+    consider_within(first, who);
+    bounds[first] = kNobody;
+    const WorkerId next = least_bound(bounds, workers);
+    if (bounds[next] <= limit() && bounds[next] != kNobody) {
+      consider_within(next, who);
+      for (WorkerId w = first_within(bounds, 0, workers, limit()); w < workers;
+           w = first_within(bounds, w + 1, workers, limit())) {
+        if (w != next && bounds[w] != kNobody) consider_within(w, who);
       }
-      consider(w, who);
-      limit = enough;
     }
+    bounds[first] = least;
   }
   // Where it is, unless elsewhere is better by a margin.
   if (home.worker != kNone && best.worker != thread.worker && options_.parts.affinity &&
@@ -863,9 +915,9 @@ void SagaScheduler::consider_steal(std::uint32_t id, Time now, ClusterControl& c
   double enough = stay * (1 + kRounding);
   const Weights weights = weights_of(thread, own);
   bound_prices(weights, {thread.output * own.step + prefill_seconds(thread, thread.growth), 0, kInfinite});
-  const double* const bounds = bounds_.data();
-  for (WorkerId w = first_within(bounds, 0, options_.workers, enough); w < options_.workers;
-       w = first_within(bounds, w + 1, options_.workers, enough)) {
+  const float* const bounds = bounds_.data();
+  for (WorkerId w = first_within(bounds, 0, options_.workers, static_cast<float>(enough)); w < options_.workers;
+       w = first_within(bounds, w + 1, options_.workers, static_cast<float>(enough))) {
     if (w == home || !cluster.accepts(w)) continue;
     // Where all are full, to one that stays less full than this one.
     if (!has_room(thread, set, w, false) &&
@@ -1335,8 +1387,10 @@ bool SagaScheduler::verify() const {
     const Worker& worker = workers_[w];
     const Worker& sum = sums[w];
     const Floor floor = floor_of(w);
-    if (floor.step != floors_.step[w] || floor.busy != floors_.busy[w] || floor.growing != floors_.growing[w] ||
-        floor.longer != floors_.longer[w] || floor.factor != floors_.factor[w]) {
+    if (static_cast<float>(floor.step) != floors_.step[w] || static_cast<float>(floor.busy) != floors_.busy[w] ||
+        static_cast<float>(floor.growing) != floors_.growing[w] ||
+        static_cast<float>(floor.longer) != floors_.longer[w] ||
+        static_cast<float>(floor.factor) != floors_.factor[w]) {
       return false;
     }
     if (worker.calls != sum.calls) return false;

@@ -258,11 +258,12 @@ class SagaScheduler final : public PlacementPolicy {
     double longer = 0;   // busy * growing
     double factor = 0;   // the cost factor
   };
-  // The floors of all workers, one column a field: a pass over them all takes several workers an instruction.
+  // The floors of all workers, one column a field: a pass over them all takes several workers an instruction, more of them
+  // as floats. What these are rounded by, the limit on bounds allows for.
   struct Floors {
     explicit Floors(std::size_t workers)
         : step(workers), busy(workers), growing(workers), longer(workers), factor(workers) {}
-    std::vector<double> step, busy, growing, longer, factor;
+    std::vector<float> step, busy, growing, longer, factor;
   };
   // Of the call:
   struct Weights {
@@ -301,7 +302,7 @@ class SagaScheduler final : public PlacementPolicy {
   void set_floor(WorkerId worker);
   static Weights weights_of(const Thread& thread, const Load& own);
   // Of decode, interference and prompt where the thread is not; of each worker, into bounds_.
-  double bound(const Weights& weights, const PromptCost& prompt, WorkerId worker) const;
+  float bound(const Weights& weights, const PromptCost& prompt, WorkerId worker) const;
   void bound_prices(const Weights& weights, const PromptCost& prompt);
   double presence_of(std::uint32_t id, Time now) const;
   // own: the thread's load_of(), all present.
@@ -360,8 +361,8 @@ class SagaScheduler final : public PlacementPolicy {
   std::vector<Thread> threads_;
   std::vector<Worker> workers_;
   Floors floors_;
-  std::vector<double> bounds_;  // scratch, per worker
-  std::vector<Time> arrived_;   // per task
+  std::vector<float> bounds_;  // scratch, per worker
+  std::vector<Time> arrived_;  // per task
   std::vector<std::uint32_t> first_thread_;
   std::vector<Time> deadline_;  // per task; kNotDeclared: none
   std::vector<std::uint32_t> matched_;
