@@ -230,6 +230,60 @@ TEST(EngineSaga, AThreadGoesWhereItsBlocksAreAndTheReceiptsSayWhy) {
   EXPECT_EQ(life.host().receipt(second + 1), nullptr);
 }
 
+// The same prompt again and again in the same slot, at the same moment: what was matched before says nothing of it any more.
+TEST(EngineSaga, WhatWorkersTellBetweenTwoMatchesOfAPromptCounts) {
+  EngineOptions options = small_options();
+  options.scheduling.link_bytes_per_second = 1;  // nothing is ever copied
+  Life life(options);
+  const WorkerId first = life.add_worker(0);
+  const WorkerId second = life.add_worker(0);
+  const WorkflowHandle workflow = life.open(10);
+  const std::vector<BlockHash> prompt = range(1, 400);
+  const auto expect_match = [&](std::uint32_t in_gpu, std::uint32_t with_host, WorkerId holder) {
+    const CallHandle call = life.submit(20, workflow, prompt);
+    Decision placed;  // beside what the worker before is told to drop
+    for (const Decision& decision : life.decide(20)) {
+      if (decision.call == call && decision.type == static_cast<std::uint16_t>(DecisionType::kPlace)) placed = decision;
+    }
+    EXPECT_EQ(placed.longest_match, in_gpu);
+    EXPECT_EQ(placed.longest_match_worker, holder);
+    EXPECT_TRUE(holder == kNone || placed.worker == holder);
+    EXPECT_EQ(placed.matched_blocks[0], in_gpu);
+    EXPECT_EQ(placed.matched_blocks[1], with_host);
+    ASSERT_NE(life.host().receipt(call), nullptr);
+    EXPECT_EQ(life.host().receipt(call)->decided.matched_pages, in_gpu);
+    EXPECT_EQ(life.engine.cancel_call(20, call), Status::kOk);
+  };
+  expect_match(0, 0, kNone);
+  EXPECT_EQ(life.engine.blocks_stored(20, second, Tier::kGpu, 0, range(1, 400)), Status::kOk);
+  expect_match(400, 400, second);
+  EXPECT_EQ(life.engine.blocks_removed(20, second, Tier::kGpu, range(101, 300)), Status::kOk);
+  expect_match(100, 100, second);
+  EXPECT_EQ(life.engine.blocks_stored(20, second, Tier::kHost, 100, range(101, 150)), Status::kOk);
+  expect_match(100, 250, second);
+  EXPECT_EQ(life.engine.blocks_stored(20, first, Tier::kGpu, 0, range(1, 380)), Status::kOk);
+  expect_match(380, 380, first);
+  EXPECT_EQ(life.engine.blocks_cleared(20, first), Status::kOk);
+  expect_match(100, 250, second);
+  EXPECT_EQ(life.engine.remove_worker(20, second), Status::kOk);
+  expect_match(0, 0, kNone);
+}
+
+// What a lease covers is matched when its thread's call ends, whatever was matched when it came.
+TEST(EngineSaga, WhatWorkersTellWhileACallRunsCountsForItsLease) {
+  EngineOptions options = small_options();
+  options.scheduling.leases = true;
+  Life life(options);
+  const WorkerId worker = life.add_worker(0);
+  const WorkflowHandle workflow = life.open(10);
+  EXPECT_EQ(life.engine.blocks_stored(10, worker, Tier::kGpu, 0, range(1, 12)), Status::kOk);
+  const CallHandle call = life.submit(20, workflow, range(1, 40));
+  EXPECT_EQ(life.decide_one(20, DecisionType::kPlace).matched_blocks[0], 12u);
+  EXPECT_EQ(life.engine.blocks_stored(20, worker, Tier::kGpu, 12, range(13, 17)), Status::kOk);
+  life.finish(20, call);
+  EXPECT_EQ(to_directive(life.decide_one(20, DecisionType::kRetain)).blocks, 29u);
+}
+
 // Where a prompt of 300 blocks goes that worker 0 is said to hold, while a call runs there.
 Decision placed_with_trust(std::uint32_t trust, Receipt* receipt) {
   EngineOptions options = small_options();
