@@ -58,13 +58,13 @@ describe('worker threads', () => {
 
   it.each([
     ['work', 'for (;;) { const call = workflow.submit([1, 2, 3]); call.place(); call.finish(); }', 3],
-    ['making objects', 'for (;;) { new BlockHasher(); new PageTable({ blocks: { gpu: 8 } }); }', 30],
+    ['making objects', 'for (;;) { new BlockHasher(); new PromptChain(); new PageTable({ blocks: { gpu: 8 } }); }', 30],
   ])('can be ended amid their %s', (_, loop, threads) => {
     const output = outputOf(`
       import { Worker } from 'node:worker_threads';
       const program = \`
         import { parentPort } from 'node:worker_threads';
-        import { BlockHasher, PageTable, Scheduler } from 'saga-scheduler';
+        import { BlockHasher, PageTable, PromptChain, Scheduler } from 'saga-scheduler';
         const scheduler = new Scheduler({ maxBlocks: 4096 });
         scheduler.addWorker({ blocks: 100 });
         const workflow = scheduler.openWorkflow();

@@ -54,6 +54,11 @@ Napi::Value made(Napi::Env env, saga_prompt_chain_t* handle, std::uint32_t* word
     free_now(finalizing, *last);
     delete last;
   });
+  if (external.IsEmpty()) {  // the thread is being ended: nobody will ask for it
+    free_now(env, *held);
+    delete held;
+    return {};
+  }
   external.TypeTag(&kTag);
   write_length(env, *held, words);
   return external;

@@ -27,13 +27,18 @@ struct Held {
 
 template <typename T, void (*Destroy)(T*)>
 Napi::Value wrap(Napi::Env env, T* object, const napi_type_tag& tag, std::int64_t bytes, std::size_t tasks) {
+  auto* held = new Held<T>{object, bytes, tasks};
+  auto external = Napi::External<Held<T>>::New(env, held, [](Napi::Env finalizing, Held<T>* last) {
+    Napi::MemoryManagement::AdjustExternalMemory(finalizing, -last->bytes);
+    Destroy(last->object);
+    delete last;
+  });
+  if (external.IsEmpty()) {  // the thread is being ended: nobody will ask for it
+    Destroy(object);
+    delete held;
+    return {};
+  }
   Napi::MemoryManagement::AdjustExternalMemory(env, bytes);
-  auto external =
-      Napi::External<Held<T>>::New(env, new Held<T>{object, bytes, tasks}, [](Napi::Env finalizing, Held<T>* held) {
-        Napi::MemoryManagement::AdjustExternalMemory(finalizing, -held->bytes);
-        Destroy(held->object);
-        delete held;
-      });
   external.TypeTag(&tag);
   return external;
 }
@@ -213,25 +218,33 @@ Napi::Value distinct_pages(const Napi::CallbackInfo& info) {
   return answer(info, status, static_cast<double>(pages));
 }
 
+// A promise that a thread of the pool will settle. Empty: the thread that asks for it is being ended.
+struct Promise {
+  explicit Promise(napi_env env) {
+    if (napi_create_promise(env, &deferred, &value) != napi_ok) deferred = nullptr;
+  }
+  bool empty() const { return deferred == nullptr; }
+  napi_deferred deferred = nullptr;
+  napi_value value = nullptr;
+};
+
 // One run on a thread of the pool. Resolves to 0 or minus the status. The values that the run reads or writes are kept alive
 // by a reference to `kept`.
 template <typename Run>
 class AsyncRun : public Napi::AsyncWorker {
  public:
-  AsyncRun(Napi::Env env, Napi::Array kept, Run run)
-      : Napi::AsyncWorker(env),
-        deferred_(Napi::Promise::Deferred::New(env)),
-        kept_(Napi::Persistent(kept)),
-        run_(run) {}
-  Napi::Promise promise() const { return deferred_.Promise(); }
+  AsyncRun(Napi::Env env, napi_deferred deferred, Napi::Array kept, Run run)
+      : Napi::AsyncWorker(env), deferred_(deferred), kept_(Napi::Persistent(kept)), run_(run) {}
 
  protected:
   void Execute() override { status_ = run_(); }
-  void OnOK() override { deferred_.Resolve(Napi::Number::New(Env(), -static_cast<double>(status_))); }
-  void OnError(const Napi::Error& error) override { deferred_.Reject(error.Value()); }
+  void OnOK() override {
+    napi_resolve_deferred(Env(), deferred_, Napi::Number::New(Env(), -static_cast<double>(status_)));
+  }
+  void OnError(const Napi::Error& error) override { napi_reject_deferred(Env(), deferred_, error.Value()); }
 
  private:
-  Napi::Promise::Deferred deferred_;
+  napi_deferred deferred_;
   Napi::Reference<Napi::Array> kept_;
   Run run_;
   saga_status_t status_ = SAGA_OK;
@@ -239,12 +252,12 @@ class AsyncRun : public Napi::AsyncWorker {
 
 template <typename Run>
 Napi::Value start_run(const Napi::CallbackInfo& info, Run run) {
+  const Promise promise(info.Env());
+  if (promise.empty()) return {};
   Napi::Array kept = Napi::Array::New(info.Env(), info.Length());
   for (std::uint32_t i = 0; i < info.Length(); ++i) kept.Set(i, info[i]);
-  auto* worker = new AsyncRun<Run>(info.Env(), kept, run);
-  Napi::Promise promise = worker->promise();
-  worker->Queue();
-  return promise;
+  (new AsyncRun<Run>(info.Env(), promise.deferred, kept, run))->Queue();
+  return {info.Env(), promise.value};
 }
 
 // runCacheReplay(replay, options: Float64Array of 6 [policy, model, capacityPages, requestLimit, inferThreads, timing],
@@ -289,34 +302,32 @@ Napi::Value run_cache_replay(const Napi::CallbackInfo& info) {
 // cluster, or minus the status. It takes as long as playing every task alone.
 class CreateCluster : public Napi::AsyncWorker {
  public:
-  CreateCluster(Napi::Env env, Napi::Value workload, const saga_cluster_options_t& options)
+  CreateCluster(Napi::Env env, napi_deferred deferred, Napi::Value workload, const saga_cluster_options_t& options)
       : Napi::AsyncWorker(env),
-        deferred_(Napi::Promise::Deferred::New(env)),
+        deferred_(deferred),
         workload_(held_by<saga_workload_t>(workload, kWorkloadTag)),
         options_(options) {
     Napi::Array kept = Napi::Array::New(env, 1);
     kept.Set(std::uint32_t{0}, workload);
     kept_ = Napi::Persistent(kept);
   }
-  Napi::Promise promise() const { return deferred_.Promise(); }
 
  protected:
   void Execute() override {
     status_ = saga_cluster_create(workload_ == nullptr ? nullptr : workload_->object, &options_, &cluster_);
   }
   void OnOK() override {
-    if (status_ == SAGA_OK) {
-      // It keeps the workload, and its tree is of that order.
-      deferred_.Resolve(wrap<saga_cluster_t, saga_cluster_destroy>(Env(), cluster_, kClusterTag, 4 * workload_->bytes,
-                                                                   workload_->tasks));
-    } else {
-      deferred_.Resolve(Napi::Number::New(Env(), -static_cast<double>(status_)));
-    }
+    // A cluster keeps the workload, and its tree is of that order.
+    const Napi::Value made = status_ == SAGA_OK
+                                 ? wrap<saga_cluster_t, saga_cluster_destroy>(Env(), cluster_, kClusterTag,
+                                                                              4 * workload_->bytes, workload_->tasks)
+                                 : Napi::Number::New(Env(), -static_cast<double>(status_));
+    if (!made.IsEmpty()) napi_resolve_deferred(Env(), deferred_, made);
   }
-  void OnError(const Napi::Error& error) override { deferred_.Reject(error.Value()); }
+  void OnError(const Napi::Error& error) override { napi_reject_deferred(Env(), deferred_, error.Value()); }
 
  private:
-  Napi::Promise::Deferred deferred_;
+  napi_deferred deferred_;
   Napi::Reference<Napi::Array> kept_;
   const Held<saga_workload_t>* workload_;
   saga_cluster_options_t options_;
@@ -342,10 +353,10 @@ Napi::Value create_cluster(const Napi::CallbackInfo& info) {
   } else {
     options.struct_size = 0;  // refused
   }
-  auto* worker = new CreateCluster(info.Env(), info[0], options);
-  Napi::Promise promise = worker->promise();
-  worker->Queue();
-  return promise;
+  const Promise promise(info.Env());
+  if (promise.empty()) return {};
+  (new CreateCluster(info.Env(), promise.deferred, info[0], options))->Queue();
+  return {info.Env(), promise.value};
 }
 
 saga_run_options_t run_options_of(const Elements<double>& values) {
