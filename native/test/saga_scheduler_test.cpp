@@ -687,7 +687,9 @@ TEST(SagaScheduler, AnIdleWorkerKeepsNobodyWaiting) {
 
 // An answer takes 3 s. Working sets are 2,608 tokens, 2,741 after the first answer; 5,400 have room.
 TEST(SagaScheduler, WhatIsWorthLessThanAnAnswerIsPushedOut) {
-  Stage stage(simple(1), 375);
+  SagaSchedulerOptions options = simple(1);
+  options.displacement = 1;
+  Stage stage(options, 375);
   stage.place(0, 1'000);
   stage.place(1, 1'000);
   EXPECT_EQ(stage.place(2, 1'000), kNone);
@@ -696,6 +698,21 @@ TEST(SagaScheduler, WhatIsWorthLessThanAnAnswerIsPushedOut) {
   stage.finish(1);  // 2,690 delay only itself
   EXPECT_EQ(stage.scheduler.admissions().size(), 0u);
   EXPECT_EQ(stage.cluster.sent.back(), std::make_pair(CallId{2}, WorkerId{0}));
+}
+
+// Two agents between their calls fill the worker; what one that is pushed out pushes out in turn counts.
+TEST(SagaScheduler, AgentsInTheirGapsAreNotPushedOut) {
+  Stage stage(simple(1), 375);
+  stage.place(0, 1'000);
+  stage.place(1, 1'000);
+  EXPECT_EQ(stage.place(2, 1'000), kNone);
+  stage.finish(0);
+  stage.finish(1);
+  stage.until(kSecond + 99 * kMillisecond);
+  EXPECT_EQ(stage.scheduler.admissions().size(), 1u);
+  EXPECT_EQ(stage.place(0, 1'600), 0u);
+  EXPECT_EQ(stage.place(1, 1'600), 0u);
+  EXPECT_EQ(stage.scheduler.admissions().size(), 1u);
 }
 
 // 100 chats with nothing behind them: what they leave keeps nobody out.

@@ -348,12 +348,14 @@ bool SagaScheduler::idles(WorkerId id, Time now) const {
 
 // What it pushes out of memory delays those who run there, when that is computed again, by less than its answer takes: with
 // n calls of an answer time T a step gives n tokens, with one more n + 1, and of T seconds D go to what is computed again;
-// (n + 1) (1 - D / T) > n where (n + 1) D < T.
+// (n + 1) (1 - D / T) > n where (n + 1) D < T. D is the displacement of the price, which counts that who is computed again
+// pushes out others in turn: without that few agents on small workers thrash.
 bool SagaScheduler::is_worth(const Thread& thread, double set, WorkerId id) const {
   if (!has_room(thread, set, id, true)) return false;
   const Worker& worker = workers_[id];
   const double over = std::clamp(resident_beside(thread, id) + set - worker.capacity * options_.room, 0.0, set);
-  return (worker.calls + 1) * over * options_.costs.per_prefill_token < thread.output * options_.costs.base;
+  const double delay = options_.displacement * over * options_.costs.per_prefill_token;
+  return (worker.calls + 1) * delay < thread.output * options_.costs.base;
 }
 
 bool SagaScheduler::fits(const Thread& thread, CallId call, Time now, ClusterControl& cluster) {
