@@ -283,6 +283,24 @@ describe('a call', () => {
   });
 });
 
+/** Whatever can be told of a worker. */
+function eventsOf(worker: Worker): (() => unknown)[] {
+  return [
+    () => worker.stored(hashes(1)),
+    () => worker.removed(hashes(1)),
+    () => worker.cleared(),
+    () => worker.load({ blocksInUse: 1 }),
+    () => worker.load({ blocksInUse: 1, waitingCalls: 2 }),
+    () => worker.trust(0.5),
+    () => worker.drain(),
+    () => worker.resume(),
+    () => worker.window(1),
+    () => worker.windowStored(hashes(1)),
+    () => worker.windowRemoved(hashes(1)),
+    () => worker.remove(),
+  ];
+}
+
 describe('a worker', () => {
   it('that is lost takes its pages and receipts along; its calls go first when they are placed again', () => {
     const [scheduler, first, second] = schedulerOf({}, 2) as [Scheduler, Worker, Worker];
@@ -303,20 +321,8 @@ describe('a worker', () => {
     expect(scheduler.stats()).toMatchObject({ replacedCalls: 1, placedCalls: 4, holderBlocks: 0, workers: 1 });
     onFirst.firstToken();
 
-    const events: (() => unknown)[] = [
-      () => first.stored(hashes(1)),
-      () => first.removed(hashes(1)),
-      () => first.cleared(),
-      () => first.load({ blocksInUse: 1 }),
-      () => first.trust(0.5),
-      () => first.drain(),
-      () => first.resume(),
-      () => first.window(1),
-      () => first.windowStored(hashes(1)),
-      () => first.windowRemoved(hashes(1)),
-      () => first.remove(),
-    ];
-    for (const event of events) refused(scheduler, SagaStateError, 'SAGA_ERR_NOT_FOUND', /^worker 0 cannot /, event);
+    for (const event of eventsOf(first))
+      refused(scheduler, SagaStateError, 'SAGA_ERR_NOT_FOUND', /^worker 0 cannot /, event);
   });
 
   it('that is gone is not the one that has its id', () => {
@@ -339,21 +345,8 @@ describe('a worker', () => {
     expect([third.id, third === first, scheduler.worker(0)]).toEqual([0, false, third]);
     expect(third.state()).toEqual({ ...untold, blocks: 7 });
     expect(first.state()).toEqual(last);
-    const events: (() => unknown)[] = [
-      () => first.stored(hashes(1)),
-      () => first.removed(hashes(1)),
-      () => first.cleared(),
-      () => first.load({ blocksInUse: 1 }),
-      () => first.load({ blocksInUse: 1, waitingCalls: 2 }),
-      () => first.trust(0.5),
-      () => first.drain(),
-      () => first.resume(),
-      () => first.window(1),
-      () => first.windowStored(hashes(1)),
-      () => first.windowRemoved(hashes(1)),
-      () => first.remove(),
-    ];
-    for (const event of events) refused(scheduler, SagaStateError, 'SAGA_ERR_NOT_FOUND', /^worker 0 cannot /, event);
+    for (const event of eventsOf(first))
+      refused(scheduler, SagaStateError, 'SAGA_ERR_NOT_FOUND', /^worker 0 cannot /, event);
     expect(third.state()).toEqual({ ...untold, blocks: 7 });
 
     third.stored(hashes(1));
