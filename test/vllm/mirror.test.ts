@@ -185,6 +185,7 @@ describe('a view that cannot be whole', () => {
 
   it('with replays that are too short', async () => {
     const worker = await lowerBound({ buffer: 8, late: 100 });
+    await until('the replay has ended', () => worker.degraded[0] !== 'events: being read from the start');
     expect(worker.degraded).toEqual(['events: some are missing and cannot be had']);
     expect(worker.trust).toBe(0.9);
   });
