@@ -14,10 +14,7 @@ namespace {
 class Drive final : public WorkerObserver {
  public:
   Drive(const Workload& workload, const PageTree& tree, const SimWorkerOptions& options)
-      : workload_(workload),
-        tree_(tree),
-        awaited_(tree.size(), 0),
-        worker_(0, workload, tree, options, awaited_, *this) {}
+      : tree_(tree), awaited_(tree.size(), 0), worker_(0, workload, tree, options, awaited_, *this) {}
 
   void submit_at(Time time, CallId call, std::int32_t priority = 0) {
     priority_[call] = priority;
@@ -82,7 +79,6 @@ class Drive final : public WorkerObserver {
   std::vector<PageRange> evicted;
 
  private:
-  const Workload& workload_;
   const PageTree& tree_;
   std::vector<std::uint32_t> awaited_;
   std::map<CallId, std::int32_t> priority_;

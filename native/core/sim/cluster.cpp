@@ -218,7 +218,6 @@ class Cluster final : public ClusterControl, public WorkerObserver, public Prefi
   std::uint64_t open_arrivals_ = 0;  // sum of their arrivals
   std::uint64_t copied_pages_ = 0;
   std::uint64_t held_calls_ = 0;
-  bool stopped_ = false;
 
   // At the latest arrival.
   double useful_area_ = 0;  // page-microseconds

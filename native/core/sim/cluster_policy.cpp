@@ -114,7 +114,7 @@ std::unique_ptr<PlacementPolicy> make_cluster_policy(const ClusterPolicyOptions&
     default:
       break;
   }
-  SAGA_ASSERT(!"no such policy");
+  SAGA_ASSERT(false && "no such policy");
   return nullptr;
 }
 

@@ -21,8 +21,8 @@ std::uint64_t decayed(std::uint64_t tokens, Time idle, Time half_life) {
 }
 
 std::uint64_t room(double share, WorkerId worker, const ClusterControl& cluster) {
-  return static_cast<std::uint64_t>(
-      share * static_cast<double>(std::uint64_t{cluster.capacity_pages(worker)} * cluster.page_tokens()));
+  const std::uint64_t tokens = std::uint64_t{cluster.capacity_pages(worker)} * cluster.page_tokens();
+  return static_cast<std::uint64_t>(std::max(0.0, share) * static_cast<double>(tokens));
 }
 
 }  // namespace
