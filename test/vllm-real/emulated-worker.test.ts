@@ -132,25 +132,28 @@ describe('the emulated worker and vLLM', () => {
     const { real, emulated } = await start();
     const worker = { url: emulated.url, model: emulated.options.model };
     const plan = planOf(4, Math.ceil(requestCount / 4));
-    /** Each line's turns one after another, 8 lines at a time. */
+    /**
+     * Each line's turns one after another, 8 lines at a time: a turn of each, together, and the next when all have answered. Without
+     * that, how fast the client happens to go on with one line would decide what the others evict of it.
+     */
     const play = async (to: { url: string; model: string }, answers: Map<Turn, number[]>): Promise<number> => {
       let cached = 0;
-      const turns = Array.from({ length: lines }, (_, line) => plan.filter((turn) => turn.line === line));
-      const waiting = [...turns];
-      const client = async (): Promise<void> => {
-        for (let own = waiting.shift(); own !== undefined; own = waiting.shift()) {
-          let prompt: number[] = [];
-          for (const turn of own) {
-            prompt = [...(turn.fresh ? [] : prompt), ...turn.added];
-            const answer: Completion = await complete(to, prompt, moreOf(turn, answers.get(turn)));
-            expect(answer.status).toBe(200);
-            answers.set(turn, answer.tokens);
-            cached += answer.cachedTokens;
-            prompt.push(...answer.tokens);
-          }
-        }
+      const prompts: number[][] = Array.from({ length: lines }, () => []);
+      const take = async (turn: Turn): Promise<void> => {
+        const prompt = [...(turn.fresh ? [] : (prompts[turn.line] as number[])), ...turn.added];
+        const answer: Completion = await complete(to, prompt, moreOf(turn, answers.get(turn)));
+        expect(answer.status).toBe(200);
+        answers.set(turn, answer.tokens);
+        cached += answer.cachedTokens;
+        prompts[turn.line] = [...prompt, ...answer.tokens];
       };
-      await Promise.all(Array.from({ length: 8 }, client));
+      const waiting = Array.from({ length: lines }, (_, line) => plan.filter((turn) => turn.line === line));
+      let active = waiting.splice(0, 8);
+      while (active.length > 0) {
+        await Promise.all(active.map((turns) => take(turns.shift() as Turn)));
+        active = active.filter(({ length }) => length > 0);
+        active.push(...waiting.splice(0, 8 - active.length));
+      }
       return cached;
     };
     const answers = new Map<Turn, number[]>();

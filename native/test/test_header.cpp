@@ -1,0 +1,1 @@
+// Nothing: its target keeps the precompiled header of the tests.
