@@ -23,6 +23,13 @@ const mostLate = 0.05;
 /** By which measured and simulated figures may differ. */
 const agreement = 0.1;
 
+/**
+ * Which call finds room first decides what is evicted, and that which call finds room next: runs of overloaded pools are chaotic. How far
+ * apart the simulator's own outcomes are with tasks that arrive a little closer together or further apart says what a prediction of
+ * one run can be worth.
+ */
+const nearbyRates = [0.97, 0.98, 0.99, 0.995, 1.005, 1.01, 1.02, 1.03];
+
 /** A run, and the same in the simulator. */
 interface Pair {
   workload: string;
@@ -30,6 +37,8 @@ interface Pair {
   system: MeasuredSystem;
   measured: MeasuredRun;
   simulated: ClusterOutcome;
+  /** Mean completion times without gaps that the simulator has at this rate and at {@link nearbyRates}, the least and the most. */
+  nearby: readonly [least: number, most: number];
 }
 
 /** `saga evaluate vllm` */
@@ -51,8 +60,9 @@ export const vllmTable: Table = {
       installation.python(environment);
       if (connector) installation.library();
     }
-    const { played, rates, outcomes } = await simulated(context, setup);
-    const pairs = await measured(context, installation, setup, played, rates, outcomes);
+    const simulation = await simulated(context, setup);
+    const { rates } = simulation;
+    const pairs = await measured(context, installation, setup, simulation);
     // A long measurement shows its failures; a quick run is a test.
     const failed = pairs.find(({ measured: { errors } }) => errors > 0);
     if (context.quick && failed !== undefined)
@@ -90,19 +100,21 @@ export const vllmTable: Table = {
   },
 };
 
-/** The tasks that fit, the rate of load 1, and every run in the simulator. */
-async function simulated(
-  context: Context,
-  { workloads, cluster, systems, loads }: VllmSetup,
-): Promise<{
+/** The tasks that fit, the rate of load 1, and every run in the simulator, at its own rate first. */
+interface Simulation {
   played: Map<string, WorkloadColumns>;
   rates: Map<string, number>;
-  outcomes: Map<string, ClusterOutcome>;
-}> {
-  const { laboratory } = context;
-  const played = new Map<string, WorkloadColumns>();
-  const rates = new Map<string, number>();
-  const outcomes = new Map<string, ClusterOutcome>();
+  outcomes: Map<string, [ClusterOutcome, ...ClusterOutcome[]]>;
+}
+
+async function simulated(
+  { laboratory, quick }: Context,
+  { workloads, cluster, systems, loads }: VllmSetup,
+): Promise<Simulation> {
+  const played: Simulation['played'] = new Map();
+  const rates: Simulation['rates'] = new Map();
+  const outcomes: Simulation['outcomes'] = new Map();
+  const factors = [1, ...(quick ? [] : nearbyRates)];
   const reference = { name: 'affinity', policy: 'affinity' } as const;
   for (const { name, source } of workloads) {
     played.set(name, await laboratory.played(source, cluster));
@@ -111,16 +123,19 @@ async function simulated(
     const cells = loads.flatMap((load) => systems.map((system) => ({ load, system })));
     const results = await laboratory.cluster(
       'vllm',
-      cells.map(({ load, system }) => ({
-        workload: source,
-        cluster: { ...cluster, wholePrompts: system.wholePrompts },
-        system: system.simulated,
-        arrivals: { rate: load * (rate as number) },
-        seed,
-      })),
+      cells.flatMap(({ load, system }) =>
+        factors.map((factor) => ({
+          workload: source,
+          cluster: { ...cluster, wholePrompts: system.wholePrompts },
+          system: system.simulated,
+          arrivals: { rate: factor * load * (rate as number) },
+          seed,
+        })),
+      ),
     );
     cells.forEach(({ load, system }, index) => {
-      outcomes.set(keyOf(name, load, system), results[index] as ClusterOutcome);
+      const own = results.slice(index * factors.length, (index + 1) * factors.length);
+      outcomes.set(keyOf(name, load, system), own as [ClusterOutcome]);
     });
   }
   return { played, rates, outcomes };
@@ -135,9 +150,7 @@ async function measured(
   context: Context,
   installation: VllmInstallation,
   setup: VllmSetup,
-  played: ReadonlyMap<string, WorkloadColumns>,
-  rates: ReadonlyMap<string, number>,
-  outcomes: ReadonlyMap<string, ClusterOutcome>,
+  { played, rates, outcomes }: Simulation,
 ): Promise<Pair[]> {
   const { systems, workloads, loads, cluster, timeScale } = setup;
   const kept = new KeptRuns(context.runs);
@@ -183,12 +196,15 @@ async function measured(
               run = await measure(set, system, played.get(name) as WorkloadColumns, rate, timeScale);
               kept.put(key, identity, run);
             }
-            const pair = {
+            const predicted = outcomes.get(key) as [ClusterOutcome];
+            const seconds = predicted.map(({ taskCompletionSecondsWithoutGaps: { mean } }) => mean);
+            const pair: Pair = {
               workload: name,
               load,
               system,
               measured: run,
-              simulated: outcomes.get(key) as ClusterOutcome,
+              simulated: predicted[0],
+              nearby: [Math.min(...seconds), Math.max(...seconds)],
             };
             pairs.push(pair);
             context.note(`saga evaluate: vllm: ${lineOf(pair)}`);
@@ -288,6 +304,8 @@ function gridOf(name: string, pairs: readonly Pair[]): Grid {
       { key: 'ratio', head: '(c) / it', digits: 3 },
       { key: 'predicted', head: 'simulated s', digits: 0 },
       { key: 'difference', head: 'difference', percent: true, digits: 1 },
+      { key: 'least', head: 'nearby, least s', digits: 0 },
+      { key: 'most', head: 'most s', digits: 0 },
       { key: 'hits', head: 'hit rate', percent: true, digits: 1 },
       { key: 'predictedHits', head: 'simulated', percent: true, digits: 1 },
       { key: 'prefilled', head: 'prompt tokens computed', scaled: true },
@@ -311,6 +329,8 @@ function gridOf(name: string, pairs: readonly Pair[]): Grid {
         ratio: reference === undefined ? null : reference.measured.withoutGapsMean / run.withoutGapsMean,
         predicted: predictedSeconds(pair),
         difference: difference(pair),
+        least: pair.nearby[0],
+        most: pair.nearby[1],
         hits: hitRate(run),
         predictedHits: predicted.prefixHitRate,
         prefilled: run.prefilledTokens,
@@ -346,15 +366,37 @@ function panelOf(name: string, top: number, pairs: readonly Pair[]): BarPanel {
 }
 
 function notesOf(context: Context, pairs: readonly Pair[]): string[] {
+  const apart = pairs.filter((pair) => Math.abs(difference(pair)) > agreement);
+  const beyond = pairs.filter(({ measured: { withoutGapsMean }, nearby: [least, most] }) => {
+    return withoutGapsMean < least || withoutGapsMean > most;
+  });
   const late = pairs.filter(({ measured: { lateShare } }) => lateShare > mostLate);
   const failed = pairs.filter(({ measured: { errors } }) => errors > 0);
   const walls = distributionOf(pairs.map(({ measured: { wallSeconds } }) => wallSeconds));
   const name = ({ workload, load, system }: Pair): string => `${workload} at ${load} (${system.letter})`;
+  const distance = (pair: Pair): string => {
+    const { withoutGapsMean } = pair.measured;
+    const [least, most] = pair.nearby;
+    const by = withoutGapsMean < least ? 1 - withoutGapsMean / least : withoutGapsMean / most - 1;
+    return `${name(pair)} by ${(100 * by).toFixed(1)} %`;
+  };
   return [
     'Seconds are those of the workload: wall time times the time scale. Tokens are those that were played.',
     'Hit rates are those of the engines (`vllm:prefix_cache_hits` / `_queries`), which count every call once; prompt tokens computed are those of the executors. "Of them again": less those that the simulator computes for the first time.',
     'Held: seconds that the calls of a task waited in the gateway. Between: seconds in which they were neither there nor in an engine: HTTP, JSON and waiting for the processor, multiplied by the time scale. The simulator has none of them.',
     'Late: wall time by which steps ended late because the machine was busy, over wall time times servers. Client, gateway and servers share the machine.',
+    ...(context.quick
+      ? []
+      : [
+          `Nearby: what the simulator says of the same tasks at this rate and at ${nearbyRates.length} others within 3 % of it. ${
+            pairs.length - beyond.length
+          } of ${pairs.length} measured times lie in between${beyond.length === 0 ? '' : `, not ${beyond.map(distance).join(', ')}`}.`,
+        ]),
+    ...(apart.length === 0
+      ? []
+      : [
+          `More than ${100 * agreement} % from what the simulator says of this very rate: ${apart.map(name).join(', ')}.`,
+        ]),
     `A run took ${walls.mean.toFixed(0)} s of wall time, the longest ${walls.max.toFixed(0)} s.`,
     ...(context.traces === undefined && !context.quick
       ? ['No --traces were given: recorded sessions are left out.']
