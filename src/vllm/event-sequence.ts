@@ -5,7 +5,11 @@
  * A publisher numbers its batches from 0, and begins at 0 again with every start of the engine; nothing else names that start. So
  * the last batches are remembered by a fingerprint: a number that comes again with the same content is a **duplicate**, with another
  * one a **restart**. For the same reason a replay after a gap begins one batch before it: if that one is not the batch that was
- * applied, the engine began anew unseen.
+ * applied, the engine began anew unseen. A number from before the first batch that a replay still had cannot be compared with anything:
+ * it is thrown away, and the last batch is asked for, which shows whether the engine is another one. A replay has all that was published
+ * before it was asked for: a batch received before that contradicts it is of an engine that is gone, and thrown away, too. Without
+ * that, one batch could ask for replays for ever. What cannot be told: a batch of an engine that is gone, still on its way after the new
+ * connection, with the very number that comes next, is taken for its successor's until that one's own shows.
  *
  *   idle -> replaying <-> live          with a replay endpoint
  *              |  ^
@@ -55,6 +59,8 @@ const fingerprintBytes = 32;
 interface Kept {
   readonly sequence: number;
   readonly payload: Uint8Array;
+  /** Replays that were asked for when it was received. */
+  readonly replays: number;
 }
 
 export class EventSequence {
@@ -74,6 +80,8 @@ export class EventSequence {
   #state: SequenceState = 'idle';
   /** The number that comes next. */
   #next = 0;
+  /** Of the first batch since which none is missing; those before cannot be compared. */
+  #oldest = 0;
   /** Something may be missing from what is known. */
   #partial = false;
   /** A gap is being filled; what is known was right before it. */
@@ -157,6 +165,10 @@ export class EventSequence {
 
   /** A batch was published. */
   live(sequence: number, payload: Uint8Array): void {
+    this.#live({ sequence, payload, replays: this.replays });
+  }
+
+  #live(batch: Kept): void {
     switch (this.#state) {
       case 'idle':
         break;
@@ -164,10 +176,10 @@ export class EventSequence {
         ++this.dropped;
         break;
       case 'replaying':
-        this.#keep(sequence, payload);
+        this.#keep(batch);
         break;
       case 'live':
-        this.#take(sequence, payload);
+        this.#take(batch);
         break;
     }
   }
@@ -212,7 +224,7 @@ export class EventSequence {
       this.#restart();
       return;
     }
-    this.#goOn();
+    this.#goOn(true);
   }
 
   /** It did not come to its end, and will not. */
@@ -221,7 +233,7 @@ export class EventSequence {
     ++this.replayFailures;
     if (this.inSequence) {
       // It was only to show whether something is missing.
-      this.#goOn();
+      this.#goOn(false);
       return;
     }
     this.dropped += this.#kept.length;
@@ -241,8 +253,8 @@ export class EventSequence {
     this.#partial = false;
   }
 
-  /** Live batches again, those first that were kept. */
-  #goOn(): void {
+  /** Live batches again, those first that were kept. `ended`: the replay had all that there was when it was asked for. */
+  #goOn(ended: boolean): void {
     this.#state = 'live';
     this.#gap = false;
     const kept = this.#kept;
@@ -250,26 +262,36 @@ export class EventSequence {
     this.#kept = [];
     this.#bytes = 0;
     this.#lost = false;
+    let doubtful = false;
     // One of them may ask for another replay: those behind it are kept again.
-    for (const { sequence, payload } of kept) {
-      // So far back that its fingerprint is gone: it was kept while the replay brought it, too.
-      if (sequence < this.#next - remembered) ++this.duplicates;
-      else this.live(sequence, payload);
+    for (const batch of kept) {
+      if (this.state !== 'live') this.#live(batch);
+      else if (ended && batch.replays < this.replays && !this.#agrees(batch)) ++this.dropped;
+      else if (this.#comparable(batch.sequence)) this.#live(batch);
+      else {
+        ++this.duplicates;
+        doubtful = true;
+      }
     }
     if (this.state === 'replaying') this.#lost ||= lost;
     else if (lost) this.#gapped();
+    else if (doubtful) this.audit();
   }
 
-  #take(sequence: number, payload: Uint8Array): void {
+  #take(batch: Kept): void {
+    const { sequence, payload } = batch;
     if (sequence === this.#next) {
       if (sequence === 0) this.#partial = false;
       this.#apply(sequence, payload);
     } else if (sequence < this.#next) {
       if (this.#known(sequence, payload)) {
         ++this.duplicates;
+      } else if (this.#canReplay && !this.#comparable(sequence)) {
+        ++this.duplicates;
+        this.audit();
       } else if (this.#canReplay) {
         this.#restart();
-        this.#keep(sequence, payload);
+        this.#keep(batch);
       } else {
         ++this.restarts;
         this.#forget();
@@ -280,7 +302,7 @@ export class EventSequence {
     } else if (this.#canReplay) {
       this.gaps += sequence - this.#next;
       this.#gapped();
-      this.#keep(sequence, payload);
+      this.#keep(batch);
     } else {
       // Also the first batch of a publisher that was there before: nothing is known, so nothing is forgotten.
       if (this.#next > 0) this.gaps += sequence - this.#next;
@@ -312,10 +334,12 @@ export class EventSequence {
     if (this.#next > 0) this.gaps += Math.max(0, sequence - this.#next);
     this.#forget();
     this.#next = sequence;
+    this.#oldest = sequence;
   }
 
   #restart(): void {
-    ++this.restarts;
+    // One that was noticed already, by a replay that was faster than what is live, is noticed again by its first live batch.
+    if (this.#state !== 'replaying' || !this.#everything) ++this.restarts;
     this.#forget();
     this.#clearKept();
     this.#anew();
@@ -324,6 +348,7 @@ export class EventSequence {
   /** Nothing is known; all that the publisher has is asked for. */
   #anew(): void {
     this.#next = 0;
+    this.#oldest = 0;
     this.#partial = false;
     this.#fingerprints.fill(0);
     this.#ask(0);
@@ -344,7 +369,8 @@ export class EventSequence {
     this.#actions.replay(from);
   }
 
-  #keep(sequence: number, payload: Uint8Array): void {
+  #keep(batch: Kept): void {
+    const { sequence, payload } = batch;
     const last = this.#kept.at(-1);
     if (last !== undefined && sequence <= last.sequence) {
       if (sequence === last.sequence && fingerprint(sequence, payload) === fingerprint(sequence, last.payload)) {
@@ -359,7 +385,7 @@ export class EventSequence {
       this.#lost = true;
       return;
     }
-    this.#kept.push({ sequence, payload });
+    this.#kept.push(batch);
     this.#bytes += payload.length;
   }
 
@@ -367,6 +393,16 @@ export class EventSequence {
     this.#kept = [];
     this.#bytes = 0;
     this.#lost = false;
+  }
+
+  /** Whether a batch is one of those that were applied. */
+  #agrees({ sequence, payload }: Kept): boolean {
+    return sequence < this.#next && this.#comparable(sequence) && this.#known(sequence, payload);
+  }
+
+  /** Whether its fingerprint would be there. */
+  #comparable(sequence: number): boolean {
+    return sequence >= Math.max(this.#oldest, this.#next - remembered);
   }
 
   #known(sequence: number, payload: Uint8Array): boolean {

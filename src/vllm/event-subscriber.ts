@@ -53,12 +53,16 @@ export interface SubscriberOptions {
   /** Something about the state may be different. */
   onChange: () => void;
   limits?: Partial<ReplayLimits>;
+  /**
+   * That a message close behind another one may wait, so that those of a moment are read together. Default 10: engines publish once a
+   * step, and only those whose steps are shorter are read later than they publish.
+   */
+  gatherMs?: number;
 }
 
 const mostMessageBytes = 2 ** 26;
 const mostReplays = 8;
-/** That a message behind another one may wait. */
-const gatherMs = 2;
+const usualGatherMs = 10;
 
 /** Who may replay now: first come, first served. */
 class Slots {
@@ -100,14 +104,15 @@ class Inlet {
   static readonly #bound = new Map<string, Inlet>();
   readonly #socket: Subscriber;
   readonly #endpoint: string;
+  readonly #gatherMs: number;
   readonly #listeners = new Set<Listener>();
   #connections = 0;
   #ready: Promise<void> = Promise.resolve();
 
   /** @throws Error where the endpoint cannot be bound */
-  static async open(endpoint: string, bind: boolean, listener: Listener): Promise<Inlet> {
+  static async open(endpoint: string, bind: boolean, gatherMs: number, listener: Listener): Promise<Inlet> {
     const known = bind ? Inlet.#bound.get(endpoint) : undefined;
-    const inlet = known ?? new Inlet(endpoint, bind);
+    const inlet = known ?? new Inlet(endpoint, bind, gatherMs);
     inlet.#listeners.add(listener);
     inlet.#socket.subscribe(listener.topic);
     try {
@@ -120,8 +125,9 @@ class Inlet {
     return inlet;
   }
 
-  private constructor(endpoint: string, bind: boolean) {
+  private constructor(endpoint: string, bind: boolean, gatherMs: number) {
     this.#endpoint = endpoint;
+    this.#gatherMs = gatherMs;
     this.#socket = new Subscriber({
       linger: 0,
       receiveHighWaterMark: 4096,
@@ -168,8 +174,8 @@ class Inlet {
         // One that comes alone is told at once; of a stream of them those of a moment are read together, as to wait for each costs more than
         // to read it.
         if (!this.#socket.readable) {
-          if (performance.now() - last < gatherMs)
-            await new Promise((resolve) => setTimeout(resolve, gatherMs).unref());
+          if (performance.now() - last < this.#gatherMs)
+            await new Promise((resolve) => setTimeout(resolve, this.#gatherMs).unref());
         }
         frames = await this.#socket.receive();
         last = performance.now();
@@ -261,7 +267,7 @@ export class EventSubscriber {
   /** @throws Error where an endpoint cannot be bound */
   async start(): Promise<void> {
     const { events, bind } = this.#options;
-    const inlet = await Inlet.open(events, bind, this.#listener);
+    const inlet = await Inlet.open(events, bind, this.#options.gatherMs ?? usualGatherMs, this.#listener);
     if (this.#closed) inlet.leave(this.#listener);
     else this.#inlet = inlet;
   }

@@ -25,6 +25,8 @@ export interface FeedOptions {
   applied: () => void;
   log: Logger;
   limits?: Partial<ReplayLimits>;
+  /** See {@link SubscriberOptions.gatherMs}. */
+  gatherMs?: number;
 }
 
 const mostBlocks = 2 ** 28;
@@ -60,6 +62,7 @@ export class WorkerFeed {
       reset: () => this.#reset(),
       onChange: () => this.#judge(),
       ...(options.limits === undefined ? {} : { limits: options.limits }),
+      ...(options.gatherMs === undefined ? {} : { gatherMs: options.gatherMs }),
     });
     this.#judge();
   }
