@@ -1,5 +1,5 @@
 /** What the tests of the adapters share. */
-import { createServer, type AddressInfo } from 'node:net';
+import { createServer, type AddressInfo, type Server } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { EmulatedWorker } from '../../src/emulated-worker/index.js';
 import type { Logger, ServerOptions, VllmWorker, WorkerSet } from '../../src/vllm/index.js';
@@ -65,13 +65,23 @@ export async function complete(worker: EmulatedWorker, prompt: readonly number[]
   return response.status;
 }
 
-/** A port that nobody listened at a moment ago. */
-export function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer().once('error', reject);
-    server.listen(0, '127.0.0.1', () => {
-      const { port } = server.address() as AddressInfo;
-      server.close(() => resolve(port));
+/** The first of so many ports in a row that nobody listened at a moment ago. */
+export async function freePort(count = 1): Promise<number> {
+  const listen = (server: Server, port: number): Promise<number> =>
+    new Promise((resolve, reject) => {
+      server.once('error', reject);
+      server.listen(port, '127.0.0.1', () => resolve((server.address() as AddressInfo).port));
     });
-  });
+  for (;;) {
+    const servers = Array.from({ length: count }, () => createServer());
+    try {
+      const first = await listen(servers[0] as Server, 0);
+      for (const [i, server] of servers.entries()) if (i > 0) await listen(server, first + i);
+      return first;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EADDRINUSE') throw error;
+    } finally {
+      await Promise.all(servers.map((server) => new Promise((closed) => server.close(closed))));
+    }
+  }
 }

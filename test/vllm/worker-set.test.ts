@@ -109,8 +109,8 @@ describe('joining', () => {
   });
 
   it('each data-parallel rank is a worker with its own events', async () => {
-    const [eventsPort, replayPort] = [await freePort(), await freePort()];
-    const worker = await emulate({ dataParallelRanks: 2, eventsPort, replayPort });
+    const eventsPort = await freePort(4);
+    const worker = await emulate({ dataParallelRanks: 2, eventsPort, replayPort: eventsPort + 2 });
     const { set, scheduler } = setOf([serverOf(worker, { dataParallelRanks: 2 })]);
     await set.start();
     expect(set.workers.map(({ rank, headers, condition, degraded }) => [rank, headers, condition, degraded])).toEqual([
