@@ -36,6 +36,8 @@ interface Pair {
   load: number;
   system: MeasuredSystem;
   measured: MeasuredRun;
+  /** Tokens of all prompts. */
+  promptTokens: number;
   simulated: ClusterOutcome;
   /** Mean completion times without gaps that the simulator has at this rate and at {@link nearbyRates}, the least and the most. */
   nearby: readonly [least: number, most: number];
@@ -203,6 +205,7 @@ async function measured(
               load,
               system,
               measured: run,
+              promptTokens: (played.get(name) as WorkloadColumns).promptTokens.reduce((sum, tokens) => sum + tokens, 0),
               simulated: predicted[0],
               nearby: [Math.min(...seconds), Math.max(...seconds)],
             };
@@ -367,6 +370,8 @@ function panelOf(name: string, top: number, pairs: readonly Pair[]): BarPanel {
 
 function notesOf(context: Context, pairs: readonly Pair[]): string[] {
   const apart = pairs.filter((pair) => Math.abs(difference(pair)) > agreement);
+  // An engine that asks its cache again with every attempt to schedule a call.
+  const repeated = pairs.filter(({ measured: { queries }, promptTokens }) => queries > 1.1 * promptTokens);
   const beyond = pairs.filter(({ measured: { withoutGapsMean }, nearby: [least, most] }) => {
     return withoutGapsMean < least || withoutGapsMean > most;
   });
@@ -382,7 +387,14 @@ function notesOf(context: Context, pairs: readonly Pair[]): string[] {
   };
   return [
     'Seconds are those of the workload: wall time times the time scale. Tokens are those that were played.',
-    'Hit rates are those of the engines (`vllm:prefix_cache_hits` / `_queries`), which count every call once; prompt tokens computed are those of the executors. "Of them again": less those that the simulator computes for the first time.',
+    'Hit rates are those of the engines (`vllm:prefix_cache_hits` / `_queries`); prompt tokens computed are those of the executors. "Of them again": less those that the simulator computes for the first time.',
+    ...(repeated.length === 0
+      ? []
+      : [
+          `Engines that ask their cache anew with every attempt to schedule a call count it as often, so that their hit rate says little: ${repeated
+            .map((pair) => `${name(pair)} ${(pair.measured.queries / pair.promptTokens).toFixed(1)} times`)
+            .join(', ')}. Prompt tokens computed can be compared.`,
+        ]),
     'Held: seconds that the calls of a task waited in the gateway. Between: seconds in which they were neither there nor in an engine: HTTP, JSON and waiting for the processor, multiplied by the time scale. The simulator has none of them.',
     'Late: wall time by which steps ended late because the machine was busy, over wall time times servers. Client, gateway and servers share the machine.',
     ...(context.quick
