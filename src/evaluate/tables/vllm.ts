@@ -8,7 +8,7 @@ import type { WorkloadColumns } from '../../workload/columns.js';
 import type { BarPanel } from '../bar-chart.js';
 import { goalOf, type Cell, type Goal, type Grid } from '../report.js';
 import { geometricMean } from '../statistics.js';
-import { clusterText, type ClusterOutcome, type Context, type Table } from '../table.js';
+import { clusterText, publishedSeeds, type ClusterOutcome, type Context, type Table } from '../table.js';
 import { KeptRuns, measure, type MeasuredRun } from '../vllm/measure.js';
 import { ServerSet, VllmInstallation } from '../vllm/servers.js';
 import { grain, seed, setupOf, type MeasuredSystem, type VllmSetup } from '../vllm/setup.js';
@@ -41,6 +41,8 @@ interface Pair {
   simulated: ClusterOutcome;
   /** Mean completion times without gaps that the simulator has at this rate and at {@link nearbyRates}, the least and the most. */
   nearby: readonly [least: number, most: number];
+  /** The same at this rate in other orders of arrival. */
+  reordered: readonly [least: number, most: number];
 }
 
 /** `saga evaluate vllm` */
@@ -102,11 +104,17 @@ export const vllmTable: Table = {
   },
 };
 
-/** The tasks that fit, the rate of load 1, and every run in the simulator, at its own rate first. */
+/** The tasks that fit, the rate of load 1, and every run in the simulator: as it is played, and with other arrivals. */
 interface Simulation {
   played: Map<string, WorkloadColumns>;
   rates: Map<string, number>;
-  outcomes: Map<string, [ClusterOutcome, ...ClusterOutcome[]]>;
+  outcomes: Map<string, Outcomes>;
+}
+
+interface Outcomes {
+  own: ClusterOutcome;
+  nearby: ClusterOutcome[];
+  reordered: ClusterOutcome[];
 }
 
 async function simulated(
@@ -116,7 +124,10 @@ async function simulated(
   const played: Simulation['played'] = new Map();
   const rates: Simulation['rates'] = new Map();
   const outcomes: Simulation['outcomes'] = new Map();
-  const factors = [1, ...(quick ? [] : nearbyRates)];
+  const own = { factor: 1, order: seed };
+  const nearby = quick ? [] : nearbyRates.map((factor) => ({ factor, order: seed }));
+  const reordered = quick ? [] : publishedSeeds.filter((one) => one !== seed).map((order) => ({ factor: 1, order }));
+  const variants = [own, ...nearby, ...reordered];
   const reference = { name: 'affinity', policy: 'affinity' } as const;
   for (const { name, source } of workloads) {
     played.set(name, await laboratory.played(source, cluster));
@@ -126,18 +137,22 @@ async function simulated(
     const results = await laboratory.cluster(
       'vllm',
       cells.flatMap(({ load, system }) =>
-        factors.map((factor) => ({
+        variants.map(({ factor, order }) => ({
           workload: source,
           cluster: { ...cluster, wholePrompts: system.wholePrompts },
           system: system.simulated,
           arrivals: { rate: factor * load * (rate as number) },
-          seed,
+          seed: order,
         })),
       ),
     );
     cells.forEach(({ load, system }, index) => {
-      const own = results.slice(index * factors.length, (index + 1) * factors.length);
-      outcomes.set(keyOf(name, load, system), own as [ClusterOutcome]);
+      const [exact, ...others] = results.slice(index * variants.length, (index + 1) * variants.length);
+      outcomes.set(keyOf(name, load, system), {
+        own: exact as ClusterOutcome,
+        nearby: others.slice(0, nearby.length),
+        reordered: others.slice(nearby.length),
+      });
     });
   }
   return { played, rates, outcomes };
@@ -198,16 +213,16 @@ async function measured(
               run = await measure(set, system, played.get(name) as WorkloadColumns, rate, timeScale);
               kept.put(key, identity, run);
             }
-            const predicted = outcomes.get(key) as [ClusterOutcome];
-            const seconds = predicted.map(({ taskCompletionSecondsWithoutGaps: { mean } }) => mean);
+            const predicted = outcomes.get(key) as Outcomes;
             const pair: Pair = {
               workload: name,
               load,
               system,
               measured: run,
               promptTokens: (played.get(name) as WorkloadColumns).promptTokens.reduce((sum, tokens) => sum + tokens, 0),
-              simulated: predicted[0],
-              nearby: [Math.min(...seconds), Math.max(...seconds)],
+              simulated: predicted.own,
+              nearby: extremes([predicted.own, ...predicted.nearby]),
+              reordered: extremes([predicted.own, ...predicted.reordered]),
             };
             pairs.push(pair);
             context.note(`saga evaluate: vllm: ${lineOf(pair)}`);
@@ -219,6 +234,12 @@ async function measured(
     }
   }
   return pairs;
+}
+
+/** Of mean completion times without gaps. */
+function extremes(outcomes: readonly ClusterOutcome[]): [least: number, most: number] {
+  const seconds = outcomes.map(({ taskCompletionSecondsWithoutGaps: { mean } }) => mean);
+  return [Math.min(...seconds), Math.max(...seconds)];
 }
 
 /** Systems that can use the same servers. */
@@ -372,18 +393,24 @@ function notesOf(context: Context, pairs: readonly Pair[]): string[] {
   const apart = pairs.filter((pair) => Math.abs(difference(pair)) > agreement);
   // An engine that asks its cache again with every attempt to schedule a call.
   const repeated = pairs.filter(({ measured: { queries }, promptTokens }) => queries > 1.1 * promptTokens);
-  const beyond = pairs.filter(({ measured: { withoutGapsMean }, nearby: [least, most] }) => {
-    return withoutGapsMean < least || withoutGapsMean > most;
-  });
+  const outside = (range: 'nearby' | 'reordered'): Pair[] =>
+    pairs.filter(
+      (pair) => pair.measured.withoutGapsMean < pair[range][0] || pair.measured.withoutGapsMean > pair[range][1],
+    );
   const late = pairs.filter(({ measured: { lateShare } }) => lateShare > mostLate);
   const failed = pairs.filter(({ measured: { errors } }) => errors > 0);
   const walls = distributionOf(pairs.map(({ measured: { wallSeconds } }) => wallSeconds));
   const name = ({ workload, load, system }: Pair): string => `${workload} at ${load} (${system.letter})`;
-  const distance = (pair: Pair): string => {
-    const { withoutGapsMean } = pair.measured;
-    const [least, most] = pair.nearby;
-    const by = withoutGapsMean < least ? 1 - withoutGapsMean / least : withoutGapsMean / most - 1;
-    return `${name(pair)} by ${(100 * by).toFixed(1)} %`;
+  /** How many lie within a range, and by how much the others do not. */
+  const within = (range: 'nearby' | 'reordered'): string => {
+    const others = outside(range).map((pair) => {
+      const { withoutGapsMean } = pair.measured;
+      const [least, most] = pair[range];
+      const by = withoutGapsMean < least ? 1 - withoutGapsMean / least : withoutGapsMean / most - 1;
+      return `${name(pair)} by ${(100 * by).toFixed(1)} %`;
+    });
+    const all = `${pairs.length - others.length} of ${pairs.length} measured times lie in between`;
+    return `${all}${others.length === 0 ? '' : `, not ${others.join(', ')}`}.`;
   };
   return [
     'Seconds are those of the workload: wall time times the time scale. Tokens are those that were played.',
@@ -400,9 +427,8 @@ function notesOf(context: Context, pairs: readonly Pair[]): string[] {
     ...(context.quick
       ? []
       : [
-          `Nearby: what the simulator says of the same tasks at this rate and at ${nearbyRates.length} others within 3 % of it. ${
-            pairs.length - beyond.length
-          } of ${pairs.length} measured times lie in between${beyond.length === 0 ? '' : `, not ${beyond.map(distance).join(', ')}`}.`,
+          `Nearby: what the simulator says of the same tasks at this rate and at ${nearbyRates.length} others within 3 % of it. ${within('nearby')}`,
+          `In ${publishedSeeds.length} orders of arrival at this rate, the published seeds, the simulator's times spread further: ${within('reordered')}`,
         ]),
     ...(apart.length === 0
       ? []
