@@ -53,16 +53,14 @@ export interface SubscriberOptions {
   /** Something about the state may be different. */
   onChange: () => void;
   limits?: Partial<ReplayLimits>;
-  /**
-   * That a message close behind another one may wait, so that those of a moment are read together. Default 10: engines publish once a
-   * step, and only those whose steps are shorter are read later than they publish.
-   */
+  /** That a message close behind another one may wait, so that those of a moment are read together. Default {@link usualGatherMs}. */
   gatherMs?: number;
 }
 
 const mostMessageBytes = 2 ** 26;
 const mostReplays = 8;
-const usualGatherMs = 10;
+/** Engines publish once a step: only those with shorter steps are read later than they publish. */
+export const usualGatherMs = 10;
 
 /** Who may replay now: first come, first served. */
 class Slots {

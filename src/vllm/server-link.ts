@@ -15,7 +15,7 @@ import { BlockHasher } from '../hasher.js';
 import type { Worker } from '../scheduler/worker.js';
 import { DirectiveChannel } from './directive-channel.js';
 import type { DirectiveClient } from './directive-client.js';
-import type { ReplayLimits } from './event-subscriber.js';
+import { usualGatherMs, type ReplayLimits } from './event-subscriber.js';
 import { chainSaltOf } from './kv-event-source.js';
 import {
   noDirectiveMetrics,
@@ -379,7 +379,7 @@ export class ServerLink implements WorkerOwner {
               log,
               limits: times.replay,
               // Where time runs faster, less of it.
-              gatherMs: Math.min(10, 10 / options.timeScale),
+              gatherMs: usualGatherMs / Math.max(1, options.timeScale),
             }),
       channel:
         server.directives === undefined
